@@ -1,0 +1,117 @@
+//! `viaduct bench`: the same unmodified benchmark, with and without Viaduct, side by side.
+//!
+//! Every sample of kernel TCP is followed at once by a sample under `viaduct run`, so that whatever
+//! else the machine does meets both. The netperf used is the one the machine has; this module only
+//! starts it, bounds it, and reads what it prints.
+//!
+//! * [`args`]: the command line; [`plan`]: what it comes to, as a list of jobs.
+//! * [`session`]: carries a plan out, with [`server`] (netserver), [`netperf`] (one run), [`process`]
+//!   (bounded children that leave no orphan) and [`progress`].
+//! * [`results`]: what was measured, as written to results.json; [`stats`]: medians and ratios;
+//!   [`shim_stats`]: the proof that the ring was used; [`machine`]: where it was measured.
+//! * [`table`] and [`chart`]: the same results for people.
+//!
+//! It moves no benchmark data itself and never judges: targets are shown beside the ratios, but
+//! only a run that failed makes the exit status non-zero.
+
+mod args;
+mod chart;
+mod interrupt;
+mod machine;
+mod netperf;
+mod plan;
+mod process;
+mod progress;
+mod results;
+mod server;
+mod session;
+mod shim_stats;
+mod stats;
+mod table;
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+pub(crate) use args::BenchArgs;
+use args::{BenchCommand, NetperfArgs, RenderArgs};
+use results::Results;
+
+/// Runs one `viaduct bench` command.
+pub(crate) fn run(args: BenchArgs) -> Result<()> {
+    match args.command {
+        BenchCommand::Netperf(netperf) => compare_netperf(&netperf),
+        BenchCommand::Render(render) => draw_again(&render),
+    }
+}
+
+fn compare_netperf(args: &NetperfArgs) -> Result<()> {
+    netperf::require_programs(args.host.is_none())?;
+    let cores = machine::pick_cores(args.cores.as_deref())?;
+    let plan = plan::Plan::new(args, cores)?;
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot create the output directory {}", args.out.display()))?;
+    interrupt::install()?;
+
+    let results = session::measure(args, &plan)?;
+    print_table(&results, args.markdown)?;
+    if interrupt::caught() {
+        bail!("interrupted: the table above is what was finished, no file was written");
+    }
+    write_files(&results, &args.out)?;
+    let failures = results.failures();
+    if failures > 0 {
+        bail!(
+            "{failures} of {} runs failed; the reasons are above and in results.json",
+            plan.runs()
+        );
+    }
+    Ok(())
+}
+
+fn draw_again(args: &RenderArgs) -> Result<()> {
+    let text = fs::read_to_string(&args.results)
+        .with_context(|| format!("cannot read {}", args.results.display()))?;
+    let results: Results = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a results.json of ours", args.results.display()))?;
+    fs::create_dir_all(&args.out)
+        .with_context(|| format!("cannot create the output directory {}", args.out.display()))?;
+    print_table(&results, args.markdown)?;
+    write_drawings(&results, &args.out)
+}
+
+fn print_table(results: &Results, markdown: bool) -> Result<()> {
+    let text = if markdown {
+        table::markdown(results)
+    } else {
+        table::plain_text(results)
+    };
+    let mut stdout = std::io::stdout().lock();
+    stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+        .context("cannot write the table to stdout")
+}
+
+fn write_files(results: &Results, out: &Path) -> Result<()> {
+    let mut json = serde_json::to_string_pretty(results).context("cannot encode the results")?;
+    json.push('\n');
+    write_file(&out.join("results.json"), &json)?;
+    write_drawings(results, out)
+}
+
+fn write_drawings(results: &Results, out: &Path) -> Result<()> {
+    write_file(&out.join("table.md"), &table::markdown(results))?;
+    for note in chart::write(results, out)? {
+        writeln!(std::io::stderr().lock(), "{note}")?;
+    }
+    Ok(())
+}
+
+fn write_file(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(std::io::stderr().lock(), "wrote {}", path.display())?;
+    Ok(())
+}

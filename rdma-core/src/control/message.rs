@@ -1,0 +1,420 @@
+//! Framing: header, kinds, and the total parser.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use super::body::{
+    Context, ContextRef, Hello, Paired, Peer, Query, Refused, Register, SlotRef, Text, Welcome,
+};
+use super::{CONTROL_MAGIC, CONTROL_VERSION, MESSAGE_MAX, kind};
+use crate::event::{CONTEXTS, WaitRef};
+use crate::layout::{End, RING_LOG2_MAX, RING_LOG2_MIN, conn_bytes};
+use crate::slot::SLOTS;
+
+/// In front of every message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Header {
+    /// [`CONTROL_MAGIC`].
+    pub magic: u32,
+    /// [`CONTROL_VERSION`].
+    pub version: u16,
+    /// One of [`kind`].
+    pub kind: u16,
+    /// Bytes of the whole message, this header included.
+    pub length: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// How many descriptors may come beside a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FdCount {
+    /// At least.
+    pub min: usize,
+    /// At most.
+    pub max: usize,
+}
+
+/// A parsed message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[expect(missing_docs, reason = "each variant is documented at its body")]
+pub enum Message<'a> {
+    Hello(Hello),
+    Context(Context),
+    Register(Register),
+    Unregister(SlotRef),
+    Kick(ContextRef),
+    Query(Query),
+    Welcome(Welcome),
+    Refused(Refused),
+    Peer(Peer),
+    PeerContext(ContextRef),
+    Paired(Paired),
+    PeerGone(Peer),
+    ContextKnown(Context),
+    Report(Text, &'a str),
+    Failure(Text, &'a str),
+}
+
+/// Why bytes are not a message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ParseError {
+    /// Fewer bytes than a header, or than the kind needs.
+    #[error("{0} bytes are too short")]
+    Short(usize),
+    /// More bytes than the header says, or than any message has.
+    #[error("{0} bytes are too long")]
+    Long(usize),
+    /// Not our protocol.
+    #[error("magic {0:#010x} is not a Viaduct control message")]
+    Magic(u32),
+    /// Another version of our protocol.
+    #[error("control version {0} is not {CONTROL_VERSION}")]
+    Version(u16),
+    /// A kind that this version does not have.
+    #[error("message kind {0} is unknown")]
+    Kind(u16),
+    /// A field outside its documented range.
+    #[error("field {0} is out of range")]
+    Field(&'static str),
+    /// Wrong number of descriptors beside the message.
+    #[error("{0} descriptors came beside the message")]
+    Fds(usize),
+}
+
+impl Message<'_> {
+    /// The kind, for the header.
+    pub const fn kind(&self) -> u16 {
+        match self {
+            Self::Hello(_) => kind::HELLO,
+            Self::Context(_) => kind::CONTEXT,
+            Self::Register(_) => kind::REGISTER,
+            Self::Unregister(_) => kind::UNREGISTER,
+            Self::Kick(_) => kind::KICK,
+            Self::Query(_) => kind::QUERY,
+            Self::Welcome(_) => kind::WELCOME,
+            Self::Refused(_) => kind::REFUSED,
+            Self::Peer(_) => kind::PEER,
+            Self::PeerContext(_) => kind::PEER_CONTEXT,
+            Self::Paired(_) => kind::PAIRED,
+            Self::PeerGone(_) => kind::PEER_GONE,
+            Self::ContextKnown(_) => kind::CONTEXT_KNOWN,
+            Self::Report(..) => kind::REPORT,
+            Self::Failure(..) => kind::FAILURE,
+        }
+    }
+
+    /// How many descriptors go beside the message.
+    pub const fn fds(&self) -> FdCount {
+        match self {
+            Self::Hello(_) => FdCount { min: 2, max: 2 },
+            Self::Context(_)
+            | Self::Register(_)
+            | Self::Welcome(_)
+            | Self::Peer(_)
+            | Self::PeerContext(_) => FdCount { min: 1, max: 1 },
+            Self::Paired(_) => FdCount { min: 0, max: 1 },
+            _ => FdCount { min: 0, max: 0 },
+        }
+    }
+
+    /// Writes the message into `buffer` and returns its length; `None` if it does not fit.
+    pub fn emit(&self, buffer: &mut [u8]) -> Option<usize> {
+        let (body, text): (&[u8], &[u8]) = match self {
+            Self::Hello(body) => (body.as_bytes(), &[]),
+            Self::Context(body) | Self::ContextKnown(body) => (body.as_bytes(), &[]),
+            Self::Register(body) => (body.as_bytes(), &[]),
+            Self::Unregister(body) => (body.as_bytes(), &[]),
+            Self::Kick(body) | Self::PeerContext(body) => (body.as_bytes(), &[]),
+            Self::Query(body) => (body.as_bytes(), &[]),
+            Self::Welcome(body) => (body.as_bytes(), &[]),
+            Self::Refused(body) => (body.as_bytes(), &[]),
+            Self::Peer(body) | Self::PeerGone(body) => (body.as_bytes(), &[]),
+            Self::Paired(body) => (body.as_bytes(), &[]),
+            Self::Report(body, text) | Self::Failure(body, text) => {
+                (body.as_bytes(), text.as_bytes())
+            }
+        };
+        let length = size_of::<Header>() + body.len() + text.len();
+        if length > MESSAGE_MAX {
+            return None;
+        }
+        let header = Header {
+            magic: CONTROL_MAGIC,
+            version: CONTROL_VERSION,
+            kind: self.kind(),
+            length: u32::try_from(length).ok()?,
+            reserved: 0,
+        };
+        let out = buffer.get_mut(..length)?;
+        let (head, rest) = out.split_at_mut(size_of::<Header>());
+        head.copy_from_slice(header.as_bytes());
+        let (middle, end) = rest.split_at_mut(body.len());
+        middle.copy_from_slice(body);
+        end.copy_from_slice(text);
+        Some(length)
+    }
+}
+
+/// Reads one message. `fds` is the number of descriptors that came beside it.
+///
+/// # Errors
+/// [`ParseError`]; the descriptors must then be closed by the caller.
+pub fn parse(bytes: &[u8], fds: usize) -> Result<Message<'_>, ParseError> {
+    let (header, rest) =
+        Header::read_from_prefix(bytes).map_err(|_| ParseError::Short(bytes.len()))?;
+    if header.magic != CONTROL_MAGIC {
+        return Err(ParseError::Magic(header.magic));
+    }
+    if header.version != CONTROL_VERSION {
+        return Err(ParseError::Version(header.version));
+    }
+    let said = header.length as usize;
+    if bytes.len() > MESSAGE_MAX || said < bytes.len() {
+        return Err(ParseError::Long(bytes.len()));
+    }
+    if said > bytes.len() {
+        return Err(ParseError::Short(bytes.len()));
+    }
+    let message = match header.kind {
+        kind::HELLO => Message::Hello(whole(rest)?),
+        kind::CONTEXT => Message::Context(whole(rest)?),
+        kind::REGISTER => Message::Register(whole(rest)?),
+        kind::UNREGISTER => Message::Unregister(whole(rest)?),
+        kind::KICK => Message::Kick(whole(rest)?),
+        kind::QUERY => Message::Query(whole(rest)?),
+        kind::WELCOME => Message::Welcome(whole(rest)?),
+        kind::REFUSED => Message::Refused(whole(rest)?),
+        kind::PEER => Message::Peer(whole(rest)?),
+        kind::PEER_CONTEXT => Message::PeerContext(whole(rest)?),
+        kind::PAIRED => Message::Paired(whole(rest)?),
+        kind::PEER_GONE => Message::PeerGone(whole(rest)?),
+        kind::CONTEXT_KNOWN => Message::ContextKnown(whole(rest)?),
+        kind::REPORT | kind::FAILURE => {
+            let (body, text) =
+                Text::read_from_prefix(rest).map_err(|_| ParseError::Short(rest.len()))?;
+            let text = core::str::from_utf8(text).map_err(|_| ParseError::Field("text"))?;
+            if header.kind == kind::REPORT {
+                Message::Report(body, text)
+            } else {
+                Message::Failure(body, text)
+            }
+        }
+        other => return Err(ParseError::Kind(other)),
+    };
+    check(&message)?;
+    let count = message.fds();
+    if fds < count.min || fds > count.max {
+        return Err(ParseError::Fds(fds));
+    }
+    Ok(message)
+}
+
+/// A body of exactly the right length.
+fn whole<T: FromBytes>(bytes: &[u8]) -> Result<T, ParseError> {
+    if bytes.len() > size_of::<T>() {
+        return Err(ParseError::Long(bytes.len()));
+    }
+    T::read_from_bytes(bytes).map_err(|_| ParseError::Short(bytes.len()))
+}
+
+/// The documented ranges.
+fn check(message: &Message<'_>) -> Result<(), ParseError> {
+    let require = |good: bool, field: &'static str| {
+        if good {
+            Ok(())
+        } else {
+            Err(ParseError::Field(field))
+        }
+    };
+    match message {
+        Message::Hello(_) | Message::Query(_) | Message::Report(..) | Message::Failure(..) => {
+            Ok(())
+        }
+        Message::Context(body) | Message::ContextKnown(body) => {
+            require(body.context < CONTEXTS, "context")
+        }
+        Message::Register(body) => {
+            require(body.slot < SLOTS, "slot")?;
+            require(matches!(body.side, 1 | 2), "side")?;
+            require(matches!(body.family, 4 | 6), "family")
+        }
+        Message::Unregister(body) => require(body.slot < SLOTS, "slot"),
+        Message::Kick(body) | Message::PeerContext(body) => {
+            require(body.process <= WaitRef::PROCESS_MAX, "process")?;
+            require(body.context < CONTEXTS, "context")
+        }
+        Message::Welcome(body) => require(body.process <= WaitRef::PROCESS_MAX, "process"),
+        Message::Refused(body) => require(body.slot < SLOTS, "slot"),
+        Message::Peer(body) | Message::PeerGone(body) => {
+            require(body.process <= WaitRef::PROCESS_MAX, "process")
+        }
+        Message::Paired(body) => {
+            require(body.slot < SLOTS, "slot")?;
+            require(body.conn_id != 0, "conn_id")?;
+            require(End::try_from(body.end).is_ok(), "end")?;
+            require(
+                (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&body.ring_log2),
+                "ring_log2",
+            )?;
+            require(body.offset % 4096 == 0, "offset")?;
+            let end = body
+                .offset
+                .checked_add(conn_bytes(1 << body.ring_log2) as u64);
+            require(
+                end.is_some_and(|end| end <= body.arena_bytes),
+                "arena_bytes",
+            )
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn round_trip(message: Message<'_>) {
+        let mut buffer = [0u8; 512];
+        let length = message.emit(&mut buffer).unwrap();
+        let fds = message.fds().max;
+        assert_eq!(parse(&buffer[..length], fds), Ok(message));
+        assert_eq!(
+            parse(&buffer[..length], fds + 1),
+            Err(ParseError::Fds(fds + 1))
+        );
+        for cut in 0..length {
+            assert!(
+                parse(&buffer[..cut], fds).is_err(),
+                "{cut} of {length} bytes of {message:?}"
+            );
+        }
+        assert!(matches!(
+            parse(&buffer[..length + 1], fds),
+            Err(ParseError::Long(_))
+        ));
+    }
+
+    #[test]
+    fn every_message_survives_the_wire() {
+        round_trip(Message::Hello(Hello {
+            layout_version: 1,
+            ring_log2: 22,
+            session: 9,
+        }));
+        round_trip(Message::Context(Context {
+            context: 255,
+            reserved: 0,
+        }));
+        round_trip(Message::Register(Register {
+            slot: 1,
+            generation: 2,
+            cookie: 3,
+            connects: 1,
+            side: 2,
+            family: 6,
+            own_port: 80,
+            far_port: 40_000,
+            reserved: [0; 6],
+            own_addr: [1; 16],
+            far_addr: [2; 16],
+        }));
+        round_trip(Message::Unregister(SlotRef {
+            slot: 1,
+            generation: 1,
+        }));
+        round_trip(Message::Kick(ContextRef {
+            process: 1,
+            context: 2,
+        }));
+        round_trip(Message::Query(Query {
+            what: Query::STATUS,
+            reserved: 0,
+            session: 0,
+        }));
+        round_trip(Message::Welcome(Welcome {
+            process: 1,
+            layout_version: 1,
+            epoch: 77,
+        }));
+        round_trip(Message::Refused(Refused {
+            slot: 1,
+            generation: 1,
+            reason: 11,
+            reserved: 0,
+        }));
+        round_trip(Message::Peer(Peer {
+            process: 4,
+            reserved: 0,
+        }));
+        round_trip(Message::PeerContext(ContextRef {
+            process: 4,
+            context: 0,
+        }));
+        round_trip(Message::PeerGone(Peer {
+            process: 4,
+            reserved: 0,
+        }));
+        round_trip(Message::ContextKnown(Context {
+            context: 1,
+            reserved: 0,
+        }));
+        round_trip(Message::Paired(Paired {
+            slot: 1,
+            generation: 1,
+            conn_id: 5,
+            arena: 1,
+            ring_log2: 16,
+            arena_bytes: 1 << 20,
+            offset: 4096,
+            peer: 2,
+            end: 1,
+            reserved: [0; 3],
+        }));
+    }
+
+    #[test]
+    fn text_survives_the_wire() {
+        let mut buffer = [0u8; 512];
+        let message = Message::Report(
+            Text {
+                more: 1,
+                reserved: 0,
+            },
+            "{\"a\": 1}",
+        );
+        let length = message.emit(&mut buffer).unwrap();
+        assert_eq!(parse(&buffer[..length], 0), Ok(message));
+    }
+
+    #[test]
+    fn fields_out_of_range_are_named() {
+        let mut buffer = [0u8; 512];
+        let message = Message::Kick(ContextRef {
+            process: 0,
+            context: CONTEXTS,
+        });
+        let length = message.emit(&mut buffer).unwrap();
+        assert_eq!(
+            parse(&buffer[..length], 0),
+            Err(ParseError::Field("context"))
+        );
+    }
+
+    #[test]
+    fn another_version_is_told_apart_from_garbage() {
+        let mut buffer = [0u8; 512];
+        let message = Message::Hello(Hello {
+            layout_version: 1,
+            ring_log2: 22,
+            session: 0,
+        });
+        let length = message.emit(&mut buffer).unwrap();
+        buffer[4] = 99;
+        assert_eq!(parse(&buffer[..length], 2), Err(ParseError::Version(99)));
+        buffer[0] = b'X';
+        assert!(matches!(
+            parse(&buffer[..length], 2),
+            Err(ParseError::Magic(_))
+        ));
+    }
+}

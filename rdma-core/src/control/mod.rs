@@ -1,0 +1,86 @@
+//! The local control protocol: a program's frontend and the daemon of its machine.
+//!
+//! One message per packet of a Unix `SOCK_SEQPACKET` socket; file descriptors travel beside it
+//! (`SCM_RIGHTS`). Every message is a [`Header`] and a body of fixed size (only [`kind::REPORT`] and
+//! [`kind::FAILURE`] carry text behind it). Native byte order: both sides run on one machine. The
+//! version stands in every header and never changes its place.
+//!
+//! ```text
+//! program                                          daemon
+//!   HELLO     + slot arena, netlink socket   --->
+//!                                            <---  WELCOME  + event memory
+//!   CONTEXT   + doorbell (eventfd)           --->
+//!                                            <---  CONTEXT_KNOWN (every present peer has it)
+//!   REGISTER  + O_PATH fd of the socket      --->
+//!                                            <---  REFUSED, or when the far end registered too:
+//!                                            <---  PEER           + the peer process's event memory
+//!                                            <---  PEER_CONTEXT   + doorbell, one each
+//!                                            <---  PAIRED         + arena, if new to this program
+//!   KICK (doorbell not at hand)              --->
+//!   UNREGISTER                               --->  (memory is reused after both ends did)
+//!                                            <---  PEER_GONE
+//! tool
+//!   QUERY                                    --->
+//!                                            <---  REPORT, REPORT, ... (JSON text in pieces)
+//! ```
+//!
+//! After each message to a program the daemon raises the mailbox word in that program's slot arena
+//! ([`crate::slot::ArenaHeader::mailbox`]), so that nobody has to poll a socket.
+//!
+//! Parsing is total: any bytes give a message or a [`ParseError`], never a panic, and a reader may
+//! rely on every documented range.
+
+mod body;
+mod message;
+
+pub use body::*;
+pub use message::{FdCount, Header, Message, ParseError, parse};
+
+/// Version of the control protocol.
+pub const CONTROL_VERSION: u16 = 1;
+
+/// First word of every message: "VDCT".
+pub const CONTROL_MAGIC: u32 = u32::from_le_bytes(*b"VDCT");
+
+/// Largest message in bytes; a longer one is an error whatever it says.
+pub const MESSAGE_MAX: usize = 32 * 1024;
+
+/// Most file descriptors beside one message.
+pub const FDS_MAX: usize = 4;
+
+/// Where programs look for the daemon when VIADUCT_SOCKET does not say otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/viaduct/viaductd.sock";
+
+/// Message kinds. Below 100: to the daemon. From 100: from the daemon.
+pub mod kind {
+    /// See [`super::Hello`].
+    pub const HELLO: u16 = 1;
+    /// See [`super::Context`].
+    pub const CONTEXT: u16 = 2;
+    /// See [`super::Register`].
+    pub const REGISTER: u16 = 3;
+    /// See [`super::SlotRef`].
+    pub const UNREGISTER: u16 = 4;
+    /// See [`super::ContextRef`].
+    pub const KICK: u16 = 5;
+    /// See [`super::Query`].
+    pub const QUERY: u16 = 6;
+    /// See [`super::Welcome`].
+    pub const WELCOME: u16 = 101;
+    /// See [`super::Refused`].
+    pub const REFUSED: u16 = 102;
+    /// See [`super::Peer`].
+    pub const PEER: u16 = 103;
+    /// See [`super::ContextRef`].
+    pub const PEER_CONTEXT: u16 = 104;
+    /// See [`super::Paired`].
+    pub const PAIRED: u16 = 105;
+    /// See [`super::Peer`].
+    pub const PEER_GONE: u16 = 106;
+    /// See [`super::Context`].
+    pub const CONTEXT_KNOWN: u16 = 107;
+    /// See [`super::Text`].
+    pub const REPORT: u16 = 108;
+    /// See [`super::Text`]. The daemon closes the connection after it.
+    pub const FAILURE: u16 = 109;
+}

@@ -1,0 +1,305 @@
+//! Event channels: "look at your rings".
+//!
+//! A *waiting context* (a thread in a blocking call, an epoll instance) belongs to one process and has
+//! a page of [`EventContext`] that the process's direct peers map: a sleeping word and a two-level
+//! bitmap of pending connections. Beside it stands a doorbell (an eventfd on a host), which is rung
+//! only if the context sleeps.
+//!
+//! Who waits is written as a [`WaitRef`] into the connection's [`EndWaits`]. The producer, after it
+//! published, finds the references, sets the pending bit of epoll contexts and asks
+//! [`EventContext::post`] whether the doorbell must be rung. No lost wake-up, because both sides
+//! store first, pass a full barrier, and look second:
+//!
+//! ```text
+//! producer: publish tail | barrier | load waiters, set bit, take sleeping word -> ring the doorbell
+//! consumer: enter WaitRef, sleeping = 1 | barrier | look at the ring again     -> sleep
+//! ```
+//!
+//! The pages are shared inside one trust domain only (see the design of direct connections); a
+//! context beyond a producer's reach is kicked by the backend.
+
+use crate::layout::{EndWaits, WAIT_REFS};
+use crate::mem::Shared;
+use crate::sync::{AtomicU32, AtomicU64, Ordering, full_barrier};
+
+/// Pending bits of a context: connections one process can hold on rings.
+pub const PENDING_BITS: u32 = 65_536;
+const WORDS: usize = 1024;
+const SUMMARY: usize = 16;
+
+/// Contexts of one process; further ones cannot be rung directly.
+pub const CONTEXTS: u32 = 256;
+
+/// Distance between two contexts in a process's event memory.
+pub const CONTEXT_STRIDE: usize = 12_288;
+
+/// Size of a process's event memory: sparse, a context that never slept costs nothing.
+pub const EVENT_BYTES: usize = CONTEXT_STRIDE * CONTEXTS as usize;
+
+/// One waiting context.
+#[repr(C, align(128))]
+#[derive(Debug)]
+pub struct EventContext {
+    sleeping: AtomicU32,
+    reserved: [AtomicU32; 31],
+    summary: [AtomicU64; SUMMARY],
+    pending: [AtomicU64; WORDS],
+}
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<EventContext>() <= CONTEXT_STRIDE);
+const _: () = assert!(WORDS * 64 == PENDING_BITS as usize && SUMMARY * 64 == WORDS);
+
+#[expect(unsafe_code, reason = "marker: repr(C), atomics only")]
+// SAFETY: a repr(C) struct of atomics; every bit pattern is valid.
+unsafe impl Shared for EventContext {}
+
+impl EventContext {
+    /// A context of its own, for tests and loom models.
+    pub fn standalone() -> Self {
+        Self {
+            sleeping: AtomicU32::new(0),
+            reserved: core::array::from_fn(|_| AtomicU32::new(0)),
+            summary: core::array::from_fn(|_| AtomicU64::new(0)),
+            pending: core::array::from_fn(|_| AtomicU64::new(0)),
+        }
+    }
+
+    /// Producer: says that connection `bit` wants attention. Follow with [`EventContext::take_sleeper`].
+    #[inline]
+    pub fn post(&self, bit: u16) {
+        let word = usize::from(bit) / 64;
+        let mask = 1u64 << (bit % 64);
+        let top = 1u64 << (word % 64);
+        let (Some(pending), Some(summary)) = (self.pending.get(word), self.summary.get(word / 64))
+        else {
+            return;
+        };
+        // Both already set: the owner has not looked yet and will find this post too.
+        if pending.load(Ordering::Relaxed) & mask == 0 || summary.load(Ordering::Relaxed) & top == 0
+        {
+            pending.fetch_or(mask, Ordering::SeqCst);
+            summary.fetch_or(top, Ordering::SeqCst);
+        }
+        full_barrier();
+    }
+
+    /// Producer: whether the owner sleeps and this caller is the one who must ring its doorbell.
+    #[inline]
+    pub fn take_sleeper(&self) -> bool {
+        self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0
+    }
+
+    /// Owner: about to sleep. After this, look at everything once more, then sleep.
+    #[inline]
+    pub fn prepare_sleep(&self) {
+        self.sleeping.store(1, Ordering::SeqCst);
+        full_barrier();
+    }
+
+    /// Owner: awake (or decided not to sleep). Returns whether a doorbell was rung meanwhile, so that
+    /// it must be silenced.
+    #[inline]
+    pub fn finish_sleep(&self) -> bool {
+        self.sleeping.swap(0, Ordering::SeqCst) == 0
+    }
+
+    /// Owner: whether any bit is pending.
+    #[inline]
+    pub fn has_pending(&self) -> bool {
+        self.summary
+            .iter()
+            .any(|word| word.load(Ordering::Acquire) != 0)
+    }
+
+    /// Owner: takes all pending bits and gives each to `found`.
+    pub fn take_pending(&self, mut found: impl FnMut(u16)) {
+        for (i, summary) in self.summary.iter().enumerate() {
+            if summary.load(Ordering::Relaxed) == 0 {
+                continue;
+            }
+            let mut top = summary.swap(0, Ordering::SeqCst);
+            while top != 0 {
+                let word = i * 64 + top.trailing_zeros() as usize;
+                top &= top - 1;
+                let Some(pending) = self.pending.get(word) else {
+                    continue;
+                };
+                let mut bits = pending.swap(0, Ordering::SeqCst);
+                while bits != 0 {
+                    let bit = word * 64 + bits.trailing_zeros() as usize;
+                    bits &= bits - 1;
+                    if let Ok(bit) = u16::try_from(bit) {
+                        found(bit);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Names a waiting context to the far end: process, context, and the pending bit to set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WaitRef {
+    /// The process, as numbered by its daemon.
+    pub process: u32,
+    /// The context of that process.
+    pub context: u16,
+    /// For an epoll context: the bit to set before looking at the sleeping word.
+    pub bit: Option<u16>,
+}
+
+const VALID: u64 = 1 << 63;
+const HAS_BIT: u64 = 1 << 62;
+const PROCESS_MASK: u64 = 0x3f_ffff;
+
+impl WaitRef {
+    /// Largest process number that fits.
+    pub const PROCESS_MAX: u32 = 0x3f_ffff;
+
+    /// The word that stands in [`EndWaits`]; never 0.
+    pub const fn encode(self) -> u64 {
+        let bit = match self.bit {
+            Some(bit) => HAS_BIT | bit as u64,
+            None => 0,
+        };
+        VALID | bit | (self.context as u64) << 16 | (self.process as u64 & PROCESS_MASK) << 32
+    }
+
+    /// The reference in `word`; `None` for an empty entry.
+    pub fn decode(word: u64) -> Option<Self> {
+        if word & VALID == 0 {
+            return None;
+        }
+        let low = u16::try_from(word & 0xffff).ok()?;
+        Some(Self {
+            process: u32::try_from(word >> 32 & PROCESS_MASK).ok()?,
+            context: u16::try_from(word >> 16 & 0xffff).ok()?,
+            bit: (word & HAS_BIT != 0).then_some(low),
+        })
+    }
+}
+
+/// Which direction of an end somebody waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WaitFor {
+    /// Bytes to read.
+    Data,
+    /// Space to write.
+    Space,
+}
+
+impl EndWaits {
+    #[inline(always)]
+    const fn list(&self, what: WaitFor) -> (&AtomicU32, &[AtomicU64; WAIT_REFS]) {
+        match what {
+            WaitFor::Data => (&self.rx_waiters, &self.rx),
+            WaitFor::Space => (&self.tx_waiters, &self.tx),
+        }
+    }
+
+    /// Whether anybody waits; the one load on the fast path, after the barrier.
+    #[inline(always)]
+    pub fn any(&self, what: WaitFor) -> bool {
+        self.list(what).0.load(Ordering::Relaxed) != 0
+    }
+
+    /// Owner: enters `who`. False if all entries are taken (the caller then waits another way).
+    /// Several processes of one end may call this at once.
+    pub fn enter(&self, what: WaitFor, who: WaitRef) -> bool {
+        let (count, entries) = self.list(what);
+        let word = who.encode();
+        for entry in entries {
+            if entry
+                .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+            {
+                count.fetch_add(1, Ordering::SeqCst);
+                full_barrier();
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Owner: removes one entry of `who`. True if it was there.
+    pub fn leave(&self, what: WaitFor, who: WaitRef) -> bool {
+        let (count, entries) = self.list(what);
+        let word = who.encode();
+        for entry in entries {
+            if entry
+                .compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+            {
+                count.fetch_sub(1, Ordering::SeqCst);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Far end: each context that waits. The words are whatever the owner wrote: check them.
+    pub fn each(&self, what: WaitFor, mut found: impl FnMut(WaitRef)) {
+        for entry in self.list(what).1 {
+            if let Some(who) = WaitRef::decode(entry.load(Ordering::Acquire)) {
+                found(who);
+            }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wait_refs_survive_the_word() {
+        for who in [
+            WaitRef {
+                process: 0,
+                context: 0,
+                bit: None,
+            },
+            WaitRef {
+                process: WaitRef::PROCESS_MAX,
+                context: u16::MAX,
+                bit: Some(u16::MAX),
+            },
+            WaitRef {
+                process: 7,
+                context: 3,
+                bit: Some(0),
+            },
+        ] {
+            assert_ne!(who.encode(), 0);
+            assert_eq!(WaitRef::decode(who.encode()), Some(who));
+        }
+        assert_eq!(WaitRef::decode(0), None);
+    }
+
+    #[test]
+    fn pending_bits_are_taken_once() {
+        let ctx = EventContext::standalone();
+        for bit in [0u16, 63, 64, 4095, 4096, 65_535] {
+            ctx.post(bit);
+            ctx.post(bit);
+        }
+        let mut seen = Vec::new();
+        ctx.take_pending(|bit| seen.push(bit));
+        assert_eq!(seen, [0, 63, 64, 4095, 4096, 65_535]);
+        assert!(!ctx.has_pending());
+        ctx.take_pending(|_| panic!("taken twice"));
+    }
+
+    #[test]
+    fn one_kick_per_sleep() {
+        let ctx = EventContext::standalone();
+        assert!(!ctx.take_sleeper());
+        ctx.prepare_sleep();
+        assert!(ctx.take_sleeper());
+        assert!(!ctx.take_sleeper());
+        assert!(ctx.finish_sleep(), "rung");
+        ctx.prepare_sleep();
+        assert!(!ctx.finish_sleep(), "not rung");
+    }
+}

@@ -1,0 +1,45 @@
+//! What the two sides of a Viaduct channel agree on.
+//!
+//! The crate holds everything that a preloaded program, its local backend and (later) a guest
+//! frontend must interpret in exactly the same way: the byte ring, the memory of a connection, the
+//! event channels, the local control protocol, the peer policy and the list of reasons for staying
+//! on TCP. It performs no I/O: no system call, no clock, no thread, no global state. Memory is given
+//! to it as a [`mem::Region`]; whoever owns the mapping keeps it alive.
+//!
+//! Parts, bottom up:
+//!
+//! * [`sync`]: the only place that names atomics (std, or loom under `--cfg loom`).
+//! * [`mem`]: the only place with unsafe code: typed views into shared regions and the byte copies.
+//! * [`layout`]: the connection memory, word by word.
+//! * [`ring`]: single-producer single-consumer byte ring over that memory.
+//! * [`handshake`]: arming, switching, ending and breaking one direction of a connection.
+//! * [`event`]: event channels: pending bits, the sleeping word, wait references.
+//! * [`slot`]: the end slot: the state that the processes of *one* end share with each other and
+//!   with their backend, and that the far end can never reach.
+//! * [`control`]: the local control protocol, versioned and length-checked.
+//! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
+//!
+//! Trust: everything read from a region may have been written by a hostile program. Each shared word
+//! is loaded once into a local value, checked, and only the local value is used. `Empty`/`Full` and
+//! `Corrupt` are different answers (see [`ring::Corrupt`]).
+//!
+//! Tests: `cargo test -p viaduct-rdma-core`; the interleavings with
+//! `RUSTFLAGS="--cfg loom" cargo test -p viaduct-rdma-core --release --test loom --target-dir target/loom`.
+
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
+pub mod control;
+pub mod counters;
+pub mod event;
+pub mod handshake;
+pub mod layout;
+pub mod mem;
+pub mod policy;
+pub mod reason;
+pub mod ring;
+pub mod slot;
+pub mod sync;
+
+pub use counters::ProcessCounters;
+pub use policy::{Policy, Verdict};
+pub use reason::Reason;

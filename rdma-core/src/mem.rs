@@ -1,0 +1,360 @@
+//! Memory that somebody else writes, and the only unsafe code of the crate.
+//!
+//! A [`Region`] is a range of mapped memory. Typed access goes through [`Shared`] types, which are
+//! made of atomics only, so that any bit pattern is valid and no data race exists in the language's
+//! terms. Payload bytes are copied in and out through [`RingBytes`] with raw copies and are never
+//! visible as a slice: the far end may change them at any time, and then the reader merely gets
+//! other bytes, as from any hostile sender.
+
+#![expect(
+    unsafe_code,
+    reason = "typed views and copies over memory that other processes write"
+)]
+
+use core::ptr::NonNull;
+
+#[cfg(loom)]
+use crate::sync::{AtomicU8, Ordering};
+
+/// A type that may be viewed in memory which other processes write.
+///
+/// # Safety
+/// The type is `repr(C)`, consists of atomics (and padding) only, is valid for every bit pattern,
+/// holds no pointers and is `Sync`.
+pub unsafe trait Shared: Sync {}
+
+/// A range of mapped memory, `len` bytes from `base`.
+#[derive(Clone, Copy, Debug)]
+pub struct Region {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a Region is an address and a length; all access goes through atomics or raw copies.
+unsafe impl Send for Region {}
+// SAFETY: as above.
+unsafe impl Sync for Region {}
+
+impl Region {
+    /// Names `len` bytes of mapped memory at `base`.
+    ///
+    /// # Safety
+    /// The range is mapped readable and writable, and stays so for as long as the region, any
+    /// reference obtained from it, or any [`RingBytes`] over it is used. The mapping cannot shrink
+    /// (the memory is sealed or anonymous).
+    pub const unsafe fn new(base: NonNull<u8>, len: usize) -> Self {
+        Self { base, len }
+    }
+
+    /// Length in bytes.
+    pub const fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the region has no bytes.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first byte.
+    pub const fn base(&self) -> NonNull<u8> {
+        self.base
+    }
+
+    /// The part from `offset`, `len` bytes long; `None` if it does not lie inside.
+    pub fn part(&self, offset: usize, len: usize) -> Option<Self> {
+        let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: offset <= self.len, so the result stays inside the mapped range.
+        let base = unsafe { self.base.add(offset) };
+        Some(Self { base, len })
+    }
+
+    /// The `T` at `offset`; `None` if it would not lie inside or is misaligned.
+    #[inline]
+    pub fn get<T: Shared>(&self, offset: usize) -> Option<&'static T> {
+        let part = self.part(offset, size_of::<T>())?;
+        let at = part.base.cast::<T>();
+        if !at.is_aligned() {
+            return None;
+        }
+        // SAFETY: in bounds, aligned, mapped (contract of `new`), and every bit pattern of a
+        // `Shared` type is valid. The lifetime is bounded by the contract of `new`.
+        Some(unsafe { at.as_ref() })
+    }
+
+    /// The bytes of a ring of `bytes` bytes (a power of two) at `offset`.
+    pub fn ring_bytes(&self, offset: usize, bytes: usize) -> Option<RingBytes> {
+        if !bytes.is_power_of_two() {
+            return None;
+        }
+        let part = self.part(offset, bytes)?;
+        #[cfg(not(loom))]
+        return Some(RingBytes {
+            base: part.base,
+            mask: bytes - 1,
+        });
+        #[cfg(loom)]
+        {
+            let _ = part;
+            None
+        }
+    }
+}
+
+/// The payload bytes of a ring: a power of two of them, addressed by position modulo size.
+#[derive(Clone, Copy, Debug)]
+pub struct RingBytes {
+    #[cfg(not(loom))]
+    base: NonNull<u8>,
+    #[cfg(loom)]
+    base: &'static [AtomicU8],
+    mask: usize,
+}
+
+// SAFETY: the bytes are only copied, never referenced; see the module documentation.
+unsafe impl Send for RingBytes {}
+// SAFETY: as above.
+unsafe impl Sync for RingBytes {}
+
+impl RingBytes {
+    /// Ring bytes for a loom model.
+    #[cfg(loom)]
+    pub fn for_loom(bytes: &'static [AtomicU8]) -> Self {
+        assert!(bytes.len().is_power_of_two());
+        Self {
+            base: bytes,
+            mask: bytes.len() - 1,
+        }
+    }
+
+    /// Capacity in bytes.
+    #[inline(always)]
+    pub const fn capacity(&self) -> usize {
+        self.mask + 1
+    }
+
+    /// The longest run of bytes from `index` (taken modulo capacity) that does not wrap, at most
+    /// `len` long.
+    #[inline(always)]
+    const fn run(&self, index: usize, len: usize) -> (usize, usize) {
+        let at = index & self.mask;
+        let until_end = self.capacity() - at;
+        (at, if len < until_end { len } else { until_end })
+    }
+
+    /// Copies `len` bytes from `src` to position `index` (modulo capacity), wrapping as needed.
+    ///
+    /// # Safety
+    /// `src` is readable for `len` bytes, and `len` is at most the capacity.
+    #[inline(always)]
+    #[cfg(not(loom))]
+    pub unsafe fn copy_in(&self, index: usize, src: *const u8, len: usize) {
+        let (at, first) = self.run(index, len);
+        // SAFETY: at + first <= capacity; src is readable for len >= first bytes.
+        unsafe { copy(src, self.base.as_ptr().add(at), first) };
+        if first < len {
+            // SAFETY: the rest starts at the ring's beginning and is shorter than the capacity.
+            unsafe { copy(src.add(first), self.base.as_ptr(), len - first) };
+        }
+    }
+
+    /// Copies `len` bytes from position `index` (modulo capacity) to `dst`.
+    ///
+    /// # Safety
+    /// `dst` is writable for `len` bytes, and `len` is at most the capacity.
+    #[inline(always)]
+    #[cfg(not(loom))]
+    pub unsafe fn copy_out(&self, index: usize, dst: *mut u8, len: usize) {
+        let (at, first) = self.run(index, len);
+        // SAFETY: at + first <= capacity; dst is writable for len >= first bytes.
+        unsafe { copy(self.base.as_ptr().add(at), dst, first) };
+        if first < len {
+            // SAFETY: the rest starts at the ring's beginning and is shorter than the capacity.
+            unsafe { copy(self.base.as_ptr(), dst.add(first), len - first) };
+        }
+    }
+
+    /// The run of writable memory from position `index`, at most `len` bytes, for a system call
+    /// that fills the ring directly (sendfile). The address is only ever given to the kernel.
+    #[cfg(not(loom))]
+    pub fn raw_run(&self, index: usize, len: usize) -> (*mut u8, usize) {
+        let (at, run) = self.run(index, len);
+        // SAFETY: at < capacity, so the address lies inside the ring.
+        (unsafe { self.base.as_ptr().add(at) }, run)
+    }
+
+    /// As the production version, byte by byte through loom's atomics.
+    ///
+    /// # Safety
+    /// `src` is readable for `len` bytes.
+    #[cfg(loom)]
+    pub unsafe fn copy_in(&self, index: usize, src: *const u8, len: usize) {
+        for i in 0..len {
+            // SAFETY: contract of this function.
+            let byte = unsafe { src.add(i).read() };
+            self.base[(index + i) & self.mask].store(byte, Ordering::Relaxed);
+        }
+    }
+
+    /// As the production version, byte by byte through loom's atomics.
+    ///
+    /// # Safety
+    /// `dst` is writable for `len` bytes.
+    #[cfg(loom)]
+    pub unsafe fn copy_out(&self, index: usize, dst: *mut u8, len: usize) {
+        for i in 0..len {
+            let byte = self.base[(index + i) & self.mask].load(Ordering::Relaxed);
+            // SAFETY: contract of this function.
+            unsafe { dst.add(i).write(byte) };
+        }
+    }
+}
+
+/// Copies bytes; up to 16 of them without a call, since small messages are what a ring is judged by.
+///
+/// # Safety
+/// `src` is readable and `dst` writable for `len` bytes, and they do not overlap.
+#[inline(always)]
+#[cfg(not(loom))]
+unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
+    if len == 1 {
+        // SAFETY: one byte is readable at src and writable at dst.
+        unsafe { dst.write(src.read()) };
+    } else if len <= 16 {
+        // SAFETY: as promised by the caller.
+        unsafe { copy_short(src, dst, len) };
+    } else {
+        // SAFETY: as promised by the caller.
+        unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
+    }
+}
+
+/// Copies 0 to 16 bytes by two possibly overlapping moves.
+///
+/// # Safety
+/// As [`copy`], and `len` is at most 16.
+#[inline(always)]
+#[cfg(not(loom))]
+#[expect(
+    clippy::cast_ptr_alignment,
+    clippy::multiple_unsafe_ops_per_block,
+    reason = "unaligned reads and writes of one idea: head and tail of a short copy"
+)]
+unsafe fn copy_short(src: *const u8, dst: *mut u8, len: usize) {
+    // SAFETY: each branch reads and writes only inside [0, len), which the caller promised.
+    unsafe {
+        if len >= 8 {
+            let head = src.cast::<u64>().read_unaligned();
+            let tail = src.add(len - 8).cast::<u64>().read_unaligned();
+            dst.cast::<u64>().write_unaligned(head);
+            dst.add(len - 8).cast::<u64>().write_unaligned(tail);
+        } else if len >= 4 {
+            let head = src.cast::<u32>().read_unaligned();
+            let tail = src.add(len - 4).cast::<u32>().read_unaligned();
+            dst.cast::<u32>().write_unaligned(head);
+            dst.add(len - 4).cast::<u32>().write_unaligned(tail);
+        } else if len > 0 {
+            let first = src.read();
+            let middle = src.add(len / 2).read();
+            let last = src.add(len - 1).read();
+            dst.write(first);
+            dst.add(len / 2).write(middle);
+            dst.add(len - 1).write(last);
+        }
+    }
+}
+
+/// Heap memory that looks like a shared region, for tests, fuzzing and benches.
+#[cfg(not(loom))]
+#[derive(Debug)]
+pub struct HeapRegion {
+    region: Region,
+    layout: std::alloc::Layout,
+}
+
+#[cfg(not(loom))]
+impl HeapRegion {
+    /// `len` zeroed bytes, page-aligned.
+    ///
+    /// # Panics
+    /// If `len` is zero or the memory cannot be had.
+    #[expect(clippy::expect_used, reason = "documented panic of a test helper")]
+    pub fn new(len: usize) -> Self {
+        let layout = std::alloc::Layout::from_size_align(len, 4096).expect("a sane length");
+        assert!(len > 0, "an empty region");
+        // SAFETY: the layout has a non-zero size.
+        let base = unsafe { std::alloc::alloc_zeroed(layout) };
+        let base = NonNull::new(base).expect("memory");
+        // SAFETY: freshly allocated, freed only when self is dropped.
+        Self {
+            region: unsafe { Region::new(base, len) },
+            layout,
+        }
+    }
+
+    /// The region; valid while `self` lives.
+    pub const fn region(&self) -> Region {
+        self.region
+    }
+}
+
+#[cfg(not(loom))]
+impl Drop for HeapRegion {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout.
+        unsafe { std::alloc::dealloc(self.region.base.as_ptr(), self.layout) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::sync::AtomicU64;
+
+    // SAFETY: an atomic.
+    unsafe impl Shared for AtomicU64 {}
+
+    #[test]
+    fn parts_and_views_stay_inside() {
+        let heap = HeapRegion::new(4096);
+        let region = heap.region();
+        assert!(region.part(4096, 0).is_some());
+        assert!(region.part(4096, 1).is_none());
+        assert!(region.part(usize::MAX, 2).is_none());
+        assert!(region.get::<AtomicU64>(4088).is_some());
+        assert!(region.get::<AtomicU64>(4089).is_none());
+        assert!(region.get::<AtomicU64>(1).is_none(), "misaligned");
+        assert!(region.ring_bytes(0, 100).is_none(), "not a power of two");
+    }
+
+    #[test]
+    fn short_copies_are_exact_for_every_length() {
+        for len in 0..=17 {
+            let src: Vec<u8> = (1..=17).collect();
+            let mut dst = [0u8; 20];
+            // SAFETY: both buffers are longer than len.
+            unsafe { copy(src.as_ptr(), dst.as_mut_ptr(), len) };
+            assert_eq!(dst[..len], src[..len]);
+            assert!(
+                dst[len..].iter().all(|&b| b == 0),
+                "length {len} wrote beyond"
+            );
+        }
+    }
+
+    #[test]
+    fn copies_wrap() {
+        let heap = HeapRegion::new(4096);
+        let ring = heap.region().ring_bytes(0, 64).unwrap();
+        let src: Vec<u8> = (0..64).collect();
+        let mut dst = vec![0u8; 64];
+        // SAFETY: 64 bytes each.
+        unsafe { ring.copy_in(40, src.as_ptr(), 64) };
+        // SAFETY: 64 bytes each.
+        unsafe { ring.copy_out(40 + 64, dst.as_mut_ptr(), 64) };
+        assert_eq!(src, dst);
+    }
+}
