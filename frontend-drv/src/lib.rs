@@ -1,1 +1,14 @@
-//! Placeholder.
+//! The frontend driver: the client side of the local service.
+//!
+//! The preload library and the tools use it to talk to the daemon of their machine: connect, send and
+//! receive control messages with descriptors, make and map shared memory. It allocates nothing,
+//! blocks nowhere and calls no libc function (system calls go through rustix's raw backend), because
+//! it runs inside other people's programs, below the hooks.
+//!
+//! * [`client`]: the control socket.
+//! * [`memory`]: sealed memory and its mappings.
+//! * [`descriptor`]: keeping our own descriptors out of the program's way.
+
+pub mod client;
+pub mod descriptor;
+pub mod memory;

@@ -1,1 +1,39 @@
-//! Placeholder.
+//! `libviaduct.so`: unmodified socket programs over rings, by `LD_PRELOAD`.
+//!
+//! The application's descriptor is a kernel TCP socket from birth to close. The library watches
+//! connections to peers, registers those that last with the local daemon, and moves each direction
+//! from the kernel to a shared-memory ring at an exact byte. Everything else passes straight to libc.
+//!
+//! * [`hooks`]: every exported symbol, a few lines each: look the descriptor up, call an operation.
+//! * [`ops`]: the operations: sending, receiving, readiness, life of descriptors.
+//! * [`real`]: libc's own functions. [`tls`]: what a thread keeps. [`user`]: the program's buffers.
+//! * [`fds`]: descriptor number to connection. [`conn`]: connections of this process.
+//! * [`upgrade`]: registering, attaching, arming, switching. [`kernel`]: the kernel's byte counts.
+//! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
+//!   spinning and sleeping. [`kick`]: waking the far end.
+//! * [`config`] and [`init`]: the environment, read once. [`signals`]: EINTR or restart.
+//!
+//! Rules of the house: no allocation, no lock of the process, no logging and no libc call that is
+//! one of our own hooks on a data path; no lock held across a blocking call; errno untouched on
+//! success; no frame with a destructor above a blocking libc call (`C-unwind`: cancellation and
+//! siglongjmp pass through us).
+
+mod config;
+mod conn;
+mod contexts;
+mod control;
+mod errno;
+mod fds;
+#[cfg(not(test))]
+mod hooks;
+mod init;
+mod kernel;
+mod kick;
+mod lifecycle;
+mod ops;
+mod real;
+mod signals;
+mod tls;
+mod upgrade;
+mod user;
+mod wait;

@@ -1,0 +1,294 @@
+//! The connections of this process: what it keeps beside the shared end slot.
+
+#![expect(unsafe_code, reason = "the attached view is written once, before the flag that announces it")]
+
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+
+use rdma_core::Reason;
+use rdma_core::layout::ConnView;
+use rdma_core::slot::Slot;
+
+/// Connections to peers that one process can hold at once; also the range of pending bits.
+pub(crate) const CONNS: usize = 16_384;
+
+/// Epoll sets that one connection can be in while accelerated.
+pub(crate) const SETS: usize = 4;
+
+/// Bits of [`Conn::shut`].
+pub(crate) const SHUT_READ: u32 = 1;
+/// See [`SHUT_READ`].
+pub(crate) const SHUT_WRITE: u32 = 2;
+
+/// [`Conn::final_tail`]: the far end may still send.
+pub(crate) const NO_FINAL: u64 = u64::MAX;
+
+/// One connection to a peer.
+#[derive(Debug)]
+pub(crate) struct Conn {
+    /// Raised when the connection is freed; part of its descriptors' entries.
+    pub generation: AtomicU32,
+    /// Descriptors of this process.
+    pub refs: AtomicU32,
+    slot: AtomicPtr<Slot>,
+    /// The slot's number in this process's own arena; `u32::MAX` if a parent made it.
+    pub slot_index: AtomicU32,
+    parent_slot: AtomicU32,
+    attached: AtomicU32,
+    view: View,
+    /// Index of the far end's process.
+    pub peer: AtomicU32,
+    /// Index of the daemon session under which it was registered.
+    pub session: AtomicU32,
+    /// Data calls so far while on TCP.
+    pub calls: AtomicU32,
+    /// Bytes so far while on TCP.
+    pub bytes: AtomicU64,
+    /// Why it must not be accelerated: a reason code, 0 if nothing is known against it.
+    veto: AtomicU32,
+    /// Directions shut down by the program.
+    pub shut: AtomicU32,
+    /// An error to report once.
+    pub pending_error: AtomicI32,
+    /// Where the far end's ring stream ends although it never said so: it died.
+    pub final_tail: AtomicU64,
+    /// Epoll sets (index + 1) that hold the connection.
+    pub sets: [AtomicU32; SETS],
+    /// What the kernel last said of the socket, once both directions are on rings.
+    pub kernel_bits: AtomicU32,
+    /// Set by the last doorbell that the program was told nothing of; see readiness.
+    pub edge: AtomicU32,
+}
+
+#[derive(Debug)]
+struct View(UnsafeCell<MaybeUninit<ConnView>>);
+
+// SAFETY: written only by `attach`, before `attached` is released; read only after it is acquired.
+unsafe impl Sync for View {}
+
+impl Conn {
+    const fn new() -> Self {
+        Self {
+            generation: AtomicU32::new(0),
+            refs: AtomicU32::new(0),
+            slot: AtomicPtr::new(core::ptr::null_mut()),
+            slot_index: AtomicU32::new(0),
+            parent_slot: AtomicU32::new(0),
+            attached: AtomicU32::new(0),
+            view: View(UnsafeCell::new(MaybeUninit::uninit())),
+            peer: AtomicU32::new(0),
+            session: AtomicU32::new(0),
+            calls: AtomicU32::new(0),
+            bytes: AtomicU64::new(0),
+            veto: AtomicU32::new(0),
+            shut: AtomicU32::new(0),
+            pending_error: AtomicI32::new(0),
+            final_tail: AtomicU64::new(NO_FINAL),
+            sets: [const { AtomicU32::new(0) }; SETS],
+            kernel_bits: AtomicU32::new(0),
+            edge: AtomicU32::new(0),
+        }
+    }
+
+    /// Starts a new connection in this place.
+    pub(crate) fn begin(&self, slot: &'static Slot, slot_index: u32) {
+        self.refs.store(1, Ordering::Relaxed);
+        self.slot.store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+        self.slot_index.store(slot_index, Ordering::Relaxed);
+        self.attached.store(0, Ordering::Relaxed);
+        self.calls.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+        self.veto.store(0, Ordering::Relaxed);
+        self.shut.store(0, Ordering::Relaxed);
+        self.pending_error.store(0, Ordering::Relaxed);
+        self.final_tail.store(NO_FINAL, Ordering::Relaxed);
+        for set in &self.sets {
+            set.store(0, Ordering::Relaxed);
+        }
+        self.kernel_bits.store(0, Ordering::Relaxed);
+        self.edge.store(0, Ordering::Relaxed);
+    }
+
+    /// The end slot.
+    #[inline(always)]
+    pub(crate) fn slot(&self) -> &'static Slot {
+        // SAFETY: set by `begin` to a slot in an arena that is never unmapped; a Conn is only
+        // reached through entries made after `begin`.
+        unsafe { &*self.slot.load(Ordering::Relaxed) }
+    }
+
+    /// The connection moves to another slot; the caller is its only user.
+    pub(crate) fn move_slot(&self, slot: &'static Slot, slot_index: u32) {
+        self.slot.store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+        self.slot_index.store(slot_index, Ordering::Relaxed);
+    }
+
+    /// In a forked child: the slot belongs to the parent's arena.
+    pub(crate) fn inherit(&self) {
+        let index = self.slot_index.swap(u32::MAX, Ordering::Relaxed);
+        if index != u32::MAX {
+            self.parent_slot.store(index, Ordering::Relaxed);
+        }
+    }
+
+    /// The slot's number in the arena of the process that made it.
+    pub(crate) fn inherited_slot(&self) -> u32 {
+        self.parent_slot.load(Ordering::Relaxed)
+    }
+
+    /// The connection's memory, once attached.
+    #[inline(always)]
+    pub(crate) fn view(&self) -> Option<&ConnView> {
+        if self.attached.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        // SAFETY: written before `attached` was released.
+        Some(unsafe { (*self.view.0.get()).assume_init_ref() })
+    }
+
+    /// Attaches the connection's memory; once.
+    pub(crate) fn attach(&self, view: ConnView, peer: u32, session: u32) {
+        self.peer.store(peer, Ordering::Relaxed);
+        self.session.store(session, Ordering::Relaxed);
+        // SAFETY: `attached` is 0, so nobody reads; the caller holds the control lock, so nobody
+        // else writes.
+        unsafe { (*self.view.0.get()).write(view) };
+        self.attached.store(1, Ordering::Release);
+    }
+
+    /// Forgets the memory; the caller is the only user left.
+    pub(crate) fn detach(&self) {
+        self.attached.store(0, Ordering::Release);
+    }
+
+    /// Says that the connection must stay on TCP. The first reason stays.
+    pub(crate) fn veto(&self, reason: Reason) {
+        let _ = self.veto.compare_exchange(0, reason.code(), Ordering::Relaxed, Ordering::Relaxed);
+    }
+
+    /// Why the connection must stay on TCP.
+    #[inline]
+    pub(crate) fn vetoed(&self) -> Option<Reason> {
+        Reason::from_code(self.veto.load(Ordering::Relaxed))
+    }
+
+    /// This connection's number.
+    pub(crate) fn index(&self) -> u32 {
+        let offset = core::ptr::from_ref(self).addr() - CONN_TABLE.as_ptr().addr();
+        u32::try_from(offset / size_of::<Self>()).unwrap_or(u32::MAX)
+    }
+
+    /// The entry of its descriptors.
+    pub(crate) fn entry(&self) -> crate::fds::Entry {
+        crate::fds::Entry::conn(self.index(), self.generation.load(Ordering::Relaxed))
+    }
+}
+
+static CONN_TABLE: [Conn; CONNS] = [const { Conn::new() }; CONNS];
+
+/// Connection `index`.
+#[inline(always)]
+pub(crate) fn conn(index: u32) -> &'static Conn {
+    // The index comes from an entry of ours; the mask keeps the access in bounds without a branch.
+    &CONN_TABLE[index as usize & (CONNS - 1)]
+}
+
+/// Free numbers of a table: a stack of returned ones, then the never used.
+#[derive(Debug)]
+pub(crate) struct Numbers<const N: usize> {
+    busy: AtomicU32,
+    free: AtomicU32,
+    fresh: AtomicU32,
+    stack: [AtomicU32; N],
+}
+
+impl<const N: usize> Numbers<N> {
+    /// All free.
+    pub(crate) const fn new() -> Self {
+        Self {
+            busy: AtomicU32::new(0),
+            free: AtomicU32::new(0),
+            fresh: AtomicU32::new(0),
+            stack: [const { AtomicU32::new(0) }; N],
+        }
+    }
+
+    /// A free number; `None` if there is none, or if the caller interrupted the owner of the stack
+    /// (a signal handler) and therefore must not wait.
+    pub(crate) fn take(&self) -> Option<u32> {
+        self.locked(|| {
+            let free = self.free.load(Ordering::Relaxed);
+            if free > 0 {
+                self.free.store(free - 1, Ordering::Relaxed);
+                return self.stack.get(free as usize - 1).map(|word| word.load(Ordering::Relaxed));
+            }
+            let fresh = self.fresh.load(Ordering::Relaxed);
+            if (fresh as usize) < N {
+                self.fresh.store(fresh + 1, Ordering::Relaxed);
+                return Some(fresh);
+            }
+            None
+        })
+        .flatten()
+    }
+
+    /// Gives a number back. In a signal handler that interrupted the owner the number is lost.
+    pub(crate) fn give(&self, number: u32) {
+        self.locked(|| {
+            let free = self.free.load(Ordering::Relaxed);
+            if let Some(word) = self.stack.get(free as usize) {
+                word.store(number, Ordering::Relaxed);
+                self.free.store(free + 1, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Numbers ever used.
+    pub(crate) fn used(&self) -> u32 {
+        self.fresh.load(Ordering::Relaxed)
+    }
+
+    /// In a forked child: nobody holds the lock, and all numbers are free again if `reset`.
+    pub(crate) fn after_fork(&self, reset: bool) {
+        self.busy.store(0, Ordering::Relaxed);
+        if reset {
+            self.free.store(0, Ordering::Relaxed);
+            self.fresh.store(0, Ordering::Relaxed);
+        }
+    }
+
+    fn locked<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let me = crate::tls::token();
+        // The lock is held for a few instructions; give up only if the holder is ourselves.
+        loop {
+            match self.busy.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => break,
+                Err(owner) if owner == me => return None,
+                Err(_) => rustix::thread::sched_yield(),
+            }
+        }
+        let result = work();
+        self.busy.store(0, Ordering::Release);
+        Some(result)
+    }
+}
+
+/// Numbers of connections.
+pub(crate) static CONN_NUMBERS: Numbers<CONNS> = Numbers::new();
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_given_once_and_come_back() {
+        static NUMBERS: Numbers<4> = Numbers::new();
+        let taken: Vec<_> = (0..4).map(|_| NUMBERS.take().unwrap()).collect();
+        assert_eq!(taken, [0, 1, 2, 3]);
+        assert_eq!(NUMBERS.take(), None);
+        NUMBERS.give(2);
+        assert_eq!(NUMBERS.take(), Some(2));
+        assert_eq!(NUMBERS.take(), None);
+    }
+}

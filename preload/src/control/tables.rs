@@ -1,0 +1,274 @@
+//! Sessions with daemons, processes at the far ends, arenas, and which slot is which connection.
+
+#![expect(unsafe_code, reason = "raw descriptors of our own in static tables")]
+
+use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::sync::OnceLock;
+
+use frontend_drv::client::{Client, Fds, ReceiveError};
+use frontend_drv::memory;
+use rdma_core::control::Message;
+use rdma_core::event::{CONTEXTS, EVENT_BYTES};
+use rdma_core::mem::Region;
+use rdma_core::slot::SLOTS;
+
+use crate::contexts::RegionCell;
+use crate::fds::{self, Entry};
+
+/// Daemons that one process can outlive, forks included.
+const SESSION_COUNT: usize = 16;
+/// Processes at far ends.
+const PEER_COUNT: usize = 1024;
+/// Arenas mapped at once; with the largest arena 64 connections share a mapping.
+const ARENA_COUNT: usize = 4096;
+
+/// One session with a daemon.
+#[derive(Debug)]
+pub(crate) struct Session {
+    state: AtomicU32,
+    client: OnceLock<Client>,
+    /// Our number, once WELCOME has come; 0 before.
+    pub process: AtomicU32,
+    /// Our event memory.
+    pub events: RegionCell,
+}
+
+const LIVE: u32 = 1;
+const ENDED: u32 = 2;
+const INHERITED: u32 = 3;
+
+/// All sessions.
+pub(crate) static SESSIONS: [Session; SESSION_COUNT] = [const {
+    Session {
+        state: AtomicU32::new(0),
+        client: OnceLock::new(),
+        process: AtomicU32::new(0),
+        events: RegionCell::new(),
+    }
+}; SESSION_COUNT];
+
+/// Session `index`.
+pub(crate) fn session(index: u32) -> Option<&'static Session> {
+    SESSIONS.get(index as usize)
+}
+
+/// A session over a new control socket.
+pub(super) fn begin_session(client: Client) -> Option<&'static Session> {
+    let session = SESSIONS.iter().find(|session| session.state.load(Ordering::Relaxed) == 0)?;
+    fds::insert(client.raw(), Entry::INTERNAL);
+    session.client.set(client).ok()?;
+    session.state.store(LIVE, Ordering::Release);
+    Some(session)
+}
+
+impl Session {
+    /// Its number in the table.
+    pub(crate) fn index(&self) -> u32 {
+        let offset = core::ptr::from_ref(self).addr() - SESSIONS.as_ptr().addr();
+        u32::try_from(offset / size_of::<Self>()).unwrap_or(0)
+    }
+
+    /// Whether the daemon is there.
+    pub(crate) fn is_live(&self) -> bool {
+        self.state.load(Ordering::Acquire) == LIVE
+    }
+
+    /// Whether it is the session of the process that we were forked from.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.state.load(Ordering::Relaxed) == INHERITED
+    }
+
+    /// Sends; false if the daemon is behind or gone.
+    pub(super) fn send(&self, message: &Message<'_>, fds: &[BorrowedFd<'_>]) -> bool {
+        let state = self.state.load(Ordering::Acquire);
+        (state == LIVE || state == INHERITED)
+            && self.client.get().is_some_and(|client| client.send(message, fds).is_ok())
+    }
+
+    /// Receives.
+    pub(super) fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<(Message<'b>, Fds), ReceiveError> {
+        self.client.get().ok_or(ReceiveError::Closed)?.receive(buffer)
+    }
+
+    /// The daemon has left. The descriptor stays open: closing it would let the number be reused.
+    pub(super) fn end(&self) {
+        let _ = self.state.compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// The control socket's number.
+    pub(crate) fn raw(&self) -> Option<RawFd> {
+        self.client.get().map(Client::raw)
+    }
+}
+
+/// A process at a far end.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// Session index + 1 in the high half, process number in the low half; 0 free.
+    key: AtomicU64,
+    /// Its event memory.
+    pub events: RegionCell,
+    /// Its doorbells: descriptor + 1, 0 unknown.
+    bells: [AtomicI32; CONTEXTS as usize],
+}
+
+static PEERS: [Peer; PEER_COUNT] = [const {
+    Peer {
+        key: AtomicU64::new(0),
+        events: RegionCell::new(),
+        bells: [const { AtomicI32::new(0) }; CONTEXTS as usize],
+    }
+}; PEER_COUNT];
+
+fn peer_key(session: u32, process: u32) -> u64 {
+    u64::from(session + 1) << 32 | u64::from(process)
+}
+
+/// Peer `index`.
+#[inline]
+pub(crate) fn peer(index: u32) -> Option<&'static Peer> {
+    PEERS.get(index as usize)
+}
+
+/// The peer with this number in that session, and its index.
+pub(crate) fn peer_of_process(session: u32, process: u32) -> Option<(u32, &'static Peer)> {
+    let key = peer_key(session, process);
+    let index = PEERS.iter().position(|peer| peer.key.load(Ordering::Acquire) == key)?;
+    Some((u32::try_from(index).ok()?, PEERS.get(index)?))
+}
+
+/// Enters a peer.
+pub(super) fn add_peer(session: u32, process: u32, events: &OwnedFd) -> bool {
+    if peer_of_process(session, process).is_some() {
+        return true;
+    }
+    let Some(peer) = PEERS.iter().find(|peer| peer.key.load(Ordering::Relaxed) == 0) else { return false };
+    let Ok(region) = memory::map(events, EVENT_BYTES) else { return false };
+    for bell in &peer.bells {
+        bell.store(0, Ordering::Relaxed);
+    }
+    peer.events.set(&region);
+    peer.key.store(peer_key(session, process), Ordering::Release);
+    true
+}
+
+impl Peer {
+    /// Whether this is still the process `process` of that session.
+    #[inline]
+    pub(crate) fn is(&self, session: u32, process: u32) -> bool {
+        self.key.load(Ordering::Relaxed) == peer_key(session, process)
+    }
+
+    /// The doorbell of one of its contexts.
+    #[inline]
+    pub(crate) fn bell(&self, context: u16) -> Option<RawFd> {
+        match self.bells.get(usize::from(context))?.load(Ordering::Acquire) {
+            0 => None,
+            fd => Some(fd - 1),
+        }
+    }
+
+    /// Stores a doorbell.
+    pub(super) fn set_bell(&self, context: u32, bell: OwnedFd) {
+        let Some(place) = self.bells.get(context as usize) else { return };
+        fds::insert(bell.as_raw_fd(), Entry::INTERNAL);
+        let old = place.swap(bell.into_raw_fd() + 1, Ordering::AcqRel);
+        if old != 0 {
+            close_bell(old - 1);
+        }
+    }
+
+    /// The process has left. Its doorbells are closed and its event memory is unmapped, unless a
+    /// thread is using some peer's right now: then that happens at the next departure.
+    pub(super) fn leave(&self) {
+        self.key.store(GONE, Ordering::SeqCst);
+        if !crate::kick::nobody() {
+            return;
+        }
+        for peer in PEERS.iter().filter(|peer| peer.key.load(Ordering::Relaxed) == GONE) {
+            for bell in &peer.bells {
+                let old = bell.swap(0, Ordering::AcqRel);
+                if old != 0 {
+                    close_bell(old - 1);
+                }
+            }
+            if let Some(region) = peer.events.get() {
+                peer.events.clear();
+                // SAFETY: the key said gone before nobody was found kicking, so nobody finds it now.
+                unsafe { memory::unmap(region) };
+            }
+            peer.key.store(0, Ordering::Release);
+        }
+    }
+}
+
+/// Key of a peer that has left but whose place cannot be reused yet.
+const GONE: u64 = u64::MAX;
+
+fn close_bell(fd: RawFd) {
+    if fds::take(fd, Entry::INTERNAL) {
+        // SAFETY: our own descriptor, taken out of the table just now.
+        drop(unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+    }
+}
+
+/// A mapped arena.
+#[derive(Debug)]
+struct Arena {
+    key: AtomicU64,
+    region: RegionCell,
+}
+
+static ARENAS: [Arena; ARENA_COUNT] =
+    [const { Arena { key: AtomicU64::new(0), region: RegionCell::new() } }; ARENA_COUNT];
+
+/// The arena, mapped now if its descriptor came along.
+pub(super) fn arena(session: u32, number: u32, bytes: u64, fd: Option<OwnedFd>) -> Option<Region> {
+    let key = u64::from(session + 1) << 32 | u64::from(number);
+    let start = number as usize % ARENA_COUNT;
+    let places = ARENAS.iter().cycle().skip(start).take(ARENA_COUNT);
+    for place in places {
+        let found = place.key.load(Ordering::Acquire);
+        if found == key {
+            return place.region.get().filter(|region| region.len() as u64 >= bytes);
+        }
+        if found == 0 {
+            let region = memory::map(fd?.as_fd(), usize::try_from(bytes).ok()?).ok()?;
+            place.region.set(&region);
+            place.key.store(key, Ordering::Release);
+            return Some(region);
+        }
+    }
+    None
+}
+
+static SLOT_CONNS: [AtomicU32; SLOTS as usize] = [const { AtomicU32::new(0) }; SLOTS as usize];
+
+/// Says which connection is in a slot (`None`: none).
+pub(crate) fn bind_slot(slot: u32, conn: Option<u32>) {
+    if let Some(word) = SLOT_CONNS.get(slot as usize) {
+        word.store(conn.map_or(0, |conn| conn + 1), Ordering::Release);
+    }
+}
+
+/// The connection in a slot.
+pub(super) fn conn_in_slot(slot: u32) -> Option<u32> {
+    SLOT_CONNS.get(slot as usize)?.load(Ordering::Acquire).checked_sub(1)
+}
+
+/// In a forked child: sessions are the parent's.
+pub(super) fn after_fork() {
+    for session in &SESSIONS {
+        let _ = session.state.compare_exchange(LIVE, INHERITED, Ordering::Relaxed, Ordering::Relaxed);
+    }
+    for word in &SLOT_CONNS {
+        word.store(0, Ordering::Relaxed);
+    }
+}
+
+/// A descriptor of ours, by number.
+pub(super) fn borrow(fd: u32) -> BorrowedFd<'static> {
+    // SAFETY: a number that this library opened and keeps open.
+    unsafe { BorrowedFd::borrow_raw(RawFd::try_from(fd).unwrap_or(RawFd::MAX)) }
+}

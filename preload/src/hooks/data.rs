@@ -1,0 +1,342 @@
+//! Bytes: read, write and their many relatives.
+
+use core::ffi::{c_int, c_void};
+
+use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
+
+use crate::ops::{file, recv, send};
+use crate::user::Buffers;
+use crate::{errno, fds, lifecycle, real};
+
+// SAFETY (whole file): each hook passes on exactly the arguments that the program gave to the libc
+// function of the same name, whose contract is therefore the program's to keep.
+
+macro_rules! receive_one {
+    ($fd:expr, $buf:expr, $len:expr, $flags:expr, $native:expr) => {{
+        let entry = fds::lookup($fd);
+        match entry.as_conn() {
+            None => $native(),
+            Some(index) => recv::recv($fd, entry, index, &mut Buffers::one($buf, $len), $flags, $native),
+        }
+    }};
+}
+
+macro_rules! send_one {
+    ($fd:expr, $buf:expr, $len:expr, $flags:expr, $native:expr) => {{
+        let entry = fds::lookup($fd);
+        match entry.as_conn() {
+            None => $native(),
+            Some(index) => {
+                let mut buffers = Buffers::one($buf.cast_mut(), $len);
+                send::send($fd, entry, index, &mut buffers, $flags, $native)
+            }
+        }
+    }};
+}
+
+export! {
+    unsafe fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t {
+        // SAFETY: see the top of the file.
+        receive_one!(fd, buf, len, 0, || unsafe { real::read(fd, buf, len) })
+    }
+
+    unsafe fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        receive_one!(fd, buf, len, flags, || unsafe { real::recv(fd, buf, len, flags) })
+    }
+
+    unsafe fn recvfrom(
+        fd: c_int, buf: *mut c_void, len: size_t, flags: c_int, addr: *mut sockaddr, alen: *mut socklen_t,
+    ) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::recvfrom(fd, buf, len, flags, addr, alen) };
+        let got = receive_one!(fd, buf, len, flags, native);
+        if got >= 0 && !addr.is_null() && !alen.is_null() && fds::lookup(fd).as_conn().is_some() {
+            // A connected TCP socket names nobody.
+            // SAFETY: not null; the program's own length word.
+            unsafe { alen.write(0) };
+        }
+        got
+    }
+
+    unsafe fn __read_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t) -> ssize_t {
+        // SAFETY: see the top of the file. libc's version ends the program when len > room.
+        let native = || unsafe { real::__read_chk(fd, buf, len, room) };
+        if len > room { native() } else { receive_one!(fd, buf, len, 0, native) }
+    }
+
+    unsafe fn __recv_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::__recv_chk(fd, buf, len, room, flags) };
+        if len > room { native() } else { receive_one!(fd, buf, len, flags, native) }
+    }
+
+    unsafe fn __recvfrom_chk(
+        fd: c_int, buf: *mut c_void, len: size_t, room: size_t, flags: c_int,
+        addr: *mut sockaddr, alen: *mut socklen_t,
+    ) -> ssize_t {
+        if len > room {
+            // SAFETY: see the top of the file.
+            return unsafe { real::__recvfrom_chk(fd, buf, len, room, flags, addr, alen) };
+        }
+        // SAFETY: see the top of the file.
+        unsafe { recvfrom(fd, buf, len, flags, addr, alen) }
+    }
+
+    unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::readv(fd, iov, count) };
+        let entry = fds::lookup(fd);
+        let Some(index) = entry.as_conn() else { return native() };
+        // SAFETY: see the top of the file.
+        match unsafe { Buffers::vector(iov, count) } {
+            Ok(mut buffers) => recv::recv(fd, entry, index, &mut buffers, 0, native),
+            Err(_) => native(),
+        }
+    }
+
+    unsafe fn recvmsg(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        unsafe { receive_message(fd, msg, flags) }
+    }
+
+    unsafe fn recvmmsg(
+        fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int, timeout: *mut timespec,
+    ) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) };
+        if fds::lookup(fd).as_conn().is_none() || msgs.is_null() {
+            return native();
+        }
+        // SAFETY: see the top of the file.
+        unsafe { receive_messages(fd, msgs, count, flags, timeout) }
+    }
+
+    unsafe fn write(fd: c_int, buf: *const c_void, len: size_t) -> ssize_t {
+        // SAFETY: see the top of the file.
+        send_one!(fd, buf, len, 0, || unsafe { real::write(fd, buf, len) })
+    }
+
+    unsafe fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        send_one!(fd, buf, len, flags, || unsafe { real::send(fd, buf, len, flags) })
+    }
+
+    unsafe fn sendto(
+        fd: c_int, buf: *const c_void, len: size_t, flags: c_int, addr: *const sockaddr, alen: socklen_t,
+    ) -> ssize_t {
+        // Linux TCP ignores the address of a connected socket (except with MSG_FASTOPEN).
+        // SAFETY: see the top of the file.
+        send_one!(fd, buf, len, flags, || unsafe { real::sendto(fd, buf, len, flags, addr, alen) })
+    }
+
+    unsafe fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::writev(fd, iov, count) };
+        let entry = fds::lookup(fd);
+        let Some(index) = entry.as_conn() else { return native() };
+        // SAFETY: see the top of the file.
+        match unsafe { Buffers::vector(iov, count) } {
+            Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, 0, native),
+            Err(_) => native(),
+        }
+    }
+
+    unsafe fn sendmsg(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        unsafe { send_message(fd, msg, flags) }
+    }
+
+    unsafe fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int) -> c_int {
+        if fds::lookup(fd).as_conn().is_none() || msgs.is_null() {
+            // SAFETY: see the top of the file.
+            return unsafe { real::sendmmsg(fd, msgs, count, flags) };
+        }
+        // SAFETY: see the top of the file.
+        unsafe { send_messages(fd, msgs, count, flags) }
+    }
+
+    unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+        // SAFETY: see the top of the file.
+        unsafe { file::sendfile(out, input, offset, count) }
+    }
+
+    unsafe fn sendfile64(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t {
+        // SAFETY: see the top of the file; off_t has 64 bits here.
+        unsafe { file::sendfile(out, input, offset, count) }
+    }
+
+    unsafe fn splice(
+        input: c_int, in_offset: *mut i64, out: c_int, out_offset: *mut i64, len: size_t, flags: u32,
+    ) -> ssize_t {
+        // SAFETY: see the top of the file.
+        unsafe { file::splice(input, in_offset, out, out_offset, len, flags) }
+    }
+
+    unsafe fn preadv2(fd: c_int, iov: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::preadv2(fd, iov, count, offset, flags) };
+        let entry = fds::lookup(fd);
+        let Some(index) = entry.as_conn().filter(|_| offset == -1) else { return native() };
+        let wait = if flags & libc::RWF_NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 };
+        // SAFETY: see the top of the file.
+        match unsafe { Buffers::vector(iov, count) } {
+            Ok(mut buffers) => recv::recv(fd, entry, index, &mut buffers, wait, native),
+            Err(_) => native(),
+        }
+    }
+
+    unsafe fn pwritev2(fd: c_int, iov: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::pwritev2(fd, iov, count, offset, flags) };
+        let entry = fds::lookup(fd);
+        let Some(index) = entry.as_conn().filter(|_| offset == -1) else { return native() };
+        let wait = if flags & libc::RWF_NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 };
+        // SAFETY: see the top of the file.
+        match unsafe { Buffers::vector(iov, count) } {
+            Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, wait, native),
+            Err(_) => native(),
+        }
+    }
+}
+
+/// # Safety
+/// As recvmsg.
+unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: by contract.
+    let native = || unsafe { real::recvmsg(fd, msg, flags) };
+    let entry = fds::lookup(fd);
+    let Some(index) = entry.as_conn().filter(|_| msg.addr() >= 4096) else { return native() };
+    // SAFETY: not null; the program's header.
+    let header = unsafe { msg.read() };
+    let Ok(count) = c_int::try_from(header.msg_iovlen) else { return native() };
+    // SAFETY: by contract.
+    let Ok(mut buffers) = (unsafe { Buffers::vector(header.msg_iov, count) }) else { return native() };
+    let got = recv::recv(fd, entry, index, &mut buffers, flags, native);
+    if got > 0 && buffers.done() > 0 {
+        // Not written by the kernel: what TCP reports beside data.
+        // SAFETY: not null; the program's header.
+        let told = unsafe { &mut *msg };
+        told.msg_flags = 0;
+        told.msg_controllen = 0;
+        told.msg_namelen = 0;
+    }
+    got
+}
+
+/// recvmmsg by single receives, as the kernel does it: after the first message without waiting if
+/// MSG_WAITFORONE is given; an error after the first message is left for the next call.
+///
+/// # Safety
+/// As recvmmsg.
+unsafe fn receive_messages(
+    fd: c_int,
+    msgs: *mut mmsghdr,
+    count: u32,
+    mut flags: c_int,
+    timeout: *mut timespec,
+) -> c_int {
+    let mut deadline = None;
+    if !timeout.is_null() {
+        // SAFETY: not null; the program's timeout.
+        let time = unsafe { timeout.read() };
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec)) else {
+            errno::set(libc::EINVAL);
+            return -1;
+        };
+        deadline = Some(crate::control::monotonic_ns().saturating_add(seconds * 1_000_000_000 + nanos));
+    }
+    let one = flags & libc::MSG_WAITFORONE != 0;
+    flags &= !libc::MSG_WAITFORONE;
+    let mut done = 0;
+    while done < count.min(1024) {
+        // SAFETY: done < count entries.
+        let entry = unsafe { msgs.add(done as usize) };
+        // SAFETY: as above.
+        let got = unsafe { receive_message(fd, &raw mut (*entry).msg_hdr, flags) };
+        let Ok(len) = u32::try_from(got) else { break };
+        // SAFETY: as above.
+        unsafe { (*entry).msg_len = len };
+        done += 1;
+        if one {
+            flags |= libc::MSG_DONTWAIT;
+        }
+        if deadline.is_some_and(|at| crate::control::monotonic_ns() >= at) {
+            break;
+        }
+    }
+    if done == 0 && count > 0 { -1 } else { done.cast_signed() }
+}
+
+/// # Safety
+/// As sendmsg.
+unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
+    // SAFETY: by contract.
+    let native = || unsafe { real::sendmsg(fd, msg, flags) };
+    let entry = fds::lookup(fd);
+    let Some(index) = entry.as_conn() else {
+        if msg.addr() >= 4096 && crate::config::config().is_some() {
+            // SAFETY: by contract a header.
+            unsafe { note_passed(msg) };
+        }
+        return native();
+    };
+    if msg.addr() < 4096 {
+        return native();
+    }
+    // SAFETY: not null; the program's header.
+    let header = unsafe { msg.read() };
+    let Ok(count) = c_int::try_from(header.msg_iovlen) else { return native() };
+    // SAFETY: by contract.
+    match unsafe { Buffers::vector(header.msg_iov, count) } {
+        Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, flags, native),
+        Err(_) => native(),
+    }
+}
+
+/// Descriptors that are passed to another process stay on TCP.
+///
+/// # Safety
+/// `msg` points to a header.
+unsafe fn note_passed(msg: *const msghdr) {
+    // SAFETY: by contract.
+    let header = unsafe { &*msg };
+    if header.msg_control.is_null() || header.msg_controllen == 0 {
+        return;
+    }
+    // SAFETY: a header with control data.
+    let mut at = unsafe { libc::CMSG_FIRSTHDR(header) };
+    while !at.is_null() {
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers inside the control data.
+        let part = unsafe { &*at };
+        if part.cmsg_level == libc::SOL_SOCKET && part.cmsg_type == libc::SCM_RIGHTS {
+            // SAFETY: only computes a length.
+            let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
+            let fds = part.cmsg_len.saturating_sub(overhead) / size_of::<c_int>();
+            for i in 0..fds {
+                // SAFETY: i is inside the part's data.
+                let fd = unsafe { libc::CMSG_DATA(at).cast::<c_int>().add(i).read_unaligned() };
+                lifecycle::passed_on(fd);
+            }
+        }
+        // SAFETY: as above.
+        at = unsafe { libc::CMSG_NXTHDR(header, at) };
+    }
+}
+
+/// # Safety
+/// As sendmmsg.
+unsafe fn send_messages(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int) -> c_int {
+    let mut done = 0;
+    while done < count.min(1024) {
+        // SAFETY: done < count entries.
+        let entry = unsafe { msgs.add(done as usize) };
+        // SAFETY: as above.
+        let sent = unsafe { send_message(fd, &raw const (*entry).msg_hdr, flags) };
+        let Ok(len) = u32::try_from(sent) else { break };
+        // SAFETY: as above.
+        unsafe { (*entry).msg_len = len };
+        done += 1;
+    }
+    if done == 0 && count > 0 { -1 } else { done.cast_signed() }
+}

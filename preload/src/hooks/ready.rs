@@ -1,0 +1,238 @@
+//! Readiness: poll, select, epoll.
+
+use core::ffi::c_int;
+
+use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
+
+use crate::ops::{epoll, ready};
+use crate::{config, control, real};
+
+// SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
+
+/// Milliseconds of poll and epoll as nanoseconds; negative is for ever.
+fn from_ms(timeout: c_int) -> Option<u64> {
+    u64::try_from(timeout).ok().map(|ms| ms * 1_000_000)
+}
+
+/// # Safety
+/// `time` is null or points to a timespec.
+unsafe fn from_timespec(time: *const timespec) -> Result<Option<u64>, ()> {
+    if time.is_null() {
+        return Ok(None);
+    }
+    if time.addr() < 4096 {
+        return Err(());
+    }
+    // SAFETY: by contract.
+    let time = unsafe { time.read() };
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec)) else {
+        return Err(());
+    };
+    if nanos >= 1_000_000_000 {
+        return Err(());
+    }
+    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
+}
+
+/// poll and its relatives.
+///
+/// # Safety
+/// As ppoll.
+#[inline]
+unsafe fn poll_any(
+    fds: *mut pollfd,
+    count: nfds_t,
+    timeout: Option<u64>,
+    mask: *const sigset_t,
+    native: impl Fn() -> c_int,
+) -> c_int {
+    if config::config().is_none() {
+        return native();
+    }
+    let Ok(entries) = usize::try_from(count) else { return native() };
+    // SAFETY: by contract.
+    match unsafe { ready::poll(fds, entries, timeout, mask) } {
+        Some(result) => result,
+        None => {
+            let result = native();
+            if result > 0 {
+                // SAFETY: by contract.
+                unsafe { ready::delivered(fds, entries) };
+            }
+            result
+        }
+    }
+}
+
+export! {
+    unsafe fn poll(fds: *mut pollfd, count: nfds_t, timeout: c_int) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::poll(fds, count, timeout) };
+        // SAFETY: see the top of the file.
+        unsafe { poll_any(fds, count, from_ms(timeout), core::ptr::null(), native) }
+    }
+
+    unsafe fn __poll_chk(fds: *mut pollfd, count: nfds_t, timeout: c_int, room: size_t) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::__poll_chk(fds, count, timeout, room) };
+        if room / size_of::<pollfd>() < usize::try_from(count).unwrap_or(usize::MAX) {
+            return native();
+        }
+        // SAFETY: see the top of the file.
+        unsafe { poll_any(fds, count, from_ms(timeout), core::ptr::null(), native) }
+    }
+
+    unsafe fn ppoll(fds: *mut pollfd, count: nfds_t, time: *const timespec, mask: *const sigset_t) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::ppoll(fds, count, time, mask) };
+        // SAFETY: see the top of the file.
+        match unsafe { from_timespec(time) } {
+            // SAFETY: see the top of the file.
+            Ok(timeout) => unsafe { poll_any(fds, count, timeout, mask, native) },
+            Err(()) => native(),
+        }
+    }
+
+    unsafe fn __ppoll_chk(
+        fds: *mut pollfd, count: nfds_t, time: *const timespec, mask: *const sigset_t, room: size_t,
+    ) -> c_int {
+        if room / size_of::<pollfd>() < usize::try_from(count).unwrap_or(usize::MAX) {
+            // SAFETY: see the top of the file.
+            return unsafe { real::__ppoll_chk(fds, count, time, mask, room) };
+        }
+        // SAFETY: see the top of the file.
+        unsafe { ppoll(fds, count, time, mask) }
+    }
+
+    unsafe fn select(
+        count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set, time: *mut timeval,
+    ) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::select(count, read, write, except, time) };
+        if config::config().is_none() {
+            return native();
+        }
+        let mut timeout = None;
+        if !time.is_null() {
+            // SAFETY: not null; the program's.
+            let asked = unsafe { time.read() };
+            let (Ok(seconds), Ok(micros)) = (u64::try_from(asked.tv_sec), u64::try_from(asked.tv_usec)) else {
+                return native();
+            };
+            timeout = Some(seconds.saturating_mul(1_000_000_000).saturating_add(micros.saturating_mul(1000)));
+        }
+        let started = control::monotonic_ns();
+        let sets = [read, write, except];
+        // SAFETY: see the top of the file.
+        let result = match unsafe { ready::select(count, sets, timeout, core::ptr::null()) } {
+            None => {
+                let result = native();
+                if result > 0 {
+                    // SAFETY: see the top of the file.
+                    unsafe { ready::delivered_sets(count, sets) };
+                }
+                return result;
+            }
+            Some(result) => result,
+        };
+        if let Some(timeout) = timeout {
+            // Linux tells the time that is left.
+            let left = timeout.saturating_sub(control::monotonic_ns() - started);
+            let left = ready::to_timespec(left);
+            // SAFETY: not null; the program's.
+            unsafe { time.write(timeval { tv_sec: left.tv_sec, tv_usec: left.tv_nsec / 1000 }) };
+        }
+        result
+    }
+
+    unsafe fn pselect(
+        count: c_int, read: *mut fd_set, write: *mut fd_set, except: *mut fd_set,
+        time: *const timespec, mask: *const sigset_t,
+    ) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::pselect(count, read, write, except, time, mask) };
+        if config::config().is_none() {
+            return native();
+        }
+        // SAFETY: see the top of the file.
+        let Ok(timeout) = (unsafe { from_timespec(time) }) else { return native() };
+        let sets = [read, write, except];
+        // SAFETY: see the top of the file.
+        match unsafe { ready::select(count, sets, timeout, mask) } {
+            Some(result) => result,
+            None => {
+                let result = native();
+                if result > 0 {
+                    // SAFETY: see the top of the file.
+                    unsafe { ready::delivered_sets(count, sets) };
+                }
+                result
+            }
+        }
+    }
+
+    unsafe fn epoll_wait(epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int {
+        match epoll::set_with_interests(epfd) {
+            // SAFETY: see the top of the file.
+            None => unsafe { real::epoll_wait(epfd, events, max, timeout) },
+            // SAFETY: see the top of the file.
+            Some(set) => unsafe { epoll::wait(set, epfd, events, max, from_ms(timeout), core::ptr::null()) },
+        }
+    }
+
+    unsafe fn epoll_pwait(
+        epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t,
+    ) -> c_int {
+        match epoll::set_with_interests(epfd) {
+            // SAFETY: see the top of the file.
+            None => unsafe { real::epoll_pwait(epfd, events, max, timeout, mask) },
+            // SAFETY: see the top of the file.
+            Some(set) => unsafe { epoll::wait(set, epfd, events, max, from_ms(timeout), mask) },
+        }
+    }
+
+    unsafe fn epoll_pwait2(
+        epfd: c_int, events: *mut epoll_event, max: c_int, time: *const timespec, mask: *const sigset_t,
+    ) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::epoll_pwait2(epfd, events, max, time, mask) };
+        let Some(set) = epoll::set_with_interests(epfd) else { return native() };
+        // SAFETY: see the top of the file.
+        match unsafe { from_timespec(time) } {
+            // SAFETY: see the top of the file.
+            Ok(timeout) => unsafe { epoll::wait(set, epfd, events, max, timeout, mask) },
+            Err(()) => native(),
+        }
+    }
+}
+
+redhook::hook! {
+    unsafe fn epoll_ctl(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int => viaduct_epoll_ctl {
+        if config::config().is_none() {
+            // SAFETY: see the top of the file.
+            return unsafe { real::epoll_ctl(epfd, op, fd, event) };
+        }
+        // SAFETY: see the top of the file.
+        unsafe { epoll::control(epfd, op, fd, event) }
+    }
+}
+
+redhook::hook! {
+    unsafe fn epoll_create(size: c_int) -> c_int => viaduct_epoll_create {
+        // SAFETY: no pointers.
+        let epfd = unsafe { real::epoll_create(size) };
+        crate::lifecycle::created(epfd);
+        epoll::create(epfd);
+        epfd
+    }
+}
+
+redhook::hook! {
+    unsafe fn epoll_create1(flags: c_int) -> c_int => viaduct_epoll_create1 {
+        // SAFETY: no pointers.
+        let epfd = unsafe { real::epoll_create1(flags) };
+        crate::lifecycle::created(epfd);
+        epoll::create(epfd);
+        epfd
+    }
+}

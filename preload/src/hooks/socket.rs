@@ -1,0 +1,128 @@
+//! Connections: socket, connect, accept, shutdown, options.
+
+use core::ffi::{c_int, c_ulong, c_void};
+
+use libc::{sockaddr, sockaddr_storage, socklen_t};
+
+use crate::lifecycle::{self, Side};
+use crate::ops::options;
+use crate::{config, errno, kernel, real};
+
+// SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
+
+redhook::hook! {
+    unsafe fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int => viaduct_socket {
+        // SAFETY: no pointers.
+        let fd = unsafe { real::socket(domain, kind, protocol) };
+        lifecycle::created(fd);
+        fd
+    }
+}
+
+redhook::hook! {
+    unsafe fn shutdown(fd: c_int, how: c_int) -> c_int => viaduct_shutdown {
+        lifecycle::before_shutdown(fd, how);
+        // SAFETY: no pointers.
+        unsafe { real::shutdown(fd, how) }
+    }
+}
+
+redhook::hook! {
+    unsafe fn setsockopt(
+        fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t
+    ) -> c_int => viaduct_setsockopt {
+        // SAFETY: see the top of the file.
+        unsafe { options::set(fd, level, name, value, len) }
+    }
+}
+
+redhook::hook! {
+    unsafe fn getsockopt(
+        fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t
+    ) -> c_int => viaduct_getsockopt {
+        // SAFETY: see the top of the file.
+        unsafe { options::get(fd, level, name, value, len) }
+    }
+}
+
+export! {
+    unsafe fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
+        // SAFETY: see the top of the file.
+        let rc = unsafe { real::connect(fd, addr, len) };
+        if config::config().is_none() {
+            return rc;
+        }
+        let begun = rc == 0 || matches!(errno::get(), libc::EINPROGRESS | libc::EINTR | libc::EALREADY);
+        // SAFETY: see the top of the file.
+        if begun && let Some(far) = unsafe { kernel::address_of(addr, len) } {
+            lifecycle::adopt(fd, far, Side::Connected, rc != 0);
+        }
+        rc
+    }
+
+    unsafe fn accept(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = |addr, len| unsafe { real::accept(fd, addr, len) };
+        accepted(addr, len, 0, native)
+    }
+
+    unsafe fn accept4(fd: c_int, addr: *mut sockaddr, len: *mut socklen_t, flags: c_int) -> c_int {
+        // SAFETY: see the top of the file.
+        let native = |addr, len| unsafe { real::accept4(fd, addr, len, flags) };
+        accepted(addr, len, flags, native)
+    }
+
+    unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
+        // SAFETY: see the top of the file.
+        unsafe { options::ioctl(fd, request, arg) }
+    }
+}
+
+/// accept with the far address, which costs nothing when we ask for it in the same call.
+#[inline]
+fn accepted(
+    addr: *mut sockaddr,
+    len: *mut socklen_t,
+    flags: c_int,
+    native: impl Fn(*mut sockaddr, *mut socklen_t) -> c_int,
+) -> c_int {
+    if config::config().is_none() || (!addr.is_null() && len.addr() < 4096) {
+        return native(addr, len);
+    }
+    // SAFETY: zero is a valid sockaddr_storage.
+    let mut storage: sockaddr_storage = unsafe { core::mem::zeroed() };
+    let mut full = socklen_t::try_from(size_of::<sockaddr_storage>()).unwrap_or(128);
+    if addr.is_null() {
+        let fd = native((&raw mut storage).cast(), &raw mut full);
+        adopt_accepted(fd, &storage, flags);
+        return fd;
+    }
+    // The kernel checks the program's buffer itself; the address is read back from it if it fits.
+    // SAFETY: checked above.
+    let room = unsafe { len.read_unaligned() };
+    let fd = native(addr, len);
+    if fd >= 0 {
+        if room as usize >= size_of::<libc::sockaddr_in6>() {
+            // SAFETY: the kernel has just written an address there.
+            let told = unsafe { kernel::address_of(addr, len.read_unaligned().min(room)) };
+            if let Some(far) = told {
+                lifecycle::created(fd);
+                lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
+            }
+        } else if let Some((_, far)) = kernel::addresses(fd) {
+            lifecycle::created(fd);
+            lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
+        }
+    }
+    fd
+}
+
+fn adopt_accepted(fd: c_int, storage: &sockaddr_storage, flags: c_int) {
+    if fd < 0 {
+        return;
+    }
+    lifecycle::created(fd);
+    if let Some(far) = kernel::address(storage) {
+        lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
+    }
+}

@@ -1,0 +1,281 @@
+//! What the kernel knows of a socket: exact byte counts, states, options.
+//!
+//! The numbers at which a direction is switched come from here and nowhere else, so they are right
+//! whoever read or wrote the socket before (fork, exec, calls that we did not see):
+//!
+//! * sent so far = `tcpi_bytes_acked` + SIOCOUTQ, less the SYN on the connecting side,
+//! * read so far = `tcpi_bytes_received` - SIOCINQ, less the FIN once it has come.
+//!
+//! The two values of a sum are read by two system calls, so the first is read again until it has
+//! not moved in between.
+
+#![expect(unsafe_code, reason = "system calls on the program's descriptors")]
+
+use core::ffi::c_int;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use libc::{c_void, pollfd, sockaddr, sockaddr_storage, socklen_t};
+
+use crate::{errno, real};
+
+const SO_COOKIE: c_int = 57;
+const TCP_ULP: c_int = 31;
+const SIOCINQ: u64 = 0x541b;
+const SIOCOUTQ: u64 = 0x5411;
+const SIOCOUTQNSD: u64 = 0x894b;
+
+/// TCP states as the kernel numbers them.
+pub(crate) const TCP_ESTABLISHED: u8 = 1;
+const TCP_TIME_WAIT: u8 = 6;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LAST_ACK: u8 = 9;
+const TCP_CLOSING: u8 = 11;
+
+/// Tries before a moving count is given up (the caller then simply tries at its next call).
+const SAMPLES: usize = 8;
+
+/// The first 256 bytes of `struct tcp_info`.
+struct TcpInfo([u8; 256]);
+
+impl TcpInfo {
+    fn of(fd: c_int) -> Option<Self> {
+        let mut info = Self([0; 256]);
+        let len = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info.0)?;
+        // Up to and including tcpi_bytes_received (Linux 4.2).
+        (len >= 136).then_some(info)
+    }
+
+    fn u64_at(&self, at: usize) -> u64 {
+        self.0.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+    }
+
+    fn state(&self) -> u8 {
+        self.0[0]
+    }
+
+    fn bytes_acked(&self) -> u64 {
+        self.u64_at(120)
+    }
+
+    fn bytes_received(&self) -> u64 {
+        self.u64_at(128)
+    }
+}
+
+/// Reads an option into `value`; the length that the kernel wrote.
+fn option<const N: usize>(fd: c_int, level: c_int, name: c_int, value: &mut [u8; N]) -> Option<usize> {
+    errno::preserved(|| {
+        let mut len = socklen_t::try_from(N).ok()?;
+        // SAFETY: value has N writable bytes.
+        let rc =
+            unsafe { real::getsockopt(fd, level, name, value.as_mut_ptr().cast(), &raw mut len) };
+        (rc == 0).then_some(len as usize)
+    })
+}
+
+/// An integer option.
+pub(crate) fn option_int(fd: c_int, level: c_int, name: c_int) -> Option<c_int> {
+    let mut value = [0u8; 4];
+    option(fd, level, name, &mut value).map(|_| c_int::from_ne_bytes(value))
+}
+
+/// SO_COOKIE: names the socket for as long as the machine runs.
+pub(crate) fn cookie(fd: c_int) -> Option<u64> {
+    let mut value = [0u8; 8];
+    option(fd, libc::SOL_SOCKET, SO_COOKIE, &mut value).map(|_| u64::from_ne_bytes(value))
+}
+
+/// A receive or send timeout in nanoseconds; `None` for none.
+pub(crate) fn timeout_ns(fd: c_int, name: c_int) -> Option<u64> {
+    let mut value = [0u8; 16];
+    option(fd, libc::SOL_SOCKET, name, &mut value)?;
+    let seconds = value.get(..8)?.try_into().ok().map(u64::from_ne_bytes)?;
+    let micros = value.get(8..)?.try_into().ok().map(u64::from_ne_bytes)?;
+    let ns = seconds.saturating_mul(1_000_000_000).saturating_add(micros.saturating_mul(1000));
+    (ns != 0).then_some(ns)
+}
+
+/// Whether an upper layer protocol (kTLS) sits on the socket.
+pub(crate) fn has_ulp(fd: c_int) -> bool {
+    let mut value = [0u8; 16];
+    option(fd, libc::IPPROTO_TCP, TCP_ULP, &mut value).is_some_and(|len| len > 0 && value[0] != 0)
+}
+
+/// The TCP state.
+pub(crate) fn state(fd: c_int) -> Option<u8> {
+    TcpInfo::of(fd).map(|info| info.state())
+}
+
+fn queue(fd: c_int, request: u64) -> Option<u64> {
+    errno::preserved(|| {
+        let mut value: c_int = 0;
+        // SAFETY: the request writes one int.
+        let rc = unsafe { real::ioctl(fd, request, (&raw mut value).addr()) };
+        if rc == 0 { u64::try_from(value).ok() } else { None }
+    })
+}
+
+/// Bytes that can be read from the kernel socket now.
+pub(crate) fn readable(fd: c_int) -> Option<u64> {
+    queue(fd, SIOCINQ)
+}
+
+/// Bytes ever sent through the kernel on an established connection. `connected`: this end called
+/// connect, so its count includes the SYN.
+pub(crate) fn bytes_sent(fd: c_int, connected: bool) -> Option<u64> {
+    let mut info = TcpInfo::of(fd)?;
+    for _ in 0..SAMPLES {
+        let queued = queue(fd, SIOCOUTQ)?;
+        let again = TcpInfo::of(fd)?;
+        if again.state() != TCP_ESTABLISHED && again.state() != TCP_CLOSE_WAIT {
+            return None;
+        }
+        if again.bytes_acked() == info.bytes_acked() {
+            return (again.bytes_acked() + queued).checked_sub(u64::from(connected));
+        }
+        info = again;
+    }
+    None
+}
+
+/// Bytes ever read from the kernel socket; the caller sees to it that nobody reads meanwhile.
+pub(crate) fn bytes_read(fd: c_int) -> Option<u64> {
+    let mut info = TcpInfo::of(fd)?;
+    for _ in 0..SAMPLES {
+        let queued = queue(fd, SIOCINQ)?;
+        let again = TcpInfo::of(fd)?;
+        if again.bytes_received() == info.bytes_received() && again.state() == info.state() {
+            let fin = matches!(
+                again.state(),
+                TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT
+            );
+            return again.bytes_received().checked_sub(queued + u64::from(fin));
+        }
+        info = again;
+    }
+    None
+}
+
+/// Sends what the kernel holds back (MSG_MORE, TCP_CORK, Nagle), leaving the options as they were.
+pub(crate) fn push(fd: c_int) {
+    if queue(fd, SIOCOUTQNSD) == Some(0) {
+        return;
+    }
+    let Some(before) = option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY) else { return };
+    set_option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+    if before == 0 {
+        set_option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 0);
+    }
+}
+
+fn set_option_int(fd: c_int, level: c_int, name: c_int, value: c_int) {
+    errno::preserved(|| {
+        // SAFETY: an int option.
+        unsafe { real::setsockopt(fd, level, name, (&raw const value).cast::<c_void>(), 4) };
+    });
+}
+
+/// Makes the coming close send RST, as TCP does when unread bytes are thrown away.
+pub(crate) fn reset_on_close(fd: c_int) {
+    errno::preserved(|| {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        // SAFETY: a linger structure of its size.
+        unsafe {
+            real::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast::<c_void>(), 8)
+        };
+    });
+}
+
+/// Whether O_NONBLOCK is set.
+pub(crate) fn is_nonblocking(fd: c_int) -> bool {
+    errno::preserved(|| {
+        // SAFETY: F_GETFL takes no argument.
+        let flags = unsafe { real::fcntl(fd, libc::F_GETFL, 0) };
+        flags >= 0 && flags & libc::O_NONBLOCK != 0
+    })
+}
+
+/// What the kernel says of the socket now: poll(2) bits.
+pub(crate) fn poll_now(fd: c_int, events: i16) -> i16 {
+    errno::preserved(|| {
+        let mut entry = pollfd { fd, events, revents: 0 };
+        // SAFETY: one entry.
+        unsafe { real::poll(&raw mut entry, 1, 0) };
+        entry.revents
+    })
+}
+
+/// Looks at the next byte of the kernel socket without taking it: `Ok(true)` a byte, `Ok(false)` end
+/// of stream, else the errno (EAGAIN: nothing yet).
+pub(crate) fn peek(fd: c_int) -> Result<bool, c_int> {
+    errno::preserved(|| {
+        let mut byte = 0u8;
+        // SAFETY: one writable byte.
+        let rc = unsafe {
+            real::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+        };
+        match rc {
+            0 => Ok(false),
+            1.. => Ok(true),
+            _ => Err(errno::get()),
+        }
+    })
+}
+
+/// The two addresses of a connected socket: own, far.
+pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
+    errno::preserved(|| {
+        // SAFETY: zero is a valid sockaddr_storage.
+        let mut storage: sockaddr_storage = unsafe { core::mem::zeroed() };
+        let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
+        // SAFETY: storage has len bytes. getsockname is not hooked.
+        let rc = unsafe { libc::getsockname(fd, (&raw mut storage).cast(), &raw mut len) };
+        let own = if rc == 0 { address(&storage)? } else { return None };
+        let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
+        // SAFETY: as above.
+        let rc = unsafe { libc::getpeername(fd, (&raw mut storage).cast(), &raw mut len) };
+        let far = if rc == 0 { address(&storage)? } else { return None };
+        Some((own, far))
+    })
+}
+
+/// An address given by the program.
+///
+/// # Safety
+/// `addr` points to `len` readable bytes, or is null.
+pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
+    if addr.is_null() || (len as usize) < size_of::<libc::sockaddr_in>() {
+        return None;
+    }
+    // SAFETY: zero is a valid sockaddr_storage.
+    let mut storage: sockaddr_storage = unsafe { core::mem::zeroed() };
+    let take = (len as usize).min(size_of::<libc::sockaddr_in6>());
+    // SAFETY: `take` bytes are readable by contract and fit the storage.
+    unsafe { core::ptr::copy_nonoverlapping(addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), take) };
+    if storage.ss_family != AF_INET && take < size_of::<libc::sockaddr_in6>() {
+        return None;
+    }
+    address(&storage)
+}
+
+const AF_INET: u16 = libc::AF_INET as u16;
+const AF_INET6: u16 = libc::AF_INET6 as u16;
+
+/// The Internet address in `storage`.
+pub(crate) fn address(storage: &sockaddr_storage) -> Option<SocketAddr> {
+    match storage.ss_family {
+        AF_INET => {
+            // SAFETY: the family says sockaddr_in, which is smaller than the storage.
+            let v4: &libc::sockaddr_in = unsafe { &*(&raw const *storage).cast() };
+            let ip = Ipv4Addr::from_bits(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::new(IpAddr::V4(ip), u16::from_be(v4.sin_port)))
+        }
+        AF_INET6 => {
+            // SAFETY: the family says sockaddr_in6, which is smaller than the storage.
+            let v6: &libc::sockaddr_in6 = unsafe { &*(&raw const *storage).cast() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddr::new(IpAddr::V6(ip), u16::from_be(v6.sin6_port)))
+        }
+        _ => None,
+    }
+}

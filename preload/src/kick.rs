@@ -1,0 +1,92 @@
+//! Waking the far end: after something was published, and only if somebody there waits.
+
+#![expect(unsafe_code, reason = "doorbells are raw descriptors of our own")]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+use std::os::fd::{BorrowedFd, RawFd};
+
+use rdma_core::control::{ContextRef, Message};
+use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::layout::ConnView;
+
+use crate::conn::Conn;
+use crate::{contexts, control, fds};
+
+/// Threads that are using a peer's doorbell or event memory right now.
+static KICKING: AtomicU32 = AtomicU32::new(0);
+
+/// Wakes whoever waits at the far end. The caller has published and passed a full barrier (the
+/// unlocking exchange).
+#[inline(always)]
+pub(crate) fn after_publish(conn: &Conn, view: &ConnView, what: WaitFor) {
+    if view.theirs.waits.any(what) {
+        wake(conn, view, what);
+    }
+}
+
+/// Wakes all who wait at the far end, for whatever: it has ended or broken.
+pub(crate) fn wake_all(conn: &Conn, view: &ConnView) {
+    wake(conn, view, WaitFor::Data);
+    wake(conn, view, WaitFor::Space);
+}
+
+/// Whether no thread is using a peer's doorbell; its descriptors may then be closed.
+pub(crate) fn nobody() -> bool {
+    KICKING.load(Ordering::SeqCst) == 0
+}
+
+#[cold]
+#[inline(never)]
+fn wake(conn: &Conn, view: &ConnView, what: WaitFor) {
+    KICKING.fetch_add(1, Ordering::SeqCst);
+    view.theirs.waits.each(what, |who| {
+        if ring(conn, who) {
+            conn.slot().tx.kicks.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    KICKING.fetch_sub(1, Ordering::SeqCst);
+}
+
+/// Posts to one context; true if its doorbell was rung.
+fn ring(conn: &Conn, who: WaitRef) -> bool {
+    let session = conn.session.load(Ordering::Relaxed);
+    let usual = control::peer(conn.peer.load(Ordering::Relaxed)).filter(|peer| peer.is(session, who.process));
+    let Some(peer) =
+        usual.or_else(|| control::peer_of_process(session, who.process).map(|(_, peer)| peer))
+    else {
+        return kick_by_daemon(session, who);
+    };
+    let Some(words) = peer.events.get().and_then(|events| contexts::words(&events, who.context)) else {
+        return kick_by_daemon(session, who);
+    };
+    if let Some(bit) = who.bit {
+        words.post(bit);
+    }
+    if !words.take_sleeper() {
+        return false;
+    }
+    if let Some(bell) = peer.bell(who.context) {
+        return strike(bell);
+    }
+    // The doorbell may already lie in our control socket.
+    control::drain();
+    match peer.bell(who.context) {
+        Some(bell) => strike(bell),
+        None => kick_by_daemon(session, who),
+    }
+}
+
+fn strike(bell: RawFd) -> bool {
+    if !fds::lookup(bell).is_internal() {
+        return false;
+    }
+    // SAFETY: a doorbell of ours; it is not closed while KICKING counts us.
+    let bell = unsafe { BorrowedFd::borrow_raw(bell) };
+    rustix::io::write(bell, &1u64.to_ne_bytes()).is_ok()
+}
+
+fn kick_by_daemon(session: u32, who: WaitRef) -> bool {
+    let message =
+        Message::Kick(ContextRef { process: who.process, context: u32::from(who.context) });
+    control::session(session).is_some_and(|session| control::send(session, &message, &[]))
+}

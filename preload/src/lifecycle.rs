@@ -1,0 +1,409 @@
+//! Descriptors and connections: birth, duplication, closing, fork.
+
+use core::ffi::c_int;
+use core::net::SocketAddr;
+use core::sync::atomic::Ordering;
+
+use rdma_core::control::{Message, SlotRef};
+use rdma_core::event::WaitFor;
+use rdma_core::policy::Verdict;
+use rdma_core::ring::Consumer;
+use rdma_core::slot::{ARENA_BYTES, RxState, SLOTS, Slot, Stage};
+use rdma_core::Reason;
+
+use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
+use crate::fds::{self, Entry};
+use crate::ops::{epoll, lock, send};
+use crate::{config, contexts, control, errno, kernel, kick, tls, upgrade};
+
+/// Free slots of this process's arena.
+static SLOT_NUMBERS: Numbers<{ SLOTS as usize }> = Numbers::new();
+
+const _: () = assert!(ARENA_BYTES > 0);
+
+/// Which side of the handshake a socket was.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Side {
+    /// It called connect.
+    Connected = 1,
+    /// It was accepted.
+    Accepted = 2,
+}
+
+/// A connection was made (or, for a non-blocking connect, begun): if its far end is a peer, it becomes
+/// a candidate.
+pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
+    let Some(config) = config::config() else { return };
+    let entry = fds::lookup(fd);
+    if entry.as_conn().is_some() {
+        if side == Side::Connected {
+            // The second connect of a non-blocking socket, or a reconnect.
+            if let Some(index) = entry.as_conn() {
+                conn(index).slot().meta.connects.fetch_add(1, Ordering::Relaxed);
+            }
+            return;
+        }
+        // A close that we did not see: the number is another socket's now.
+        forget_stale(fd);
+    }
+    match config.policy.judge(far) {
+        Verdict::Peer(_) => {}
+        Verdict::Plain(reason, _) => {
+            if let Some(arena) = control::arena() {
+                arena.header().counters.count_reason(reason);
+            }
+            return;
+        }
+    }
+    errno::preserved(|| make_candidate(fd, side, nonblocking));
+}
+
+fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
+    if !fds::fits(fd)
+        || kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP)
+    {
+        return;
+    }
+    let Some(arena) = control::make_arena() else { return };
+    let Some((index, slot)) = new_slot(&arena) else {
+        arena.header().counters.count_reason(Reason::SlotLimit);
+        return;
+    };
+    let Some(number) = CONN_NUMBERS.take() else {
+        SLOT_NUMBERS.give(index);
+        return;
+    };
+    let conn = conn(number);
+    slot.meta.holders.store(1, Ordering::Relaxed);
+    slot.meta.side.store(side as u32, Ordering::Relaxed);
+    slot.meta.connects.store(1, Ordering::Relaxed);
+    slot.meta.nonblocking.store(u32::from(nonblocking), Ordering::Relaxed);
+    slot.set_stage(Stage::Candidate);
+    conn.begin(slot, index);
+    control::bind_slot(index, Some(number));
+    let watched = fds::insert(fd, conn.entry()).is_watched();
+    if watched {
+        epoll::adopt_watched(fd, conn);
+    }
+    if config::upgrade_after().0 == 0 {
+        upgrade::register(conn, fd);
+    }
+}
+
+fn new_slot(arena: &rdma_core::slot::ArenaView) -> Option<(u32, &'static Slot)> {
+    let index = SLOT_NUMBERS.take()?;
+    let slot = arena.slot(index)?;
+    arena.header().slots_used.fetch_max(index + 1, Ordering::Relaxed);
+    slot.reset();
+    Some((index, slot))
+}
+
+/// A forked child is the only holder left of a connection that its parent made: from now on the
+/// connection lives in the child's own arena. `None`: no slot free.
+pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
+    let arena = control_arena_locked()?;
+    let old = conn.slot();
+    let (index, slot) = new_slot(&arena)?;
+    let (from, to) = (&old.meta, &slot.meta);
+    for (from, to) in [
+        (&from.side, &to.side),
+        (&from.nonblocking, &to.nonblocking),
+        (&from.delivered, &to.delivered),
+        (&from.connects, &to.connects),
+    ] {
+        to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+    to.holders.store(1, Ordering::Relaxed);
+    slot.rx.lowat.store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.rx.tcp_bytes.store(old.rx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.tx.tcp_bytes.store(old.tx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.set_stage(Stage::Candidate);
+    conn.move_slot(slot, index);
+    control::bind_slot(index, Some(conn.index()));
+    Some(index)
+}
+
+/// The arena, also when the caller holds the control lock.
+fn control_arena_locked() -> Option<rdma_core::slot::ArenaView> {
+    control::arena().or_else(control::make_arena_locked)
+}
+
+/// A descriptor was duplicated by dup, dup2, dup3 or fcntl.
+pub(crate) fn duplicated(old: c_int, new: c_int) {
+    let entry = fds::lookup(old);
+    if let Some(index) = entry.as_conn() {
+        conn(index).refs.fetch_add(1, Ordering::AcqRel);
+        if !fds::fits(new) {
+            // We would not see it used: no ring for this connection.
+            conn(index).veto(Reason::FdLimit);
+            return;
+        }
+        fds::insert(new, entry);
+    } else if let Some(index) = entry.as_epoll() {
+        epoll::share_fd(index);
+        fds::insert(new, entry);
+    } else if fds::lookup(new).is_internal() {
+        // The kernel gave us a number that we thought was ours: ours was closed behind our back.
+        fds::replace(new, Entry::NONE);
+    } else if !fds::lookup(new).is_none() {
+        forget_stale(new);
+    }
+}
+
+/// A number that the kernel has just handed out cannot still be what we think: a close was missed.
+#[inline]
+pub(crate) fn created(fd: c_int) {
+    if fd >= 0 && !fds::lookup(fd).is_none() {
+        forget_stale(fd);
+    }
+}
+
+#[cold]
+fn forget_stale(fd: c_int) {
+    let entry = fds::lookup(fd);
+    if entry.is_internal() {
+        fds::replace(fd, Entry::NONE);
+        return;
+    }
+    if let Some(closing) = begin_close(fd) {
+        closing.finish();
+    }
+}
+
+/// What remains to be done after a descriptor has really been closed.
+#[must_use]
+pub(crate) struct Closing {
+    conn: Option<&'static Conn>,
+}
+
+/// Before the kernel closes `fd`: takes it out of the table and, if it was the last descriptor of the
+/// last process, ends the connection. `None`: nothing of ours.
+pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
+    let entry = fds::lookup(fd);
+    if entry.is_none() || entry.is_internal() || !fds::take(fd, entry) {
+        return None;
+    }
+    if let Some(index) = entry.as_epoll() {
+        epoll::forget_set(fd, index);
+        return None;
+    }
+    if entry.is_watched() {
+        epoll::forget_fd(fd);
+        return None;
+    }
+    let conn = conn(entry.as_conn()?);
+    if conn.refs.fetch_sub(1, Ordering::AcqRel) > 1 {
+        return None;
+    }
+    errno::preserved(|| last_descriptor(conn, fd));
+    Some(Closing { conn: Some(conn) })
+}
+
+/// The last descriptor of this process.
+fn last_descriptor(conn: &'static Conn, fd: c_int) {
+    let slot = conn.slot();
+    epoll::forget_conn(conn);
+    let last = slot.meta.holders.fetch_sub(1, Ordering::AcqRel) == 1;
+    if !last {
+        return;
+    }
+    if let Some(view) = conn.view() {
+        send::end(conn);
+        let rx = &slot.rx;
+        let locked = lock::take(&rx.lock).is_ok();
+        let mut cursor = rx.cursor();
+        let unread = matches!(rx.state(), RxState::Ring | RxState::Armed | RxState::Draining)
+            && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
+        view.mine.state.leave();
+        if locked {
+            lock::free(&rx.lock);
+        }
+        kick::wake_all(conn, view);
+        if unread {
+            kernel::reset_on_close(fd);
+        }
+    }
+    count(conn);
+}
+
+/// Adds what the connection did to the process's counters.
+fn count(conn: &Conn) {
+    let Some(arena) = control::arena() else { return };
+    let counters = &arena.header().counters;
+    let slot = conn.slot();
+    for (total, part) in [
+        (&counters.ring_tx_bytes, slot.tx.cursor().tail),
+        (&counters.ring_rx_bytes, slot.rx.cursor().head),
+        (&counters.tcp_tx_bytes, slot.tx.tcp_bytes.load(Ordering::Relaxed)),
+        (&counters.tcp_rx_bytes, slot.rx.tcp_bytes.load(Ordering::Relaxed)),
+        (&counters.wakeups_sent, slot.tx.kicks.load(Ordering::Relaxed)),
+        (&counters.sleeps, slot.rx.sleeps.load(Ordering::Relaxed)),
+    ] {
+        if part != 0 {
+            total.fetch_add(part, Ordering::Relaxed);
+        }
+    }
+    let never = match slot.stage() {
+        Stage::Candidate => Some(Reason::Young),
+        Stage::Registered => Some(Reason::Unpaired),
+        Stage::Free | Stage::Attached | Stage::Plain => None,
+    };
+    if let Some(reason) = never {
+        counters.declined.fetch_add(1, Ordering::Relaxed);
+        counters.count_reason(reason);
+    }
+}
+
+impl Closing {
+    /// After the kernel has closed the descriptor.
+    pub(crate) fn finish(self) {
+        let Some(conn) = self.conn else { return };
+        let slot = conn.slot();
+        let index = conn.slot_index.load(Ordering::Relaxed);
+        let stage = slot.stage();
+        let last = slot.meta.holders.load(Ordering::Acquire) == 0;
+        if last && matches!(stage, Stage::Registered | Stage::Attached) {
+            unregister(conn, slot, index);
+        }
+        // From here on nobody finds the connection through a descriptor; wait for those who did.
+        conn.generation.fetch_add(1, Ordering::AcqRel);
+        for direction in [&slot.tx.lock, &slot.rx.lock] {
+            if lock::take(direction).is_ok() {
+                lock::free(direction);
+            }
+        }
+        conn.detach();
+        if last && index != u32::MAX {
+            control::bind_slot(index, None);
+            slot.set_stage(Stage::Free);
+            SLOT_NUMBERS.give(index);
+        }
+        CONN_NUMBERS.give(conn.index());
+    }
+}
+
+fn unregister(conn: &Conn, slot: &Slot, index: u32) {
+    let session = match slot.stage() {
+        Stage::Attached => control::session(conn.session.load(Ordering::Relaxed)),
+        _ => control::current(),
+    };
+    let generation = slot.meta.generation.load(Ordering::Relaxed);
+    let slot_number = if index == u32::MAX { conn.inherited_slot() } else { index };
+    if let Some(session) = session {
+        let message = Message::Unregister(SlotRef { slot: slot_number, generation });
+        control::send(session, &message, &[]);
+    }
+}
+
+/// shutdown(2), before the kernel's.
+pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
+    let Some(index) = fds::lookup(fd).as_conn() else { return };
+    let conn = conn(index);
+    if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
+        conn.shut.fetch_or(SHUT_WRITE, Ordering::Relaxed);
+        errno::preserved(|| send::end(conn));
+    }
+    if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
+        conn.shut.fetch_or(SHUT_READ, Ordering::Relaxed);
+    }
+    if let Some(view) = conn.view() {
+        // Those of our own side who wait look again; the kernel wakes the sleepers among them.
+        let _ = view.mine.waits.any(WaitFor::Data);
+    }
+}
+
+/// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
+/// not the last.
+pub(crate) fn before_fork() {
+    each_conn(|conn| {
+        conn.slot().meta.holders.fetch_add(1, Ordering::AcqRel);
+    });
+}
+
+/// The fork failed.
+pub(crate) fn fork_failed() {
+    each_conn(|conn| {
+        conn.slot().meta.holders.fetch_sub(1, Ordering::AcqRel);
+    });
+}
+
+/// After fork in the parent.
+pub(crate) fn in_parent() {
+    epoll::after_fork(false);
+}
+
+fn each_conn(work: impl Fn(&'static Conn)) {
+    for number in 0..CONN_NUMBERS.used() {
+        let conn = conn(number);
+        if conn.refs.load(Ordering::Relaxed) > 0 && fds_name(conn) {
+            work(conn);
+        }
+    }
+}
+
+/// Whether the connection is in use: freed ones have no descriptor.
+fn fds_name(conn: &Conn) -> bool {
+    conn.refs.load(Ordering::Relaxed) > 0
+}
+
+/// In a forked child: what belongs to the parent is left alone.
+pub(crate) extern "C" fn in_forked_child() {
+    OWN_PID.store(0, Ordering::Relaxed);
+    tls::after_fork();
+    CONN_NUMBERS.after_fork(false);
+    SLOT_NUMBERS.after_fork(true);
+    control::after_fork();
+    contexts::after_fork();
+    epoll::after_fork(true);
+    each_conn(|conn| conn.inherit());
+}
+
+/// A descriptor is passed to another process, which may not have the library: its connection stays on
+/// TCP, or, if it has left TCP already, is broken openly.
+pub(crate) fn passed_on(fd: c_int) {
+    leave_to_others(fd, Reason::FdPassed);
+}
+
+/// A descriptor is wrapped into a stdio stream, whose reads and writes we do not see.
+pub(crate) fn to_stdio(fd: c_int) {
+    leave_to_others(fd, Reason::Stdio);
+}
+
+fn leave_to_others(fd: c_int, reason: Reason) {
+    let Some(index) = fds::lookup(fd).as_conn() else { return };
+    let conn = conn(index);
+    conn.veto(reason);
+    if let Some(view) = conn.view()
+        && crate::ops::ready::involves_ring(conn)
+    {
+        errno::preserved(|| crate::ops::recv::break_conn(conn, view, reason));
+    }
+}
+
+/// The program wants the number of one of our own descriptors: ours moves.
+pub(crate) fn make_way(fd: c_int) {
+    errno::preserved(|| {
+        for number in 0..contexts::made() {
+            if let Some(context) = u16::try_from(number).ok().and_then(contexts::context)
+                && context.move_bell(fd)
+            {
+                break;
+            }
+        }
+        fds::replace(fd, Entry::NONE);
+    });
+}
+
+/// Whether this process's memory is its own: false in a vfork child, which must not change it.
+pub(crate) fn is_own_memory() -> bool {
+    let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+    match OWN_PID.load(Ordering::Relaxed) {
+        0 => {
+            OWN_PID.store(pid, Ordering::Relaxed);
+            true
+        }
+        own => own == pid,
+    }
+}
+
+static OWN_PID: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);

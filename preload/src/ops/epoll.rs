@@ -1,0 +1,221 @@
+//! Epoll sets: the program's own kernel set, in which our connections carry our data and which also
+//! holds an event channel.
+//!
+//! Every registration of a TCP socket is an *interest*: what the program asked for, and the data it
+//! wants back. In the kernel the socket stands with a cookie instead of that data. As long as a
+//! connection is on TCP, events pass through with the data put back (and tell us that the program
+//! waits here, which is the evidence that arming needs). Once a ring is involved the kernel's
+//! registration is edge-triggered and only reports what the kernel knows (end of stream, errors);
+//! level, edge and one-shot behaviour are computed from the ring for the interests that a doorbell's
+//! pending bit or an edge has put on the set's ready list.
+
+#![expect(unsafe_code, reason = "epoll_ctl of libc with events of the program")]
+
+mod set;
+mod wait;
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::epoll_event;
+use rdma_core::Reason;
+use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::slot::{RxState, TxState};
+
+pub(crate) use set::{
+    Interest, adopt_watched, after_fork, create, forget_fd, forget_set, make_set, mark_shared, share_fd,
+};
+pub(crate) use wait::wait;
+
+use crate::conn::{Conn, conn};
+use crate::fds::{self};
+use crate::ops::ready::involves_ring;
+use crate::{control, errno, kernel, real};
+use set::{Set, interest, interests_of, set_of};
+
+/// epoll_ctl(2).
+///
+/// # Safety
+/// `event` is null or points to an event.
+pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
+    // SAFETY: by contract, in each use.
+    let native = || unsafe { real::epoll_ctl(epfd, op, fd, event) };
+    let entry = fds::lookup(fd);
+    if entry.as_epoll().is_some() && op == libc::EPOLL_CTL_ADD {
+        mark_shared(fd);
+    }
+    let is_ours = entry.as_conn().is_some() || set::is_watched(fd) || set::is_unconnected_tcp(fd, entry);
+    if !is_ours {
+        return native();
+    }
+    let Some(set) = make_set(epfd) else {
+        if let Some(index) = entry.as_conn() {
+            conn(index).veto(Reason::UnseenWaiter);
+        }
+        return native();
+    };
+    match op {
+        libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD if event.addr() >= 4096 => {
+            // SAFETY: not null, by contract an event (packed on x86-64, so read unaligned).
+            let asked = unsafe { event.read_unaligned() };
+            if op == libc::EPOLL_CTL_ADD { add(set, epfd, fd, asked) } else { modify(set, epfd, fd, asked) }
+        }
+        libc::EPOLL_CTL_DEL => {
+            let rc = native();
+            if rc == 0
+                && let Some((_, interest)) = set::find(set, fd)
+            {
+                set::drop_interest(interest);
+            }
+            rc
+        }
+        _ => native(),
+    }
+}
+
+fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
+    let Some((number, interest)) = set::new_interest(set, fd, asked) else {
+        // No room: the kernel serves this registration, and the connection stays there.
+        if let Some(index) = fds::lookup(fd).as_conn() {
+            let conn = conn(index);
+            if involves_ring(conn) {
+                errno::set(libc::ENOMEM);
+                return -1;
+            }
+            conn.veto(Reason::Waiters);
+        }
+        let mut event = asked;
+        // SAFETY: a local event.
+        return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+    };
+    let mut event = epoll_event { events: interest.kernel_events(), u64: set::cookie(number) };
+    // SAFETY: a local event.
+    let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
+    if rc < 0 {
+        set::drop_interest(interest);
+        return rc;
+    }
+    set.interests.fetch_add(1, Ordering::Relaxed);
+    interest.live.store(1, Ordering::Release);
+    engage(interest);
+    rc
+}
+
+fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
+    let Some((number, interest)) = set::find(set, fd) else {
+        let mut event = asked;
+        // SAFETY: a local event.
+        return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
+    };
+    interest.ask(asked);
+    let mut event = epoll_event { events: interest.kernel_events(), u64: set::cookie(number) };
+    // SAFETY: a local event.
+    let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
+    if rc == 0 {
+        engage(interest);
+    }
+    rc
+}
+
+/// Makes the far end reach an interest whose connection involves a ring, and looks at it once.
+fn engage(interest: &'static Interest) {
+    let Some(conn) = interest.conn() else { return };
+    if !involves_ring(conn) {
+        return;
+    }
+    let (Some(set), Some(view)) = (interest.set(), conn.view()) else { return };
+    if let Some(who) = reference(set, conn) {
+        let waits = &view.mine.waits;
+        while waits.leave(WaitFor::Data, who) {}
+        while waits.leave(WaitFor::Space, who) {}
+        if conn.slot().rx.state() != RxState::Kernel {
+            waits.enter(WaitFor::Data, who);
+        }
+        if conn.slot().tx.state() == TxState::Ring
+            && interest.asks_for_space()
+        {
+            waits.enter(WaitFor::Space, who);
+        }
+    }
+    set.push(interest);
+    set.wake_sleepers();
+}
+
+/// How the far end of `conn` names this set.
+fn reference(set: &Set, conn: &Conn) -> Option<WaitRef> {
+    let session = control::session(conn.session.load(Ordering::Relaxed))?;
+    let process = session.process.load(Ordering::Acquire);
+    if process == 0 || session.is_inherited() {
+        return None;
+    }
+    let bit = u16::try_from(conn.index()).ok()?;
+    Some(WaitRef { process, context: set.context()?, bit: Some(bit) })
+}
+
+/// Whether all sets that hold the connection could serve it from a ring.
+pub(crate) fn may_arm(conn: &Conn) -> bool {
+    for interest in interests_of(conn) {
+        let Some(set) = interest.set() else { return false };
+        if set.is_shared() {
+            conn.veto(Reason::SharedEpoll);
+            return false;
+        }
+        let session = conn.session.load(Ordering::Relaxed);
+        if !set.open_channel() || !set.channel_known(session) {
+            return false;
+        }
+    }
+    true
+}
+
+/// The connection was armed, switched or has reached its ring: adjusts the kernel's registrations
+/// and posts one edge.
+pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
+    for interest in interests_of(conn) {
+        let Some(set) = interest.set() else { continue };
+        let mut event =
+            epoll_event { events: interest.kernel_events(), u64: set::cookie(interest.number()) };
+        let (epfd, fd) = (set.epfd(), interest.fd());
+        errno::preserved(|| {
+            // SAFETY: a local event.
+            unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) }
+        });
+        let bits = kernel::poll_now(fd, libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT);
+        conn.kernel_bits.store(u32::from(bits.cast_unsigned()), Ordering::Relaxed);
+        engage(interest);
+    }
+}
+
+/// The last descriptor of the connection is closed: its interests are gone from the kernel too.
+pub(crate) fn forget_conn(conn: &Conn) {
+    for interest in interests_of(conn) {
+        if let (Some(set), Some(view)) = (interest.set(), conn.view())
+            && let Some(who) = reference(set, conn)
+        {
+            while view.mine.waits.leave(WaitFor::Data, who) {}
+            while view.mine.waits.leave(WaitFor::Space, who) {}
+        }
+        set::drop_interest(interest);
+    }
+}
+
+/// Puts every interest of the connection in `set` on its ready list: a pending bit was found.
+fn post_conn(set: &'static Set, index: u16) {
+    for interest in interests_of(conn(u32::from(index))) {
+        if interest.set().is_some_and(|owner| core::ptr::eq(owner, set)) {
+            set.push(interest);
+        }
+    }
+}
+
+/// The interest behind a kernel event's data, if the data is ours.
+fn interest_of_cookie(data: u64) -> Option<&'static Interest> {
+    interest(set::number_of_cookie(data)?)
+}
+
+/// Whether `epfd` is a set with interests of ours.
+#[inline]
+pub(crate) fn set_with_interests(epfd: c_int) -> Option<&'static Set> {
+    let set = set_of(fds::lookup(epfd).as_epoll()?)?;
+    (set.interests.load(Ordering::Relaxed) > 0).then_some(set)
+}

@@ -1,0 +1,246 @@
+//! epoll_wait: the kernel's events and the rings', O(ready).
+
+#![expect(unsafe_code, reason = "libc's epoll_pwait into the program's array")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{epoll_event, sigset_t};
+use rdma_core::slot::{RxState, TxState};
+
+use super::set::{Interest, Set, is_cookie};
+use super::{interest_of_cookie, post_conn};
+use crate::conn::Conn;
+use crate::ops::ready::{self, involves_ring};
+use crate::{config, contexts, control, errno, real, tls};
+
+/// epoll_wait, epoll_pwait and epoll_pwait2 on a set with interests of ours.
+///
+/// # Safety
+/// `events` has room for `max` events.
+pub(crate) unsafe fn wait(
+    set: &'static Set,
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
+    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    // SAFETY: by contract; what the kernel refuses (max, address) it refuses.
+    let kernel = |at: usize, timeout: Option<u64>| unsafe {
+        kernel_wait(epfd, events.add(at), max - at as c_int, timeout, mask)
+    };
+    if max <= 0 || events.addr() < 4096 {
+        return kernel(0, timeout_ns);
+    }
+    // SAFETY: by contract.
+    let out = unsafe { core::slice::from_raw_parts_mut(events, max.cast_unsigned() as usize) };
+    let mut spun = false;
+    loop {
+        take_pending(set);
+        // Half for rings first, so that busy rings do not starve what the kernel has.
+        let mut count = collect(set, out, out.len().div_ceil(2));
+        let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
+        let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun) {
+            if count < out.len() { kernel(count, Some(0)) } else { 0 }
+        } else {
+            sleep(set, deadline, &kernel)
+        };
+        if told < 0 {
+            if count > 0 {
+                return count as c_int;
+            }
+            return told;
+        }
+        count = translate(set, out, count, told.cast_unsigned() as usize);
+        take_pending(set);
+        if count < out.len() {
+            let rest = out.get_mut(count..).unwrap_or_default();
+            let room = rest.len();
+            count += collect(set, rest, room);
+        }
+        if count > 0 || expired {
+            return count as c_int;
+        }
+        if !spun && set.context().is_some() {
+            spun = true;
+            spin(set);
+        }
+    }
+}
+
+/// libc's epoll wait with a timeout in nanoseconds.
+///
+/// # Safety
+/// `events` has room for `max` events.
+unsafe fn kernel_wait(
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
+    let whole = timeout_ns.is_none_or(|ns| ns % 1_000_000 == 0 && ns < 1_000_000_000_000);
+    if whole {
+        let ms = timeout_ns.map_or(-1, |ns| c_int::try_from(ns / 1_000_000).unwrap_or(c_int::MAX));
+        // SAFETY: by contract.
+        return unsafe { real::epoll_pwait(epfd, events, max, ms, mask) };
+    }
+    let time = ready::to_timespec(timeout_ns.unwrap_or(0));
+    let before = errno::get();
+    // SAFETY: by contract.
+    let rc = unsafe { real::epoll_pwait2(epfd, events, max, &raw const time, mask) };
+    if rc < 0 && errno::get() == libc::ENOSYS {
+        errno::set(before);
+        let ms = timeout_ns.map_or(-1, |ns| c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(c_int::MAX));
+        // SAFETY: by contract.
+        return unsafe { real::epoll_pwait(epfd, events, max, ms, mask) };
+    }
+    rc
+}
+
+/// Moves pending bits to the ready list.
+fn take_pending(set: &'static Set) {
+    let Some(number) = set.context() else { return };
+    for session in &control::SESSIONS {
+        let Some(events) = session.events.get() else { continue };
+        if let Some(words) = contexts::words(&events, number)
+            && words.has_pending()
+        {
+            words.take_pending(|bit| post_conn(set, bit));
+        }
+    }
+}
+
+/// Whether a bit is pending or the list is not empty.
+fn has_news(set: &Set) -> bool {
+    let Some(number) = set.context() else { return false };
+    !set.is_quiet()
+        || control::SESSIONS.iter().any(|session| {
+            session
+                .events
+                .get()
+                .and_then(|events| contexts::words(&events, number))
+                .is_some_and(rdma_core::event::EventContext::has_pending)
+        })
+}
+
+/// Reports ready interests, at most `most`; level-triggered ones go to the end of the list again.
+fn collect(set: &'static Set, out: &mut [epoll_event], most: usize) -> usize {
+    let mut count = 0;
+    let mut kept: Option<&'static Interest> = None;
+    while count < most {
+        let Some(interest) = set.pop() else { break };
+        if kept.is_some_and(|first| core::ptr::eq(first, interest)) {
+            // Once around.
+            set.push(interest);
+            break;
+        }
+        if interest.live.load(Ordering::Acquire) == 0 {
+            continue;
+        }
+        let Some(conn) = interest.conn() else { continue };
+        let bits = bits(conn, interest.fd()) & interest.wanted();
+        if bits == 0 || interest.wanted() == 0 {
+            continue;
+        }
+        let Some(place) = out.get_mut(count) else {
+            set.push(interest);
+            break;
+        };
+        *place = epoll_event { events: bits, u64: interest.data() };
+        count += 1;
+        conn.slot().meta.delivered.store(1, Ordering::Relaxed);
+        if !interest.spend() && !interest.is_edge() {
+            kept = kept.or(Some(interest));
+            set.push(interest);
+        }
+    }
+    count
+}
+
+/// Present readiness as epoll bits.
+fn bits(conn: &Conn, fd: c_int) -> u32 {
+    let slot = conn.slot();
+    let both = slot.rx.state() == RxState::Ring && slot.tx.state() == TxState::Ring;
+    let kernel = if both {
+        // Edges keep this current: nothing but the end of stream and errors can still happen there.
+        let bits = conn.kernel_bits.load(Ordering::Relaxed) & 0xffff;
+        u16::try_from(bits).unwrap_or(0).cast_signed()
+    } else {
+        ready::kernel_now(fd)
+    };
+    let merged = if involves_ring(conn) { ready::merge(conn, fd, kernel) } else { kernel };
+    u32::from(merged.cast_unsigned())
+}
+
+/// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; events of
+/// connections on rings become entries of the ready list instead. The number of events now in `out`.
+fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usize) -> usize {
+    let mut count = from;
+    for i in from..from + told {
+        let Some(event) = out.get(i).copied() else { break };
+        let data = event.u64;
+        if is_cookie(data) {
+            let Some(interest) = interest_of_cookie(data) else { continue };
+            if let Some(conn) = interest.conn() {
+                if involves_ring(conn) {
+                    conn.kernel_bits.store(event.events, Ordering::Relaxed);
+                    set.push(interest);
+                    continue;
+                }
+                if interest.wanted() == 0 {
+                    continue;
+                }
+                conn.slot().meta.delivered.store(1, Ordering::Relaxed);
+            }
+            if let Some(place) = out.get_mut(count) {
+                // An edge of the time before a ring was involved may carry more than was asked for.
+                let events = event.events & (interest.wanted() | 0x18);
+                if events == 0 {
+                    continue;
+                }
+                *place = epoll_event { events, u64: interest.data() };
+            }
+        } else if let Some(place) = out.get_mut(count) {
+            *place = event;
+        }
+        count += 1;
+    }
+    count
+}
+
+/// Spins for rings while that pays.
+fn spin(set: &'static Set) {
+    if config::spin_us() == 0 {
+        return;
+    }
+    crate::wait::spin_for(0, || has_news(set));
+}
+
+/// Sleeps in the kernel, announced to all far ends.
+fn sleep(set: &'static Set, deadline: Option<u64>, kernel: &dyn Fn(usize, Option<u64>) -> c_int) -> c_int {
+    let left = || deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    let Some(number) = set.context() else { return kernel(0, left()) };
+    let each = |work: &dyn Fn(&rdma_core::event::EventContext)| {
+        for session in &control::SESSIONS {
+            if let Some(words) = session.events.get().and_then(|events| contexts::words(&events, number)) {
+                work(words);
+            }
+        }
+    };
+    set.sleepers.fetch_add(1, Ordering::SeqCst);
+    each(&|words| words.prepare_sleep());
+    let told = if has_news(set) { kernel(0, Some(0)) } else { kernel(0, left()) };
+    if set.sleepers.fetch_sub(1, Ordering::SeqCst) > 1 {
+        // Others still sleep here: later posts must ring again.
+        each(&|words| words.prepare_sleep());
+    } else {
+        each(&|words| {
+            words.finish_sleep();
+        });
+    }
+    let _ = tls::token();
+    told
+}

@@ -1,0 +1,149 @@
+//! Options and requests that concern the state of a connection: ioctl, fcntl, getsockopt, setsockopt.
+
+#![expect(unsafe_code, reason = "the program's option values and libc's own calls")]
+
+use core::ffi::{c_int, c_ulong};
+use core::sync::atomic::Ordering;
+
+use libc::{c_void, socklen_t};
+use rdma_core::Reason;
+
+use super::ready::involves_ring;
+use super::recv;
+use crate::conn::{Conn, conn};
+use crate::{errno, fds, kernel, lifecycle, real};
+
+const SO_ZEROCOPY: c_int = 60;
+const SO_PEEK_OFF: c_int = 42;
+const TCP_ULP: c_int = 31;
+const TCP_REPAIR: c_int = 19;
+const FIONREAD: c_ulong = 0x541b;
+const FIONBIO: c_ulong = 0x5421;
+const FIOASYNC: c_ulong = 0x5452;
+
+/// ioctl(2).
+///
+/// # Safety
+/// As ioctl itself.
+pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
+    // SAFETY: by contract.
+    let native = || unsafe { real::ioctl(fd, request, arg) };
+    let Some(index) = fds::lookup(fd).as_conn() else { return native() };
+    let conn = conn(index);
+    match request {
+        FIONREAD if arg >= 4096 => match recv::readable(conn, fd) {
+            Some(bytes) => {
+                let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
+                // SAFETY: FIONREAD's argument points to an int.
+                unsafe { core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value) };
+                0
+            }
+            None => native(),
+        },
+        FIONBIO => {
+            let rc = native();
+            if rc == 0 {
+                refresh_nonblocking(conn, fd);
+            }
+            rc
+        }
+        FIOASYNC => {
+            conn.veto(Reason::UnseenWaiter);
+            native()
+        }
+        _ => native(),
+    }
+}
+
+/// fcntl(2).
+///
+/// # Safety
+/// As fcntl itself.
+pub(crate) unsafe fn fcntl(fd: c_int, command: c_int, arg: usize) -> c_int {
+    // SAFETY: by contract.
+    let rc = unsafe { real::fcntl(fd, command, arg) };
+    if rc < 0 {
+        return rc;
+    }
+    match command {
+        libc::F_DUPFD | libc::F_DUPFD_CLOEXEC => lifecycle::duplicated(fd, rc),
+        libc::F_SETFL => {
+            if let Some(index) = fds::lookup(fd).as_conn() {
+                let conn = conn(index);
+                refresh_nonblocking(conn, fd);
+                if arg & libc::O_ASYNC as usize != 0 {
+                    conn.veto(Reason::UnseenWaiter);
+                }
+            }
+        }
+        _ => {}
+    }
+    rc
+}
+
+fn refresh_nonblocking(conn: &Conn, fd: c_int) {
+    let flag = u32::from(kernel::is_nonblocking(fd));
+    conn.slot().meta.nonblocking.store(flag, Ordering::Relaxed);
+}
+
+/// setsockopt(2).
+///
+/// # Safety
+/// As setsockopt itself.
+pub(crate) unsafe fn set(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+    // SAFETY: by contract.
+    let native = || unsafe { real::setsockopt(fd, level, name, value, len) };
+    let Some(index) = fds::lookup(fd).as_conn() else { return native() };
+    let conn = conn(index);
+    let veto = match (level, name) {
+        (libc::SOL_SOCKET, SO_ZEROCOPY) => Some(Reason::ZeroCopy),
+        (libc::SOL_SOCKET, SO_PEEK_OFF) => Some(Reason::PeekOffset),
+        (libc::SOL_SOCKET, libc::SO_OOBINLINE) => Some(Reason::OutOfBand),
+        (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => Some(Reason::SocketOption),
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => Some(Reason::SocketOption),
+        _ => None,
+    };
+    if let Some(reason) = veto {
+        if involves_ring(conn) {
+            // The stream is on the ring, where this has no meaning: say that it is not supported.
+            errno::set(libc::EOPNOTSUPP);
+            return -1;
+        }
+        conn.veto(reason);
+    }
+    let rc = native();
+    if rc == 0
+        && (level, name) == (libc::SOL_SOCKET, libc::SO_RCVLOWAT)
+        && let Some(lowat) = kernel::option_int(fd, level, name)
+    {
+        conn.slot().rx.lowat.store(lowat.max(0).cast_unsigned(), Ordering::Relaxed);
+    }
+    rc
+}
+
+/// getsockopt(2).
+///
+/// # Safety
+/// As getsockopt itself.
+pub(crate) unsafe fn get(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *mut c_void,
+    len: *mut socklen_t,
+) -> c_int {
+    // SAFETY: by contract.
+    let rc = unsafe { real::getsockopt(fd, level, name, value, len) };
+    if rc == 0
+        && (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR)
+        && let Some(index) = fds::lookup(fd).as_conn()
+    {
+        let error = conn(index).pending_error.swap(0, Ordering::Relaxed);
+        // SAFETY: the kernel has just written an int there.
+        if error != 0 && unsafe { value.cast::<c_int>().read_unaligned() } == 0 {
+            // SAFETY: as above.
+            unsafe { value.cast::<c_int>().write_unaligned(error) };
+        }
+    }
+    rc
+}

@@ -1,0 +1,458 @@
+//! poll and select over kernel and ring descriptors alike.
+
+#![expect(unsafe_code, reason = "arrays and sets of the program, and libc's ppoll")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDHUP, fd_set, pollfd, sigset_t, timespec};
+use rdma_core::event::WaitFor;
+use rdma_core::ring::Consumer;
+use rdma_core::slot::{RxState, TxState};
+
+use super::{lock, recv, send};
+use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
+use crate::fds::{self};
+use crate::wait::{self, Sleeper};
+use crate::{control, errno, kernel, real, upgrade};
+
+/// POLLIN and its synonym.
+const READ_BITS: i16 = POLLIN | 0x40;
+/// POLLOUT and its synonyms.
+const WRITE_BITS: i16 = POLLOUT | 0x100 | 0x200;
+
+/// Entries handled without asking for memory.
+const ON_STACK: usize = 128;
+
+/// Longest sleep while some far end cannot be relied on to ring.
+const BLIND_NS: u64 = 8_000_000;
+
+/// `ppoll` with a timeout in nanoseconds and the signal mask as it is.
+///
+/// # Errors
+/// The errno.
+pub(crate) fn kernel_poll(entries: &mut [pollfd], timeout_ns: Option<u64>) -> Result<usize, c_int> {
+    kernel_ppoll(entries, timeout_ns, core::ptr::null())
+}
+
+fn kernel_ppoll(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigset_t) -> Result<usize, c_int> {
+    let time = timeout_ns.map(to_timespec);
+    let time = time.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
+    let before = errno::get();
+    // SAFETY: the entries are a slice; time and mask are null or valid.
+    let rc = unsafe { real::ppoll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, time, mask) };
+    match usize::try_from(rc) {
+        Ok(count) => Ok(count),
+        Err(_) => {
+            let error = errno::get();
+            errno::set(before);
+            Err(error)
+        }
+    }
+}
+
+/// Nanoseconds as a timespec.
+pub(crate) fn to_timespec(ns: u64) -> timespec {
+    timespec {
+        tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
+        tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
+    }
+}
+
+/// Whether readiness of the connection is more than the kernel knows.
+#[inline]
+pub(crate) fn involves_ring(conn: &Conn) -> bool {
+    if conn.view().is_none() {
+        return false;
+    }
+    let slot = conn.slot();
+    !matches!(slot.rx.state(), RxState::Kernel | RxState::Done) || slot.tx.state() == TxState::Ring
+}
+
+/// The readiness of a connection that involves a ring, given what the kernel says of the socket.
+pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
+    let Some(view) = conn.view() else { return kernel_bits };
+    let slot = conn.slot();
+    let mut bits = kernel_bits;
+    if slot.rx.state() == RxState::Armed
+        && let Some(at) = view.theirs.state.switched_at()
+        && lock::take(&slot.rx.lock).is_ok()
+    {
+        if slot.rx.state() == RxState::Armed && !upgrade::begin_draining(conn_static(conn), fd, at) {
+            recv::break_conn(conn, view, rdma_core::Reason::UnseenWriter);
+        }
+        lock::free(&slot.rx.lock);
+    }
+    if slot.rx.state() == RxState::Ring {
+        if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
+            recv::on_kernel_event(conn, view, fd, bits);
+        }
+        let cursor = slot.rx.cursor();
+        let mut fresh = cursor;
+        let available = Consumer::of(view).refresh(&mut fresh).unwrap_or(1);
+        let lowat = u64::from(slot.rx.lowat.load(Ordering::Relaxed).max(1));
+        let over = view.theirs.state.ended_at() == Some(fresh.head)
+            || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+            || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
+        bits &= !READ_BITS;
+        if available >= lowat || over {
+            bits |= READ_BITS;
+        }
+    }
+    if let Some(writable) = send::writable(conn) {
+        bits &= !WRITE_BITS;
+        if writable || kernel_bits & (POLLERR | POLLHUP) != 0 {
+            bits |= WRITE_BITS;
+        }
+    }
+    let broken = view.theirs.state.broken().is_some() || view.mine.state.broken().is_some();
+    if broken {
+        bits |= READ_BITS | WRITE_BITS | POLLRDHUP | POLLERR | POLLHUP;
+    } else if conn.pending_error.load(Ordering::Relaxed) != 0 {
+        bits |= READ_BITS | WRITE_BITS | POLLERR;
+    }
+    bits
+}
+
+fn conn_static(it: &Conn) -> &'static Conn {
+    conn(it.index())
+}
+
+/// What the kernel is to be asked about a connection that involves a ring.
+fn kernel_interest(conn: &Conn, events: i16) -> i16 {
+    let mut ask = events;
+    if conn.slot().tx.state() == TxState::Ring {
+        ask &= !WRITE_BITS;
+    }
+    if conn.slot().rx.state() == RxState::Ring && conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+        // Its end is known; asking again would only wake us.
+        ask &= !(READ_BITS | POLLRDHUP);
+    }
+    ask
+}
+
+/// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, and then says so
+/// with [`delivered`]).
+///
+/// # Safety
+/// `fds` points to `count` entries.
+pub(crate) unsafe fn poll(
+    fds: *mut pollfd,
+    count: usize,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> Option<c_int> {
+    // What the kernel would refuse, it refuses; the array is only looked at if it can be one.
+    if count == 0 || fds.addr() < 4096 || count > 1 << 20 {
+        return None;
+    }
+    // SAFETY: by contract.
+    let entries = unsafe { core::slice::from_raw_parts_mut(fds, count) };
+    let ours = entries.iter().any(|entry| ring_conn(entry.fd).is_some());
+    ours.then(|| poll_mixed(entries, timeout_ns, mask))
+}
+
+/// The connection behind `fd`, if its readiness involves a ring.
+fn ring_conn(fd: c_int) -> Option<&'static Conn> {
+    let conn = conn(fds::lookup(fd).as_conn()?);
+    involves_ring(conn).then_some(conn)
+}
+
+/// The program has been told the readiness of these descriptors, through us.
+///
+/// # Safety
+/// `fds` points to `count` entries.
+pub(crate) unsafe fn delivered(fds: *const pollfd, count: usize) {
+    if fds.addr() < 4096 || count > 1 << 20 {
+        return;
+    }
+    // SAFETY: by contract.
+    for entry in unsafe { core::slice::from_raw_parts(fds, count) } {
+        if entry.revents != 0
+            && let Some(index) = fds::lookup(entry.fd).as_conn()
+        {
+            conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+        }
+    }
+}
+
+fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigset_t) -> c_int {
+    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    if entries.len() < ON_STACK {
+        let mut copy = [pollfd { fd: -1, events: 0, revents: 0 }; ON_STACK];
+        return poll_with(entries, &mut copy, deadline, mask);
+    }
+    let bytes = (entries.len() + 1) * size_of::<pollfd>();
+    let Ok(region) = frontend_drv::memory::reserve(bytes) else {
+        errno::set(libc::ENOMEM);
+        return -1;
+    };
+    // SAFETY: fresh zero memory of that size, aligned to a page.
+    let copy = unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1) };
+    let result = poll_with(entries, copy, deadline, mask);
+    // SAFETY: the copy is not used any more.
+    unsafe { frontend_drv::memory::unmap(region) };
+    result
+}
+
+fn poll_with(entries: &mut [pollfd], copy: &mut [pollfd], deadline: Option<u64>, mask: *const sigset_t) -> c_int {
+    let bell = entries.len();
+    let mut spun = false;
+    loop {
+        let ring_ready = prepare(entries, copy);
+        let at_once = ring_ready || !spun || deadline.is_some_and(|at| at <= control::monotonic_ns());
+        let result = if at_once {
+            kernel_ppoll(&mut copy[..bell], Some(0), mask)
+        } else {
+            sleep(entries, copy, deadline, mask)
+        };
+        if let Err(error) = result {
+            errno::set(error);
+            return -1;
+        }
+        let ready = collect(entries, copy);
+        if ready > 0 || deadline.is_some_and(|at| at <= control::monotonic_ns()) {
+            return c_int::try_from(ready).unwrap_or(c_int::MAX);
+        }
+        if !spun {
+            spun = true;
+            spin(entries);
+        }
+    }
+}
+
+/// Writes what the kernel is to be asked into `copy`; true if some ring is ready already.
+fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
+    let mut ready = false;
+    for (entry, ask) in entries.iter().zip(copy.iter_mut()) {
+        *ask = pollfd { fd: entry.fd, events: entry.events, revents: 0 };
+        if let Some(conn) = ring_conn(entry.fd) {
+            ask.events = kernel_interest(conn, entry.events);
+            ready |= ring_bits(conn, entry) != 0;
+        }
+    }
+    ready
+}
+
+fn ring_bits(conn: &Conn, entry: &pollfd) -> i16 {
+    merge(conn, entry.fd, 0) & (entry.events | POLLERR | POLLHUP)
+}
+
+/// Fills the program's `revents`; how many are not zero.
+fn collect(entries: &mut [pollfd], copy: &[pollfd]) -> usize {
+    let mut ready = 0;
+    for (entry, told) in entries.iter_mut().zip(copy) {
+        entry.revents = match ring_conn(entry.fd) {
+            Some(conn) if told.revents & POLLNVAL == 0 => {
+                merge(conn, entry.fd, told.revents) & (entry.events | POLLERR | POLLHUP)
+            }
+            _ => told.revents,
+        };
+        if entry.revents != 0 {
+            ready += 1;
+            if let Some(index) = fds::lookup(entry.fd).as_conn() {
+                conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+            }
+        }
+    }
+    ready
+}
+
+/// Spins on the rings of the connections asked about.
+fn spin(entries: &[pollfd]) {
+    let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else { return };
+    wait::spin(view, || {
+        entries.iter().any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0))
+    });
+}
+
+/// Sleeps on everything: rings by a doorbell, the rest in the kernel.
+fn sleep(
+    entries: &[pollfd],
+    copy: &mut [pollfd],
+    deadline: Option<u64>,
+    mask: *const sigset_t,
+) -> Result<usize, c_int> {
+    let bell = entries.len();
+    let sleeper = Sleeper::borrow();
+    let mut blind = sleeper.is_none();
+    if let Some(sleeper) = sleeper {
+        for entry in entries {
+            if let Some(conn) = ring_conn(entry.fd) {
+                blind |= !enter(conn, &sleeper, entry.events);
+                if let Some(words) = sleeper.words(conn) {
+                    words.prepare_sleep();
+                }
+            }
+        }
+    }
+    let ready = entries.iter().any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0));
+    let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    if ready {
+        left = Some(0);
+    } else if blind {
+        left = Some(left.map_or(BLIND_NS, |left| left.min(BLIND_NS)));
+    }
+    copy[bell] = pollfd { fd: sleeper.map_or(-1, |sleeper| sleeper.bell()), events: POLLIN, revents: 0 };
+    let result = kernel_ppoll(&mut copy[..=bell], left, mask);
+    if let Some(sleeper) = sleeper {
+        if copy[bell].revents != 0
+            && let Some(context) = crate::contexts::context(sleeper.number)
+        {
+            context.silence();
+        }
+        for entry in entries {
+            if let Some(index) = fds::lookup(entry.fd).as_conn() {
+                leave(conn(index), &sleeper);
+            }
+        }
+        crate::contexts::give_back(sleeper.number);
+    }
+    result
+}
+
+/// Enters a sleeper into what a caller of poll waits for; false if the far end might not ring.
+fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
+    let (Some(view), Some((who, known))) = (conn.view(), sleeper.reference(conn)) else { return false };
+    let mut good = known;
+    if events & (READ_BITS | POLLRDHUP) != 0 && conn.slot().rx.state() != RxState::Kernel {
+        good &= view.mine.waits.enter(WaitFor::Data, who);
+    }
+    if events & WRITE_BITS != 0 && conn.slot().tx.state() == TxState::Ring {
+        good &= view.mine.waits.enter(WaitFor::Space, who);
+    }
+    good
+}
+
+fn leave(conn: &Conn, sleeper: &Sleeper) {
+    let (Some(view), Some((who, _))) = (conn.view(), sleeper.reference(conn)) else { return };
+    while view.mine.waits.leave(WaitFor::Data, who) {}
+    while view.mine.waits.leave(WaitFor::Space, who) {}
+    if let Some(words) = sleeper.words(conn) {
+        words.finish_sleep();
+    }
+}
+
+/// select and pselect. `None`: no descriptor involves a ring; the caller asks the kernel, then calls
+/// [`delivered_sets`]. Sets are written and the remaining time is left to the caller.
+///
+/// # Safety
+/// The sets are null or have room for `count` descriptors.
+pub(crate) unsafe fn select(
+    count: c_int,
+    sets: [*mut fd_set; 3],
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> Option<c_int> {
+    let count = usize::try_from(count).ok().filter(|&n| n <= 1 << 20)?;
+    let any = (0..count).any(|fd| {
+        // SAFETY: fd < count.
+        (0..3).any(|i| unsafe { is_set(sets[i], fd) }) && c_int::try_from(fd).is_ok_and(|fd| ring_conn(fd).is_some())
+    });
+    if !any {
+        return None;
+    }
+    let bytes = (2 * count + 1) * size_of::<pollfd>();
+    let Ok(region) = frontend_drv::memory::reserve(bytes) else {
+        errno::set(libc::ENOMEM);
+        return Some(-1);
+    };
+    // SAFETY: fresh zero memory of that size, aligned to a page.
+    let all = unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), 2 * count + 1) };
+    let (entries, copy) = all.split_at_mut(count);
+    let mut used = 0;
+    for fd in 0..count {
+        let bits = [POLLIN, POLLOUT, POLLPRI];
+        // SAFETY: fd < count.
+        let events = (0..3).filter(|&i| unsafe { is_set(sets[i], fd) }).fold(0, |all, i| all | bits[i]);
+        if events != 0 {
+            entries[used] = pollfd { fd: c_int::try_from(fd).unwrap_or(-1), events, revents: 0 };
+            used += 1;
+        }
+    }
+    let entries = &mut entries[..used];
+    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    let rc = poll_with(entries, copy, deadline, mask);
+    let result = if rc < 0 {
+        -1
+    } else if entries.iter().any(|entry| entry.revents & POLLNVAL != 0) {
+        errno::set(libc::EBADF);
+        -1
+    } else {
+        // SAFETY: as promised by the caller.
+        unsafe { write_sets(entries, sets) }
+    };
+    // SAFETY: not used any more.
+    unsafe { frontend_drv::memory::unmap(region) };
+    Some(result)
+}
+
+/// Writes results as select does; the number of bits set.
+///
+/// # Safety
+/// As [`select`].
+unsafe fn write_sets(entries: &[pollfd], sets: [*mut fd_set; 3]) -> c_int {
+    let mut total = 0;
+    for entry in entries {
+        let Ok(fd) = usize::try_from(entry.fd) else { continue };
+        let hit = [
+            entry.events & POLLIN != 0 && entry.revents & (READ_BITS | POLLHUP | POLLERR) != 0,
+            entry.events & POLLOUT != 0 && entry.revents & (WRITE_BITS | POLLERR) != 0,
+            entry.events & POLLPRI != 0 && entry.revents & POLLPRI != 0,
+        ];
+        for (set, hit) in sets.into_iter().zip(hit) {
+            // SAFETY: the set has room for fd, or is null.
+            if unsafe { is_set(set, fd) } {
+                if hit {
+                    total += 1;
+                } else {
+                    // SAFETY: as above.
+                    unsafe { clear(set, fd) };
+                }
+            }
+        }
+    }
+    total
+}
+
+/// The program has been told the readiness in these sets, through us.
+///
+/// # Safety
+/// As [`select`].
+pub(crate) unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
+    for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
+        let Ok(number) = c_int::try_from(fd) else { break };
+        if let Some(index) = fds::lookup(number).as_conn()
+            // SAFETY: fd < count.
+            && (0..2).any(|i| unsafe { is_set(sets[i], fd) })
+        {
+            conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// # Safety
+/// The set is null or has room for `fd`.
+unsafe fn is_set(set: *const fd_set, fd: usize) -> bool {
+    if set.is_null() {
+        return false;
+    }
+    // SAFETY: by contract; fd_set is an array of longs, whatever its declared length.
+    let word = unsafe { set.cast::<u64>().add(fd / 64).read_unaligned() };
+    word >> (fd % 64) & 1 != 0
+}
+
+/// # Safety
+/// The set has room for `fd`.
+unsafe fn clear(set: *mut fd_set, fd: usize) {
+    // SAFETY: by contract.
+    unsafe {
+        let word = set.cast::<u64>().add(fd / 64);
+        word.write_unaligned(word.read_unaligned() & !(1 << (fd % 64)));
+    }
+}
+
+/// Asks the kernel now, for connections whose directions are not both on rings.
+pub(crate) fn kernel_now(fd: c_int) -> i16 {
+    kernel::poll_now(fd, POLLIN | POLLPRI | POLLOUT | POLLRDHUP | READ_BITS | WRITE_BITS)
+}

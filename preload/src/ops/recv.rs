@@ -1,0 +1,506 @@
+//! Receiving: from the kernel, across the switch, from the ring, to the end.
+
+#![expect(unsafe_code, reason = "receives into the program's buffers")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
+use rdma_core::Reason;
+use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
+use rdma_core::ring::{Consumer, RxCursor};
+use rdma_core::slot::{RxState, Stage};
+
+use super::lock;
+use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
+use crate::fds::{self, Entry};
+use crate::user::Buffers;
+use crate::wait::{self, Woken};
+use crate::{control, errno, kernel, kick, real, tls, upgrade};
+
+/// Flags that the fast path may ignore.
+const FAST_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC;
+
+/// Receives on connection `index`, which `fd` named when the caller looked. `native` is the libc call
+/// that the program made.
+#[inline(always)]
+pub(crate) fn recv(
+    fd: c_int,
+    entry: Entry,
+    index: u32,
+    buffers: &mut Buffers,
+    flags: c_int,
+    native: impl Fn() -> isize,
+) -> isize {
+    let conn = conn(index);
+    if flags & !FAST_FLAGS == 0
+        && let Some(view) = conn.view()
+        && let Some(len) = from_ring(conn, view, fd, entry, buffers)
+    {
+        return len;
+    }
+    slow(fd, entry, conn, buffers, flags, &native)
+}
+
+/// The fast path: bytes are in the ring. `None`: anything else.
+#[inline(always)]
+fn from_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mut Buffers) -> Option<isize> {
+    let rx = &conn.slot().rx;
+    if rx.state() != RxState::Ring || rx.lock.try_lock(tls::token()).is_err() {
+        return None;
+    }
+    let mut len = 0;
+    let mut space = false;
+    if fds::lookup(fd) == entry && rx.state() == RxState::Ring && !buffers.is_bad() {
+        let ring = Consumer::of(view);
+        let mut cursor = rx.cursor();
+        let left = buffers.left();
+        let known = cursor.available() >= left as u64 || ring.refresh(&mut cursor).is_ok();
+        if known && left > 0 && rx.lowat.load(Ordering::Relaxed) <= 1 {
+            len = left.min(usize::try_from(cursor.available()).unwrap_or(usize::MAX));
+            if len > 0 {
+                if buffers.drain(&ring, &mut cursor, len).is_err() {
+                    len = 0;
+                } else {
+                    space = publish(conn, &ring, &cursor);
+                }
+            }
+        }
+    }
+    lock::free(&rx.lock);
+    if space {
+        kick::after_publish(conn, view, WaitFor::Space);
+    }
+    // 0 is never answered here: it would say end of stream.
+    if len > 0 { isize::try_from(len).ok() } else { None }
+}
+
+/// Makes consumption visible; true if a waiting writer should be woken (half of the ring is free).
+#[inline(always)]
+fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
+    let rx = &conn.slot().rx;
+    rx.set_cursor(cursor);
+    rx.far_ack.store(ring.ack(), Ordering::Relaxed);
+    ring.publish(cursor);
+    cursor.available() <= ring.capacity() / 2
+}
+
+/// What one look gave.
+enum Step {
+    /// Nothing of ours: call the kernel as the program did.
+    Native,
+    /// Some bytes were taken (or looked at).
+    Moved,
+    /// End of stream.
+    End,
+    /// An errno.
+    Error(c_int),
+    /// Nothing there now.
+    Empty,
+}
+
+#[cold]
+#[inline(never)]
+fn slow(
+    fd: c_int,
+    entry: Entry,
+    conn: &'static Conn,
+    buffers: &mut Buffers,
+    flags: c_int,
+    native: &dyn Fn() -> isize,
+) -> isize {
+    // Not for the ring, and the kernel knows the answer.
+    if flags & (MSG_OOB | MSG_ERRQUEUE) != 0 || (buffers.left() == 0 && flags & MSG_PEEK == 0) {
+        return native();
+    }
+    let dont_wait = flags & MSG_DONTWAIT != 0;
+    let lowat = conn.slot().rx.lowat.load(Ordering::Relaxed).max(1) as usize;
+    let target = if flags & MSG_WAITALL != 0 { buffers.left() } else { lowat.min(buffers.left()) };
+    let mut deadline = None;
+    loop {
+        if fds::lookup(fd) != entry {
+            return if buffers.done() > 0 { count(buffers) } else { native() };
+        }
+        let before = buffers.done();
+        match step(conn, fd, buffers, flags, target) {
+            Step::Native if buffers.done() > 0 => return count(buffers),
+            Step::Native => match from_kernel(conn, fd, native) {
+                Some(result) => return result,
+                None => continue,
+            },
+            Step::Moved => {
+                note_tcp(conn, fd);
+                if flags & MSG_PEEK != 0 || buffers.left() == 0 {
+                    return count(buffers);
+                }
+                if buffers.done() > before && buffers.done() < target {
+                    continue;
+                }
+                // Enough; but take what else is there, as the kernel would.
+                if buffers.done() > before && flags & MSG_WAITALL == 0 {
+                    continue;
+                }
+                return count(buffers);
+            }
+            Step::End => return count(buffers),
+            Step::Error(_) if buffers.done() > 0 => return count(buffers),
+            Step::Error(error) => return errno::fail(error),
+            Step::Empty => {}
+        }
+        if buffers.done() >= target && buffers.done() > 0 {
+            return count(buffers);
+        }
+        match block(conn, fd, flags, dont_wait, target - buffers.done(), &mut deadline) {
+            Ok(()) => {}
+            Err(_) if buffers.done() > 0 => return count(buffers),
+            Err(error) => return errno::fail(error),
+        }
+    }
+}
+
+fn count(buffers: &Buffers) -> isize {
+    isize::try_from(buffers.done()).unwrap_or(isize::MAX)
+}
+
+fn note_tcp(conn: &'static Conn, fd: c_int) {
+    if conn.slot().stage() != Stage::Attached {
+        upgrade::note(conn, fd, 0);
+    }
+}
+
+/// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
+fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+    let rx = &conn.slot().rx;
+    rx.inside.enter();
+    let state = rx.state();
+    if state != RxState::Kernel && state != RxState::Done {
+        rx.inside.leave();
+        return None;
+    }
+    let got = native();
+    rx.inside.leave();
+    if let Ok(bytes) = usize::try_from(got)
+        && state == RxState::Kernel
+    {
+        rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        upgrade::note(conn, fd, bytes);
+    }
+    Some(got)
+}
+
+/// One look at wherever the bytes come from now.
+fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, target: usize) -> Step {
+    let rx = &conn.slot().rx;
+    let Some(view) = conn.view() else { return Step::Native };
+    if lock::take(&rx.lock).is_err() {
+        return Step::Error(libc::EINTR);
+    }
+    let (step, space) = look(conn, view, fd, buffers, flags, target);
+    lock::free(&rx.lock);
+    if space {
+        kick::after_publish(conn, view, WaitFor::Space);
+    }
+    step
+}
+
+/// As [`step`], under the lock; also whether a waiting writer should be woken.
+fn look(
+    conn: &'static Conn,
+    view: &ConnView,
+    fd: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    target: usize,
+) -> (Step, bool) {
+    let rx = &conn.slot().rx;
+    loop {
+        match rx.state() {
+            RxState::Kernel => {
+                if !upgrade::try_arm(conn, view, fd, flags & MSG_DONTWAIT != 0) {
+                    return (Step::Native, false);
+                }
+            }
+            RxState::Armed => match view.theirs.state.switched_at() {
+                Some(at) => {
+                    if !upgrade::begin_draining(conn, fd, at) {
+                        break_conn(conn, view, Reason::UnseenWriter);
+                        return (Step::Error(libc::ECONNRESET), false);
+                    }
+                    if rx.state() == RxState::Armed {
+                        return (Step::Empty, false);
+                    }
+                }
+                None => return (kernel_now(conn, fd, buffers, flags, usize::MAX).0, false),
+            },
+            RxState::Draining => {
+                let left = rx.kernel_left.load(Ordering::Relaxed);
+                let most = usize::try_from(left).unwrap_or(usize::MAX);
+                let (step, got) = kernel_now(conn, fd, buffers, flags, most);
+                if matches!(step, Step::End) {
+                    break_conn(conn, view, Reason::UnseenWriter);
+                    return (Step::Error(libc::ECONNRESET), false);
+                }
+                if flags & MSG_PEEK == 0 {
+                    rx.kernel_left.store(left - got as u64, Ordering::Relaxed);
+                    if left == got as u64 {
+                        rx.set_state(RxState::Ring);
+                        super::epoll::on_change(conn, fd);
+                        continue;
+                    }
+                }
+                return (step, false);
+            }
+            RxState::Ring => return ring_now(conn, view, buffers, flags, target),
+            RxState::Done => return (Step::Native, false),
+        }
+    }
+}
+
+/// Takes from the kernel what is there now, at most `most` bytes; the step and the bytes.
+fn kernel_now(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, most: usize) -> (Step, usize) {
+    let (mut parts, used) = buffers.rest::<64>(most);
+    // SAFETY: zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = used;
+    let flags = (flags & (MSG_PEEK | MSG_TRUNC)) | MSG_DONTWAIT;
+    let before = errno::get();
+    // SAFETY: the parts are the program's buffers.
+    let got = unsafe { real::recvmsg(fd, &raw mut message, flags) };
+    match usize::try_from(got) {
+        Ok(0) => (Step::End, 0),
+        Ok(bytes) => {
+            if flags & MSG_PEEK == 0 {
+                conn.slot().rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+            }
+            buffers.skip(bytes);
+            (Step::Moved, bytes)
+        }
+        Err(_) => {
+            let error = errno::get();
+            errno::set(before);
+            if error == libc::EAGAIN { (Step::Empty, 0) } else { (Step::Error(error), 0) }
+        }
+    }
+}
+
+/// Takes from the ring what is there now.
+fn ring_now(
+    conn: &Conn,
+    view: &ConnView,
+    buffers: &mut Buffers,
+    flags: c_int,
+    target: usize,
+) -> (Step, bool) {
+    let rx = &conn.slot().rx;
+    let ring = Consumer::of(view);
+    let mut cursor = rx.cursor();
+    // Ends first, then the tail: what was written before the end is then surely seen.
+    let ended = view.theirs.state.ended_at();
+    let last = conn.final_tail.load(Ordering::Acquire);
+    let Ok(available) = ring.refresh(&mut cursor) else {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return (Step::Error(libc::ECONNRESET), false);
+    };
+    rx.set_cursor(&cursor);
+    let end = ended.or((last != NO_FINAL).then_some(last));
+    if end.is_some_and(|end| end < cursor.tail) {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return (Step::Error(libc::ECONNRESET), false);
+    }
+    if available == 0 {
+        if end == Some(cursor.head) {
+            let error = conn.pending_error.swap(0, Ordering::Relaxed);
+            if error != 0 {
+                return (Step::Error(error), false);
+            }
+            rx.set_state(RxState::Done);
+            return (Step::Native, false);
+        }
+        if view.theirs.state.broken().or(view.mine.state.broken()).is_some() {
+            return (Step::Error(libc::ECONNRESET), false);
+        }
+        if last != NO_FINAL {
+            // The far end has closed, but announced bytes that it never wrote.
+            break_conn(conn, view, Reason::RingCorrupt);
+            return (Step::Error(libc::ECONNRESET), false);
+        }
+        if conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0 {
+            return (Step::End, false);
+        }
+        return (Step::Empty, false);
+    }
+    let available = usize::try_from(available).unwrap_or(usize::MAX);
+    // SO_RCVLOWAT and MSG_WAITALL|MSG_PEEK: not yet enough to look at.
+    if flags & MSG_PEEK != 0 && available < target && end.is_none() && flags & MSG_WAITALL != 0 {
+        return (Step::Empty, false);
+    }
+    let len = available.min(buffers.left());
+    let result = if flags & MSG_PEEK != 0 {
+        buffers.peek(&ring, &cursor, len)
+    } else if flags & MSG_TRUNC != 0 {
+        ring.discard(&mut cursor, len);
+        buffers.skip(len);
+        Ok(())
+    } else {
+        buffers.drain(&ring, &mut cursor, len)
+    };
+    if result.is_err() {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return (Step::Error(libc::ECONNRESET), false);
+    }
+    let space = flags & MSG_PEEK == 0 && publish(conn, &ring, &cursor);
+    (Step::Moved, space)
+}
+
+/// Waits until there may be `need` bytes more.
+///
+/// # Errors
+/// The errno for the program: EAGAIN (non-blocking or timed out) or EINTR.
+fn block(
+    conn: &'static Conn,
+    fd: c_int,
+    flags: c_int,
+    dont_wait: bool,
+    need: usize,
+    deadline: &mut Option<Option<u64>>,
+) -> Result<(), c_int> {
+    let Some(view) = conn.view() else { return Ok(()) };
+    let slot = conn.slot();
+    if dont_wait || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd)) {
+        return Err(libc::EAGAIN);
+    }
+    let state = slot.rx.state();
+    let ready = || has_news(conn, view, state, if flags & MSG_PEEK != 0 { need } else { 1 });
+    let started = control::monotonic_ns();
+    if wait::spin(view, ready) {
+        return Ok(());
+    }
+    if kernel::is_nonblocking(fd) {
+        slot.meta.nonblocking.store(1, Ordering::Relaxed);
+        return Err(libc::EAGAIN);
+    }
+    let deadline =
+        *deadline.get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
+    let interrupts = tls::interrupts();
+    let events = libc::POLLIN | libc::POLLRDHUP;
+    match wait::sleep(conn, view, fd, WaitFor::Data, events, deadline, ready) {
+        Woken::Again => Ok(()),
+        Woken::Kernel(bits) => {
+            on_kernel_event(conn, view, fd, bits);
+            Ok(())
+        }
+        Woken::Timeout => Err(libc::EAGAIN),
+        // With a timeout the kernel never restarts; without, SA_RESTART decides.
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => Err(libc::EINTR),
+        Woken::Interrupted => Ok(()),
+    }
+}
+
+/// Whether another look can give something new.
+fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
+    let rx = &conn.slot().rx;
+    let now = rx.state();
+    if now != state {
+        return true;
+    }
+    match now {
+        RxState::Kernel | RxState::Done => true,
+        RxState::Armed => view.theirs.state.switched_at().is_some(),
+        RxState::Draining => false,
+        RxState::Ring => {
+            let ring = Consumer::of(view);
+            let cursor = rx.cursor();
+            if need > 1 {
+                let mut copy = cursor;
+                if ring.refresh(&mut copy).is_ok_and(|available| available >= need as u64) {
+                    return true;
+                }
+            } else if cursor.available() > 0 || ring.moved(&cursor) {
+                return true;
+            }
+            is_over(conn, view, &cursor)
+        }
+    }
+}
+
+/// Whether no more bytes will come, for whatever reason.
+fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
+    view.theirs.state.ended_at() == Some(cursor.head)
+        || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        || view.theirs.state.broken().is_some()
+        || view.mine.state.broken().is_some()
+        || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0
+}
+
+/// The kernel reports something on a socket whose bytes come from the ring: end of stream, an error,
+/// or a writer that nobody saw.
+pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16) {
+    let rx = &conn.slot().rx;
+    if rx.state() != RxState::Ring || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+        return;
+    }
+    if bits & (libc::POLLERR | libc::POLLHUP) == 0 {
+        if conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0 {
+            return;
+        }
+        match kernel::peek(fd) {
+            Ok(false) => {}
+            Ok(true) => return break_conn(conn, view, Reason::UnseenWriter),
+            Err(libc::EAGAIN | libc::EINTR) => return,
+            Err(error) => conn.pending_error.store(error, Ordering::Relaxed),
+        }
+    }
+    finish(conn, view);
+}
+
+/// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before.
+fn finish(conn: &Conn, view: &ConnView) {
+    // An honest end said where its stream ends before it closed; a killed one did not.
+    let killed = view.theirs.state.ended_at().is_none();
+    let tail = view.rx_words.tail.load(Ordering::Acquire);
+    if killed && conn.pending_error.load(Ordering::Relaxed) == 0 {
+        // Unread bytes at a dead end: TCP would have answered RST.
+        let sent = conn.slot().tx.cursor().tail;
+        let read = view.theirs.consumer.head.load(Ordering::Acquire);
+        if read < sent {
+            conn.pending_error.store(libc::ECONNRESET, Ordering::Relaxed);
+        }
+    }
+    let end = view.theirs.state.ended_at().unwrap_or(tail);
+    conn.final_tail.store(end, Ordering::Release);
+}
+
+/// Breaks the connection at both ends.
+#[cold]
+pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
+    if view.mine.state.broken().is_some() {
+        return;
+    }
+    view.mine.state.break_with(reason);
+    conn.slot().meta.reason.store(reason.code(), Ordering::Relaxed);
+    if let Some(arena) = control::arena() {
+        arena.header().counters.count_reason(reason);
+    }
+    kick::wake_all(conn, view);
+}
+
+/// Bytes that a receive call could get now, for FIONREAD; `None`: ask the kernel.
+pub(crate) fn readable(conn: &Conn, fd: c_int) -> Option<u64> {
+    let view = conn.view()?;
+    let rx = &conn.slot().rx;
+    let in_ring = || {
+        let mut cursor = rx.cursor();
+        Consumer::of(view).refresh(&mut cursor).unwrap_or(0)
+    };
+    match rx.state() {
+        RxState::Kernel | RxState::Armed | RxState::Done => None,
+        RxState::Draining => {
+            let left = rx.kernel_left.load(Ordering::Relaxed);
+            let there = kernel::readable(fd)?.min(left);
+            Some(if there == left { left + in_ring() } else { there })
+        }
+        RxState::Ring => Some(in_ring()),
+    }
+}

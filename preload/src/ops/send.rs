@@ -1,0 +1,356 @@
+//! Sending: to the kernel, across the switch, to the ring.
+
+#![expect(unsafe_code, reason = "raises SIGPIPE as the kernel would")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{MSG_CONFIRM, MSG_DONTROUTE, MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY};
+use rdma_core::Reason;
+use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
+use rdma_core::ring::Producer;
+use rdma_core::slot::{Stage, TxState};
+
+use super::lock;
+use super::recv::{break_conn, on_kernel_event};
+use crate::conn::{Conn, SHUT_READ, conn};
+use crate::fds::{self, Entry};
+use crate::user::Buffers;
+use crate::wait::{self, Woken};
+use crate::{control, errno, kernel, kick, tls, upgrade};
+
+/// Flags that change nothing for a ring.
+const RING_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE;
+
+/// A writer whose reader runs on the same processor hands over after this many bytes, so that the
+/// reader finds them in the cache.
+const HAND_OVER: u64 = 256 * 1024;
+
+/// Sends on connection `index`, which `fd` named when the caller looked. `native` is the libc call
+/// that the program made.
+#[inline(always)]
+pub(crate) fn send(
+    fd: c_int,
+    entry: Entry,
+    index: u32,
+    buffers: &mut Buffers,
+    flags: c_int,
+    native: impl Fn() -> isize,
+) -> isize {
+    let conn = conn(index);
+    if flags & !RING_FLAGS == 0
+        && let Some(view) = conn.view()
+        && let Some(len) = to_ring(conn, view, fd, entry, buffers)
+    {
+        return len;
+    }
+    slow(fd, entry, conn, buffers, flags, &native)
+}
+
+/// The fast path: all bytes fit into the ring. `None`: anything else, and nothing was sent.
+#[inline(always)]
+fn to_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mut Buffers) -> Option<isize> {
+    let tx = &conn.slot().tx;
+    if tx.state() != TxState::Ring || tx.lock.try_lock(tls::token()).is_err() {
+        return None;
+    }
+    let left = buffers.left();
+    let mut sent = false;
+    if fds::lookup(fd) == entry
+        && tx.state() == TxState::Ring
+        && left > 0
+        && !buffers.is_bad()
+        && !is_over(conn, view)
+    {
+        let ring = Producer::of(view);
+        let mut cursor = tx.cursor();
+        cursor.hint(conn.slot().rx.far_ack.load(Ordering::Relaxed));
+        let fits = ring.free(&cursor) >= left as u64
+            || ring.refresh(&mut cursor).is_ok_and(|free| free >= left as u64);
+        if fits {
+            buffers.fill(&ring, &mut cursor, left);
+            publish(conn, &ring, &cursor);
+            sent = true;
+        }
+    }
+    lock::free(&tx.lock);
+    if !sent {
+        return None;
+    }
+    kick::after_publish(conn, view, WaitFor::Data);
+    isize::try_from(left).ok()
+}
+
+#[inline(always)]
+fn publish(conn: &Conn, ring: &Producer, cursor: &rdma_core::ring::TxCursor) {
+    conn.slot().tx.set_cursor(cursor);
+    ring.publish(cursor, conn.slot().rx.cursor().head, tls::cpu());
+}
+
+/// Whether the ring leads nowhere any more.
+#[inline(always)]
+fn is_over(conn: &Conn, view: &ConnView) -> bool {
+    view.theirs.state.is_reader_gone()
+        || view.theirs.state.broken().is_some()
+        || view.mine.state.broken().is_some()
+        || conn.pending_error.load(Ordering::Relaxed) != 0
+}
+
+/// What one look gave.
+enum Step {
+    /// Call the kernel as the program did.
+    Native,
+    /// Some bytes were sent.
+    Moved,
+    /// An errno.
+    Error(c_int),
+    /// No space now.
+    Full,
+}
+
+#[cold]
+#[inline(never)]
+fn slow(
+    fd: c_int,
+    entry: Entry,
+    conn: &'static Conn,
+    buffers: &mut Buffers,
+    flags: c_int,
+    native: &dyn Fn() -> isize,
+) -> isize {
+    if let Some(result) = unservable(conn, buffers, flags, native) {
+        return result;
+    }
+    let dont_wait = flags & MSG_DONTWAIT != 0;
+    let mut deadline = None;
+    loop {
+        if fds::lookup(fd) != entry {
+            return if buffers.done() > 0 { count(buffers) } else { native() };
+        }
+        match step(conn, fd, buffers, dont_wait) {
+            // The kernel says what happens to the rest at the program's next call.
+            Step::Native if buffers.done() > 0 => return count(buffers),
+            Step::Native => match to_kernel(conn, fd, native) {
+                Some(result) => return result,
+                None => continue,
+            },
+            Step::Moved if buffers.left() == 0 => return count(buffers),
+            Step::Moved => continue,
+            Step::Error(_) if buffers.done() > 0 => return count(buffers),
+            Step::Error(error) => {
+                if error == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
+                    // SAFETY: raising a signal in the calling thread, as the kernel does.
+                    unsafe { libc::raise(libc::SIGPIPE) };
+                }
+                return errno::fail(error);
+            }
+            Step::Full => {}
+        }
+        match block(conn, fd, dont_wait, buffers.left(), &mut deadline) {
+            Ok(()) => {}
+            Err(_) if buffers.done() > 0 => return count(buffers),
+            Err(error) => return errno::fail(error),
+        }
+    }
+}
+
+fn count(buffers: &Buffers) -> isize {
+    isize::try_from(buffers.done()).unwrap_or(isize::MAX)
+}
+
+/// Calls that never go to a ring: out-of-band data, zero-copy, nothing to send.
+fn unservable(conn: &Conn, buffers: &Buffers, flags: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+    let on_ring = conn.slot().tx.state() == TxState::Ring && conn.view().is_some();
+    if flags & (MSG_OOB | MSG_ZEROCOPY) != 0 {
+        if on_ring {
+            // The stream has left the kernel: the mark or the notification could not be exact.
+            return Some(errno::fail(libc::EOPNOTSUPP));
+        }
+        conn.veto(if flags & MSG_OOB != 0 { Reason::OutOfBand } else { Reason::ZeroCopy });
+        return Some(native());
+    }
+    if buffers.left() == 0 {
+        // The kernel still reports errors for an empty send.
+        return Some(native());
+    }
+    None
+}
+
+/// The program's own call, counted. `None`: the direction was switched meanwhile; look again.
+fn to_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+    let tx = &conn.slot().tx;
+    tx.inside.enter();
+    let state = tx.state();
+    if state != TxState::Kernel && state != TxState::Done {
+        tx.inside.leave();
+        return None;
+    }
+    let sent = native();
+    tx.inside.leave();
+    if let Ok(bytes) = usize::try_from(sent)
+        && state == TxState::Kernel
+    {
+        tx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        upgrade::note(conn, fd, bytes);
+    }
+    Some(sent)
+}
+
+/// One look at wherever the bytes go now.
+fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
+    let tx = &conn.slot().tx;
+    let Some(view) = conn.view() else { return Step::Native };
+    if lock::take(&tx.lock).is_err() {
+        return Step::Error(libc::EINTR);
+    }
+    let step = look(conn, view, fd, buffers, dont_wait);
+    lock::free(&tx.lock);
+    if matches!(step, Step::Moved) {
+        kick::after_publish(conn, view, WaitFor::Data);
+    }
+    step
+}
+
+/// As [`step`], under the lock.
+fn look(conn: &'static Conn, view: &ConnView, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
+    let tx = &conn.slot().tx;
+    match tx.state() {
+        TxState::Kernel if view.theirs.state.is_armed() => {
+            if !upgrade::try_switch(conn, view, fd, dont_wait) {
+                return Step::Native;
+            }
+        }
+        TxState::Kernel | TxState::Switching | TxState::Done => return Step::Native,
+        TxState::Ring => {}
+    }
+    if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
+        return Step::Error(libc::ECONNRESET);
+    }
+    let error = conn.pending_error.load(Ordering::Relaxed);
+    if error != 0 {
+        conn.pending_error.store(0, Ordering::Relaxed);
+        tx.set_state(TxState::Done);
+        return Step::Error(error);
+    }
+    if view.theirs.state.is_reader_gone() {
+        // Its kernel socket is closed as well: the kernel answers as it always does.
+        tx.set_state(TxState::Done);
+        return Step::Native;
+    }
+    let ring = Producer::of(view);
+    let mut cursor = tx.cursor();
+    let Ok(free) = ring.refresh(&mut cursor) else {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return Step::Error(libc::ECONNRESET);
+    };
+    tx.set_cursor(&cursor);
+    let len = buffers.left().min(usize::try_from(free).unwrap_or(usize::MAX));
+    if len == 0 {
+        return Step::Full;
+    }
+    buffers.fill(&ring, &mut cursor, len);
+    publish(conn, &ring, &cursor);
+    Step::Moved
+}
+
+/// Waits for space.
+///
+/// # Errors
+/// EAGAIN (non-blocking or timed out) or EINTR.
+fn block(
+    conn: &'static Conn,
+    fd: c_int,
+    dont_wait: bool,
+    left: usize,
+    deadline: &mut Option<Option<u64>>,
+) -> Result<(), c_int> {
+    let Some(view) = conn.view() else { return Ok(()) };
+    let slot = conn.slot();
+    if dont_wait || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd)) {
+        return Err(libc::EAGAIN);
+    }
+    let ring = Producer::of(view);
+    // Not at the first free byte: a copy should be worth the wake-up.
+    let enough = (left as u64).min(ring.capacity() / 4);
+    let ready = || {
+        let mut cursor = slot.tx.cursor();
+        slot.tx.state() != TxState::Ring
+            || ring.refresh(&mut cursor).map_or(true, |free| free >= enough)
+            || is_over(conn, view)
+    };
+    let started = control::monotonic_ns();
+    if wait::spin(view, ready) {
+        return Ok(());
+    }
+    if kernel::is_nonblocking(fd) {
+        slot.meta.nonblocking.store(1, Ordering::Relaxed);
+        return Err(libc::EAGAIN);
+    }
+    let deadline =
+        *deadline.get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
+    let interrupts = tls::interrupts();
+    // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
+    // unless its fate is not known yet.
+    let known = view.theirs.state.ended_at().is_some() || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
+    let events = if known { 0 } else { libc::POLLRDHUP };
+    match wait::sleep(conn, view, fd, WaitFor::Space, events, deadline, ready) {
+        Woken::Again => Ok(()),
+        Woken::Kernel(bits) => {
+            on_kernel_event(conn, view, fd, bits);
+            // FIN from an end that never said one: it was killed, and nobody reads the ring.
+            let died = bits & libc::POLLRDHUP != 0 && view.theirs.state.ended_at().is_none();
+            if bits & (libc::POLLERR | libc::POLLHUP) != 0 || died {
+                slot.tx.set_state(TxState::Done);
+            }
+            Ok(())
+        }
+        Woken::Timeout => Err(libc::EAGAIN),
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => Err(libc::EINTR),
+        Woken::Interrupted => Ok(()),
+    }
+}
+
+/// Ends the direction: no byte after what was sent so far. The kernel's FIN or RST follows.
+pub(crate) fn end(conn: &Conn) {
+    let Some(view) = conn.view() else { return };
+    let tx = &conn.slot().tx;
+    let locked = lock::take(&tx.lock).is_ok();
+    // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
+    view.mine.state.end(tx.cursor().tail);
+    tx.set_state(TxState::Done);
+    if locked {
+        lock::free(&tx.lock);
+    }
+    kick::wake_all(conn, view);
+}
+
+/// Whether a send would find space: what POLLOUT means. `None`: ask the kernel.
+pub(crate) fn writable(conn: &Conn) -> Option<bool> {
+    let view = conn.view()?;
+    let tx = &conn.slot().tx;
+    if tx.state() != TxState::Ring {
+        return None;
+    }
+    let ring = Producer::of(view);
+    let mut cursor = tx.cursor();
+    Some(match ring.refresh(&mut cursor) {
+        Ok(free) => free >= ring.capacity() / 3 || is_over(conn, view),
+        Err(_) => true,
+    })
+}
+
+/// After a large send on a processor that the reader shares: let it read while the bytes are warm.
+pub(crate) fn hand_over(conn: &Conn) {
+    let Some(view) = conn.view() else { return };
+    let tx = &conn.slot().tx;
+    let cpu = view.rx_words.cpu.load(Ordering::Relaxed);
+    if tx.state() == TxState::Ring
+        && conn.slot().stage() == Stage::Attached
+        && cpu != 0
+        && cpu == tls::cpu()
+        && tx.cursor().used() >= HAND_OVER
+    {
+        rustix::thread::sched_yield();
+    }
+}

@@ -1,0 +1,96 @@
+//! EINTR or restart: what the kernel decides by SA_RESTART, we have to know.
+//!
+//! A blocking receive that sleeps in our `ppoll` always comes back with EINTR after a signal handler
+//! has run; the kernel's own would go on if the handler was installed with SA_RESTART. So handlers
+//! *without* that flag are installed behind a trampoline that counts them for the thread before it
+//! calls the program's handler. All other handlers are installed untouched, and what the program
+//! reads back is what it installed.
+
+#![expect(unsafe_code, reason = "signal handlers are raw addresses")]
+
+use core::ffi::{c_int, c_void};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use libc::{SA_RESTART, SIG_DFL, SIG_IGN, sigaction as SigAction, siginfo_t};
+
+use crate::{config, real, tls};
+
+const SIGNALS: usize = 65;
+
+/// Handlers behind the trampoline.
+static HANDLERS: [AtomicUsize; SIGNALS] = [const { AtomicUsize::new(0) }; SIGNALS];
+
+unsafe extern "C-unwind" fn trampoline(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    tls::count_interrupt();
+    let Some(word) = usize::try_from(signal).ok().and_then(|signal| HANDLERS.get(signal)) else { return };
+    let address = word.load(Ordering::Acquire);
+    if address <= SIG_IGN {
+        return;
+    }
+    // SAFETY: the program's handler; a handler of one argument ignores the other two.
+    let handler: unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void) =
+        unsafe { core::mem::transmute(address) };
+    // SAFETY: called as the kernel would.
+    unsafe { handler(signal, info, context) }
+}
+
+fn trampoline_address() -> usize {
+    let function: unsafe extern "C-unwind" fn(c_int, *mut siginfo_t, *mut c_void) = trampoline;
+    function as usize
+}
+
+/// sigaction(2).
+///
+/// # Safety
+/// As sigaction itself.
+pub(crate) unsafe fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int {
+    let word = usize::try_from(signal).ok().and_then(|signal| HANDLERS.get(signal));
+    let (Some(word), true) = (word, config::config().is_some()) else {
+        // SAFETY: by contract.
+        return unsafe { real::sigaction(signal, new, old) };
+    };
+    let before = word.load(Ordering::Acquire);
+    let mut wrapped = None;
+    if new.addr() >= 4096 {
+        // SAFETY: by contract an action.
+        let asked = unsafe { new.read() };
+        if asked.sa_flags & SA_RESTART == 0 && asked.sa_sigaction != SIG_DFL && asked.sa_sigaction != SIG_IGN
+        {
+            // Stored first: the handler may run before sigaction returns.
+            word.store(asked.sa_sigaction, Ordering::Release);
+            let mut action = asked;
+            action.sa_sigaction = trampoline_address();
+            wrapped = Some(action);
+        }
+    }
+    let given = wrapped.as_ref().map_or(new, core::ptr::from_ref);
+    // SAFETY: by contract.
+    let rc = unsafe { real::sigaction(signal, given, old) };
+    if rc != 0 && wrapped.is_some() {
+        word.store(before, Ordering::Release);
+    }
+    if rc == 0 && old.addr() >= 4096 {
+        // SAFETY: just written by libc.
+        let told = unsafe { &mut *old };
+        if told.sa_sigaction == trampoline_address() {
+            told.sa_sigaction = before;
+        }
+    }
+    rc
+}
+
+/// signal(3) as `bsd_signal` (SA_RESTART, the default) or `sysv_signal` (one-shot).
+///
+/// # Safety
+/// As signal itself.
+pub(crate) unsafe fn signal(signal: c_int, handler: usize, flags: c_int) -> usize {
+    // SAFETY: zero is a valid action.
+    let mut action: SigAction = unsafe { core::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: zero is a valid action.
+    let mut old: SigAction = unsafe { core::mem::zeroed() };
+    // SAFETY: two local actions.
+    let rc = unsafe { sigaction(signal, &raw const action, &raw mut old) };
+    if rc == 0 { old.sa_sigaction } else { libc::SIG_ERR }
+}

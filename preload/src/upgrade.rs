@@ -1,0 +1,274 @@
+//! From kernel TCP to the ring: registering, arming, switching.
+
+use core::ffi::c_int;
+use core::net::{IpAddr, SocketAddr};
+use core::sync::atomic::Ordering;
+use std::os::fd::AsFd;
+
+use rdma_core::Reason;
+use rdma_core::control::{Message, Register};
+use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
+use rdma_core::slot::{RxState, Stage, TxState};
+use rustix::fs::{Mode, OFlags, open};
+
+use crate::conn::Conn;
+use crate::{config, control, kernel, kick};
+
+/// A data call of `bytes` bytes went through the kernel: has the connection proved worth it?
+#[inline]
+pub(crate) fn note(conn: &'static Conn, fd: c_int, bytes: usize) {
+    let calls = conn.calls.load(Ordering::Relaxed).saturating_add(1);
+    conn.calls.store(calls, Ordering::Relaxed);
+    let total = conn.bytes.load(Ordering::Relaxed).saturating_add(bytes as u64);
+    conn.bytes.store(total, Ordering::Relaxed);
+    match conn.slot().stage() {
+        Stage::Candidate => {
+            let (after_calls, after_bytes) = config::upgrade_after();
+            if calls >= after_calls || total >= after_bytes {
+                register(conn, fd);
+            }
+        }
+        Stage::Registered => control::check_mailbox(),
+        Stage::Free | Stage::Attached | Stage::Plain => {}
+    }
+}
+
+/// The connection stays on TCP, for `reason`.
+pub(crate) fn decline(conn: &Conn, reason: Reason) {
+    conn.veto(reason);
+    let slot = conn.slot();
+    if matches!(slot.stage(), Stage::Attached | Stage::Plain) {
+        return;
+    }
+    slot.set_stage(Stage::Plain);
+    slot.meta.reason.store(reason.code(), Ordering::Relaxed);
+    if let Some(arena) = control::arena() {
+        arena.header().counters.declined.fetch_add(1, Ordering::Relaxed);
+        arena.header().counters.count_reason(reason);
+    }
+    if config::config().is_some_and(|config| config.strict) {
+        crate::init::die(&[b"viaduct: a peer connection was declined (", reason.name().as_bytes(), b"), and VIADUCT_STRICT is set"]);
+    }
+}
+
+/// Registers a candidate with the daemon. What fails for now is tried again after as many calls more.
+#[cold]
+pub(crate) fn register(conn: &'static Conn, fd: c_int) {
+    let Some(config) = config::config() else { return };
+    if let Some(reason) = conn.vetoed() {
+        decline(conn, reason);
+        return;
+    }
+    control::locked(|| match try_register(conn, fd, config) {
+        Ok(()) => conn.slot().set_stage(Stage::Registered),
+        Err(Some(reason)) => decline(conn, reason),
+        Err(None) => {
+            // Not now: ask again later, ever more rarely.
+            conn.calls.store(0, Ordering::Relaxed);
+            conn.bytes.store(0, Ordering::Relaxed);
+        }
+    });
+}
+
+/// `Err(None)`: not now, perhaps later.
+fn try_register(conn: &'static Conn, fd: c_int, config: &config::Config) -> Result<(), Option<Reason>> {
+    let slot = conn.slot();
+    if slot.meta.holders.load(Ordering::Acquire) != 1 {
+        return Err(None);
+    }
+    match kernel::state(fd) {
+        Some(kernel::TCP_ESTABLISHED) => {}
+        Some(2 | 3) => return Err(None),
+        _ => return Err(Some(Reason::NotEstablished)),
+    }
+    if kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP) {
+        return Err(Some(Reason::NotTcp));
+    }
+    if kernel::has_ulp(fd) {
+        return Err(Some(Reason::SocketOption));
+    }
+    let (own, far) = kernel::addresses(fd).ok_or(Some(Reason::NotEstablished))?;
+    if own == far {
+        return Err(Some(Reason::SelfConnected));
+    }
+    let cookie = kernel::cookie(fd).ok_or(Some(Reason::Identity))?;
+    let index = if conn.slot_index.load(Ordering::Relaxed) == u32::MAX {
+        crate::lifecycle::move_to_own_arena(conn).ok_or(Some(Reason::SlotLimit))?
+    } else {
+        conn.slot_index.load(Ordering::Relaxed)
+    };
+    let slot = conn.slot();
+    let session = control::ensure(config).map_err(|reason| match reason {
+        Reason::NoDaemon => None,
+        other => Some(other),
+    })?;
+    let mut path = *b"/proc/thread-self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+    let proc = proc_path(&mut path, fd).ok_or(Some(Reason::NoProc))?;
+    let identity = open(proc, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
+        Some(match error {
+            rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => Reason::FdLimit,
+            _ => Reason::NoProc,
+        })
+    })?;
+    record_addresses(conn, own, far);
+    slot.meta.cookie.store(cookie, Ordering::Relaxed);
+    let (family, own_addr) = octets(own.ip());
+    let register = Register {
+        slot: index,
+        generation: slot.meta.generation.load(Ordering::Relaxed),
+        cookie,
+        connects: slot.meta.connects.load(Ordering::Relaxed),
+        side: u8::try_from(slot.meta.side.load(Ordering::Relaxed)).unwrap_or(1),
+        family,
+        own_port: own.port(),
+        far_port: far.port(),
+        reserved: [0; 6],
+        own_addr,
+        far_addr: octets(far.ip()).1,
+    };
+    if control::send(session, &Message::Register(register), &[identity.as_fd()]) { Ok(()) } else { Err(None) }
+}
+
+/// Notes the addresses for `viaduct status`.
+pub(crate) fn record_addresses(conn: &Conn, own: SocketAddr, far: SocketAddr) {
+    let meta = &conn.slot().meta;
+    let words = |ip: IpAddr| {
+        let (family, octets) = octets(ip);
+        let mut halves = [0u64; 2];
+        for (half, bytes) in halves.iter_mut().zip(octets.chunks_exact(8)) {
+            *half = bytes.try_into().map_or(0, u64::from_ne_bytes);
+        }
+        (family, halves)
+    };
+    let (family, own_words) = words(own.ip());
+    let (_, far_words) = words(far.ip());
+    for (place, word) in meta.own_addr.iter().zip(own_words) {
+        place.store(word, Ordering::Relaxed);
+    }
+    for (place, word) in meta.far_addr.iter().zip(far_words) {
+        place.store(word, Ordering::Relaxed);
+    }
+    meta.ports.store(u32::from(own.port()) | u32::from(far.port()) << 16, Ordering::Relaxed);
+    meta.family.store(u32::from(family), Ordering::Relaxed);
+}
+
+/// Family number and 16 bytes of an address; v4-mapped addresses count as IPv4.
+fn octets(ip: IpAddr) -> (u8, [u8; 16]) {
+    match ip.to_canonical() {
+        IpAddr::V4(v4) => {
+            let mut out = [0u8; 16];
+            out[..4].copy_from_slice(&v4.octets());
+            (4, out)
+        }
+        IpAddr::V6(v6) => (6, v6.octets()),
+    }
+}
+
+/// `/proc/thread-self/fd/N`, terminated.
+fn proc_path(buffer: &mut [u8; 32], fd: c_int) -> Option<&core::ffi::CStr> {
+    const PREFIX: usize = "/proc/thread-self/fd/".len();
+    let mut digits = [0u8; 10];
+    let mut left = u32::try_from(fd).ok()?;
+    let mut used = 0;
+    loop {
+        digits[used] = b'0' + u8::try_from(left % 10).ok()?;
+        used += 1;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    for (place, digit) in buffer.get_mut(PREFIX..PREFIX + used)?.iter_mut().zip(digits[..used].iter().rev()) {
+        *place = *digit;
+    }
+    core::ffi::CStr::from_bytes_until_nul(buffer).ok()
+}
+
+/// Whether the shim sees how this program waits on the descriptor (design: arming needs evidence).
+fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
+    let meta = &conn.slot().meta;
+    if meta.delivered.load(Ordering::Relaxed) != 0 {
+        return true;
+    }
+    if dont_wait || kernel::is_nonblocking(fd) {
+        return false;
+    }
+    // A blocking descriptor: the call itself waits inside the shim.
+    true
+}
+
+/// Receiver: arms the direction if nothing speaks against it. Under the receive lock.
+#[cold]
+pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
+    let rx = &conn.slot().rx;
+    if conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait) {
+        return false;
+    }
+    if !crate::ops::epoll::may_arm(conn) {
+        return false;
+    }
+    rx.set_state(RxState::Armed);
+    if !rx.inside.nobody() {
+        rx.set_state(RxState::Kernel);
+        return false;
+    }
+    view.mine.state.arm();
+    crate::ops::epoll::on_change(conn, fd);
+    true
+}
+
+/// Sender: switches the direction to the ring if the far end has armed and nothing speaks against
+/// it. Under the send lock.
+#[cold]
+pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
+    let slot = conn.slot();
+    let tx = &slot.tx;
+    if conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait) {
+        return false;
+    }
+    tx.set_state(TxState::Switching);
+    if !tx.inside.nobody() {
+        tx.set_state(TxState::Kernel);
+        return false;
+    }
+    let connected = slot.meta.side.load(Ordering::Relaxed) == 1;
+    let Some(sent) = kernel::bytes_sent(fd, connected) else {
+        tx.set_state(TxState::Kernel);
+        return false;
+    };
+    view.mine.state.switch(sent);
+    tx.set_state(TxState::Ring);
+    kernel::push(fd);
+    kick::after_publish(conn, view, WaitFor::Data);
+    crate::ops::epoll::on_change(conn, fd);
+    true
+}
+
+/// Receiver: the far end has switched after `at` bytes; how many of them are still to be read from
+/// the kernel? Under the receive lock. False: the counts contradict each other.
+#[cold]
+pub(crate) fn begin_draining(conn: &'static Conn, fd: c_int, at: u64) -> bool {
+    let rx = &conn.slot().rx;
+    let Some(read) = kernel::bytes_read(fd) else { return true };
+    let Some(left) = at.checked_sub(read) else { return false };
+    rx.kernel_left.store(left, Ordering::Relaxed);
+    rx.set_state(if left == 0 { RxState::Ring } else { RxState::Draining });
+    if left == 0 {
+        crate::ops::epoll::on_change(conn, fd);
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proc_paths_are_written_without_allocating() {
+        let mut buffer = *b"/proc/thread-self/fd/\0\0\0\0\0\0\0\0\0\0\0";
+        assert_eq!(proc_path(&mut buffer, 0).unwrap(), c"/proc/thread-self/fd/0");
+        assert_eq!(proc_path(&mut buffer, 1_048_575).unwrap(), c"/proc/thread-self/fd/1048575");
+        assert!(proc_path(&mut buffer, -1).is_none());
+    }
+}

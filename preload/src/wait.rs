@@ -1,0 +1,256 @@
+//! Waiting for the far end: spin while that pays, then sleep for the ring *and* the kernel socket.
+//!
+//! Spinning is adaptive: a process-wide window grows while waits end inside it and shrinks to zero
+//! while they do not. A far end that last ran on our own processor cannot answer while we spin, so
+//! then the processor is yielded at once.
+//!
+//! A sleep is a `ppoll` of libc (a cancellation point) on the socket and a borrowed doorbell, so
+//! that end of stream, errors, signals and timeouts are the kernel's.
+
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use rdma_core::event::{EventContext, WaitFor, WaitRef};
+use rdma_core::layout::ConnView;
+
+use crate::conn::{Conn, conn};
+use crate::control::{self, monotonic_ns};
+use crate::{config, contexts, ops, tls};
+
+/// How a sleep ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Woken {
+    /// Look at the ring again.
+    Again,
+    /// The kernel reports these poll bits on the socket.
+    Kernel(i16),
+    /// The deadline has passed.
+    Timeout,
+    /// A signal was handled.
+    Interrupted,
+}
+
+/// The present spin window in nanoseconds.
+static WINDOW_NS: AtomicU32 = AtomicU32::new(20_000);
+/// Waits since the window reached zero.
+static IDLE_WAITS: AtomicU32 = AtomicU32::new(0);
+
+/// Below this the window is zero.
+const WINDOW_MIN_NS: u32 = 500;
+/// With the window at zero, one wait in so many spins a little, to notice better times.
+const PROBE_EVERY: u32 = 32;
+/// A probe's length.
+const PROBE_NS: u32 = 3_000;
+/// After so long, the processor is offered to others between looks.
+const YIELD_AFTER_NS: u64 = 4_000;
+/// Looks between two readings of the clock.
+const LOOKS: u32 = 32;
+
+/// Longest sleep when the far end cannot be relied on to ring (no doorbell, forked child).
+const BLIND_MS_MAX: u64 = 8;
+
+/// Spins until `ready` or the window ends; true if ready.
+#[inline]
+pub(crate) fn spin(view: &ConnView, ready: impl Fn() -> bool) -> bool {
+    // Most answers come within the first looks: no clock, no window for those.
+    if config::spin_us() == 0 {
+        return false;
+    }
+    let far = view.rx_words.cpu.load(Ordering::Relaxed);
+    spin_for(far, ready)
+}
+
+/// As [`spin`] without a single far end; `far` is its processor plus one, 0 if unknown.
+pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
+    let cap = config::spin_us().saturating_mul(1000);
+    let shared = far != 0 && far == tls::cpu();
+    if !shared {
+        for _ in 0..LOOKS {
+            if ready() {
+                return true;
+            }
+            core::hint::spin_loop();
+        }
+    }
+    let mut window = WINDOW_NS.load(Ordering::Relaxed).min(cap);
+    if window == 0 {
+        if !IDLE_WAITS.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROBE_EVERY) {
+            return false;
+        }
+        window = PROBE_NS.min(cap);
+    }
+    let start = monotonic_ns();
+    let mut elapsed = 0;
+    while elapsed < u64::from(window) {
+        if shared || elapsed > YIELD_AFTER_NS {
+            rustix::thread::sched_yield();
+        }
+        for _ in 0..LOOKS {
+            if ready() {
+                let grown = window.saturating_add(window / 4).saturating_add(WINDOW_MIN_NS);
+                WINDOW_NS.store(grown.min(cap), Ordering::Relaxed);
+                return true;
+            }
+            if shared {
+                break;
+            }
+            core::hint::spin_loop();
+        }
+        elapsed = monotonic_ns() - start;
+    }
+    let shrunk = window - window / 4;
+    WINDOW_NS.store(if shrunk < WINDOW_MIN_NS { 0 } else { shrunk }, Ordering::Relaxed);
+    false
+}
+
+/// A context in which a thread sleeps, entered into whatever it waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sleeper {
+    /// Borrowed context.
+    pub number: u16,
+}
+
+impl Sleeper {
+    /// Borrows a context for the calling thread.
+    pub(crate) fn borrow() -> Option<Self> {
+        contexts::borrow().map(|number| Self { number })
+    }
+
+    /// The reference under which the far end of `conn` reaches this sleeper, and whether it surely
+    /// has the doorbell.
+    pub(crate) fn reference(&self, conn: &Conn) -> Option<(WaitRef, bool)> {
+        let session = control::session(conn.session.load(Ordering::Relaxed))?;
+        if session.is_inherited() {
+            return None;
+        }
+        let process = session.process.load(Ordering::Acquire);
+        if process == 0 {
+            return None;
+        }
+        let known = contexts::context(self.number)?.known.load(Ordering::Acquire) == session.index() + 1;
+        Some((WaitRef { process, context: self.number, bit: None }, known))
+    }
+
+    /// The shared words of the context in the session of `conn`.
+    pub(crate) fn words(&self, conn: &Conn) -> Option<&'static EventContext> {
+        let session = control::session(conn.session.load(Ordering::Relaxed))?;
+        contexts::words(&session.events.get()?, self.number)
+    }
+
+    /// The doorbell.
+    pub(crate) fn bell(&self) -> c_int {
+        contexts::context(self.number).and_then(contexts::Context::bell).unwrap_or(-1)
+    }
+}
+
+/// Sleeps until the far end rings, the kernel reports one of `events` (or an error), the deadline
+/// (monotonic nanoseconds) passes or a signal is handled. `ready` is asked once more after the
+/// sleeper has been announced.
+pub(crate) fn sleep(
+    conn: &'static Conn,
+    view: &ConnView,
+    fd: c_int,
+    what: WaitFor,
+    events: i16,
+    deadline: Option<u64>,
+    ready: impl Fn() -> bool,
+) -> Woken {
+    clean_up();
+    conn.slot().rx.sleeps.fetch_add(1, Ordering::Relaxed);
+    let sleeper = Sleeper::borrow();
+    let reference = sleeper.and_then(|sleeper| sleeper.reference(conn).map(|r| (sleeper, r)));
+    let (entered, blind) = match reference {
+        Some((sleeper, (who, known))) => {
+            remember(conn, sleeper.number, what);
+            let entered = view.mine.waits.enter(what, who);
+            ((entered).then_some((sleeper, who)), !known || !entered)
+        }
+        None => (None, true),
+    };
+    let words = entered.and_then(|(sleeper, _)| sleeper.words(conn));
+    if let Some(words) = words {
+        words.prepare_sleep();
+    }
+    let woken = if ready() {
+        Woken::Again
+    } else {
+        poll_both(fd, events, entered.map(|(sleeper, _)| sleeper), deadline, blind)
+    };
+    // A signal handler that waited itself may have cleaned up after us.
+    if reference.is_none() || forget(conn, sleeper, what) {
+        if let Some(words) = words {
+            words.finish_sleep();
+        }
+        if let Some((_, who)) = entered {
+            view.mine.waits.leave(what, who);
+        }
+        if let Some(sleeper) = sleeper {
+            contexts::give_back(sleeper.number);
+        }
+    }
+    woken
+}
+
+fn poll_both(fd: c_int, events: i16, sleeper: Option<Sleeper>, deadline: Option<u64>, blind: bool) -> Woken {
+    let bell = sleeper.map_or(-1, |sleeper| sleeper.bell());
+    let mut left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
+    let mut cut = false;
+    if blind {
+        let slice = BLIND_MS_MAX * 1_000_000;
+        cut = left.is_none_or(|left| left > slice);
+        left = Some(left.map_or(slice, |left| left.min(slice)));
+    }
+    let mut entries = [
+        libc::pollfd { fd, events, revents: 0 },
+        libc::pollfd { fd: bell, events: libc::POLLIN, revents: 0 },
+    ];
+    let rc = ops::ready::kernel_poll(&mut entries, left);
+    let [socket, doorbell] = entries;
+    if doorbell.revents != 0
+        && let Some(context) = sleeper.and_then(|sleeper| contexts::context(sleeper.number))
+    {
+        context.silence();
+    }
+    match rc {
+        Err(_) => Woken::Interrupted,
+        Ok(0) if cut => Woken::Again,
+        Ok(0) => Woken::Timeout,
+        Ok(_) if socket.revents != 0 => Woken::Kernel(socket.revents),
+        Ok(_) => Woken::Again,
+    }
+}
+
+fn token(conn: &Conn, number: u16, what: WaitFor) -> u64 {
+    1 << 63 | u64::from(conn.index()) << 32 | u64::from(number) << 1 | u64::from(what == WaitFor::Space)
+}
+
+fn remember(conn: &Conn, number: u16, what: WaitFor) {
+    tls::swap_unfinished(token(conn, number, what));
+}
+
+/// True if the wait is still ours to clean up.
+fn forget(conn: &Conn, sleeper: Option<Sleeper>, what: WaitFor) -> bool {
+    let Some(sleeper) = sleeper else { return true };
+    let mine = token(conn, sleeper.number, what);
+    let found = tls::swap_unfinished(0);
+    found == mine
+}
+
+/// Cleans up after a wait that this thread left by siglongjmp, or that it interrupted.
+fn clean_up() {
+    let left = tls::swap_unfinished(0);
+    if left == 0 {
+        return;
+    }
+    let number = u16::try_from(left >> 1 & 0xffff).unwrap_or(0);
+    let owner = conn(u32::try_from(left >> 32 & 0x0fff_ffff).unwrap_or(0));
+    let what = if left & 1 == 0 { WaitFor::Data } else { WaitFor::Space };
+    let sleeper = Sleeper { number };
+    if let (Some((who, _)), Some(view)) = (sleeper.reference(owner), owner.view()) {
+        view.mine.waits.leave(what, who);
+        if let Some(words) = sleeper.words(owner) {
+            words.finish_sleep();
+        }
+    }
+    contexts::give_back(number);
+}
