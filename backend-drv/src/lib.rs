@@ -1,1 +1,43 @@
-//! Placeholder.
+//! The backend driver of a host: the library behind `viaductd`.
+//!
+//! Programs come over a Unix socket, prove which TCP connections they hold, and get memory that they
+//! share with the far end. The daemon carries no payload: once two ends are paired they need it no
+//! more, and their connection outlives it.
+//!
+//! Parts, from pure to privileged:
+//!
+//! * [`pairing`], [`carving`], [`broker`]: the state machine. Input: parsed messages and facts learned
+//!   from the kernel. Output: [`broker::Action`]. No I/O, no clock.
+//! * [`accounts`], [`ledger`]: what each user may still have, and what the tools ask about; written
+//!   by the event loop and read by the [`reporter`]'s thread.
+//! * [`memory`], [`shared`]: mapped memory; `memory` holds the only unsafe code of the crate.
+//! * [`sock_diag`], [`identity`]: questions to the kernel, and checks of what clients send.
+//! * [`packet`], [`doorbell`], [`disposal`], [`throttle`]: descriptors and messages, in bounded ways.
+//! * [`config`], [`listener`], [`privileges`], [`daemon`]: start-up and the event loop.
+//!
+//! Everything a client sends is hostile until checked. A client can lose its own connection, its own
+//! quota and its own acceleration, never those of others.
+//!
+//! Tests: `cargo test -p viaduct-backend`; some need root and say so when they are skipped.
+
+pub mod accounts;
+pub mod broker;
+pub mod carving;
+pub mod config;
+pub mod daemon;
+pub mod disposal;
+pub mod doorbell;
+pub mod identity;
+pub mod ids;
+pub mod ledger;
+pub mod listener;
+pub mod memory;
+pub mod namespaces;
+pub mod packet;
+pub mod pairing;
+pub mod privileges;
+pub mod report;
+pub mod reporter;
+pub mod shared;
+pub mod sock_diag;
+pub mod throttle;

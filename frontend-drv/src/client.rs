@@ -3,14 +3,17 @@
 //! All calls are non-blocking except [`Client::receive_blocking`], which takes a timeout. Received
 //! descriptors are close-on-exec; those that a message should not have are closed.
 
+#![expect(unsafe_code, reason = "the control socket's number can change under the program's dup2")]
+
 use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicI32, Ordering};
 use core::time::Duration;
 use std::io::{IoSlice, IoSliceMut};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use rdma_core::control::{FDS_MAX, Message, ParseError, parse};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::Errno;
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
@@ -28,7 +31,7 @@ pub type Fds = [Option<OwnedFd>; FDS_MAX];
 /// A control socket.
 #[derive(Debug)]
 pub struct Client {
-    socket: OwnedFd,
+    socket: AtomicI32,
 }
 
 /// Why nothing was received.
@@ -57,12 +60,30 @@ impl Client {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(Self { socket: lift(socket)? })
+        Ok(Self { socket: AtomicI32::new(lift(socket)?.into_raw_fd()) })
     }
 
     /// The descriptor's number.
     pub fn raw(&self) -> RawFd {
-        self.socket.as_raw_fd()
+        self.socket.load(Ordering::Acquire)
+    }
+
+    /// Moves to another number, because the program wants this one. The old descriptor stays open:
+    /// what the program does with its number replaces it. Returns the new number.
+    ///
+    /// # Errors
+    /// `EMFILE`: the client is unusable from now on.
+    pub fn relocate(&self) -> Result<RawFd, Errno> {
+        let new = fcntl_dupfd_cloexec(self.fd(), 3).and_then(lift).map(IntoRawFd::into_raw_fd);
+        self.socket.store(*new.as_ref().unwrap_or(&-1), Ordering::Release);
+        new
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        let raw = self.raw().max(0);
+        // SAFETY: our own descriptor, or standard input after `relocate` failed, on which the socket
+        // calls below only ever answer ENOTSOCK.
+        unsafe { BorrowedFd::borrow_raw(raw) }
     }
 
     /// Sends a message with descriptors beside it.
@@ -79,7 +100,7 @@ impl Client {
             return Err(Errno::INVAL);
         }
         sendmsg(
-            &self.socket,
+            self.fd(),
             &[IoSlice::new(bytes)],
             &mut ancillary,
             SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
@@ -95,7 +116,7 @@ impl Client {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);
         let received = recvmsg(
-            &self.socket,
+            self.fd(),
             &mut [IoSliceMut::new(buffer)],
             &mut ancillary,
             RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
@@ -141,8 +162,18 @@ impl Client {
             tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
             tv_nsec: i64::from(timeout.subsec_nanos()),
         };
-        let mut entry = [PollFd::from_borrowed_fd(self.socket.as_fd(), PollFlags::IN)];
+        let mut entry = [PollFd::from_borrowed_fd(self.fd(), PollFlags::IN)];
         let _ = poll(&mut entry, Some(&wait));
         self.receive(buffer)
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let raw = self.raw();
+        if raw >= 0 {
+            // SAFETY: our own descriptor, not used after this.
+            drop(unsafe { OwnedFd::from_raw_fd(raw) });
+        }
     }
 }

@@ -37,6 +37,8 @@ pub(crate) struct Conn {
     parent_slot: AtomicU32,
     attached: AtomicU32,
     view: View,
+    /// Index of the arena that the memory lies in.
+    pub arena: AtomicU32,
     /// Index of the far end's process.
     pub peer: AtomicU32,
     /// Index of the daemon session under which it was registered.
@@ -77,6 +79,7 @@ impl Conn {
             parent_slot: AtomicU32::new(0),
             attached: AtomicU32::new(0),
             view: View(UnsafeCell::new(MaybeUninit::uninit())),
+            arena: AtomicU32::new(0),
             peer: AtomicU32::new(0),
             session: AtomicU32::new(0),
             calls: AtomicU32::new(0),
@@ -148,7 +151,8 @@ impl Conn {
     }
 
     /// Attaches the connection's memory; once.
-    pub(crate) fn attach(&self, view: ConnView, peer: u32, session: u32) {
+    pub(crate) fn attach(&self, view: ConnView, peer: u32, session: u32, arena: u32) {
+        self.arena.store(arena, Ordering::Relaxed);
         self.peer.store(peer, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
         // SAFETY: `attached` is 0, so nobody reads; the caller holds the control lock, so nobody
@@ -159,7 +163,9 @@ impl Conn {
 
     /// Forgets the memory; the caller is the only user left.
     pub(crate) fn detach(&self) {
-        self.attached.store(0, Ordering::Release);
+        if self.attached.swap(0, Ordering::AcqRel) != 0 {
+            crate::control::release_arena(self.arena.load(Ordering::Relaxed));
+        }
     }
 
     /// Says that the connection must stay on TCP. The first reason stays.

@@ -8,7 +8,7 @@ mod messages;
 mod tables;
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use frontend_drv::client::{BUFFER_BYTES, Client, ReceiveError};
 use frontend_drv::descriptor::lift;
@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::contexts::{self, RegionCell};
 use crate::tls;
 
-pub(crate) use tables::{SESSIONS, Session, bind_slot, peer, peer_of_process, session};
+pub(crate) use tables::{SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session};
 
 /// Who works on the control state; 0 nobody.
 static BUSY: AtomicU32 = AtomicU32::new(0);
@@ -70,7 +70,7 @@ pub(crate) fn make_arena_locked() -> Option<ArenaView> {
             let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
             header.pid.store(pid, Ordering::Relaxed);
             contexts::keep(&fd);
-            let raw = std::os::fd::IntoRawFd::into_raw_fd(fd);
+            let raw = fd.into_raw_fd();
             ARENA_FD.store(raw.unsigned_abs() + 1, Ordering::Relaxed);
             ARENA.set(&region);
         }
@@ -204,6 +204,24 @@ pub(crate) fn after_fork() {
     ARENA.clear();
     ARENA_FD.store(0, Ordering::Relaxed);
     tables::after_fork();
+}
+
+/// The program wants this number for a descriptor of its own: ours moves away.
+pub(crate) fn make_way(fd: RawFd) {
+    if SESSIONS.iter().any(|session| session.make_way(fd)) {
+        return;
+    }
+    if ARENA_FD.load(Ordering::Relaxed) == fd.unsigned_abs() + 1 {
+        // Only needed to greet another daemon; its mapping stays.
+        let new = tables::borrow(fd.unsigned_abs()).try_clone_to_owned().ok().and_then(|new| lift(new).ok());
+        let new = new.map_or(0, |new| {
+            contexts::keep(&new);
+            new.into_raw_fd().unsigned_abs() + 1
+        });
+        ARENA_FD.store(new, Ordering::Relaxed);
+        return;
+    }
+    tables::make_way_for_bell(fd);
 }
 
 /// A descriptor that belongs to us.

@@ -383,12 +383,11 @@ fn leave_to_others(fd: c_int, reason: Reason) {
 /// The program wants the number of one of our own descriptors: ours moves.
 pub(crate) fn make_way(fd: c_int) {
     errno::preserved(|| {
-        for number in 0..contexts::made() {
-            if let Some(context) = u16::try_from(number).ok().and_then(contexts::context)
-                && context.move_bell(fd)
-            {
-                break;
-            }
+        let moved = (0..contexts::made()).any(|number| {
+            u16::try_from(number).ok().and_then(contexts::context).is_some_and(|context| context.move_bell(fd))
+        });
+        if !moved {
+            control::make_way(fd);
         }
         fds::replace(fd, Entry::NONE);
     });

@@ -1,5 +1,7 @@
 //! What a process counts, in its slot arena, for `viaduct status` and `viaduct run --stats`.
 
+#![forbid(unsafe_code)]
+
 use crate::reason::Reason;
 use crate::sync::{AtomicU64, Ordering};
 

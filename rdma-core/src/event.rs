@@ -20,12 +20,14 @@
 
 use crate::layout::{EndWaits, WAIT_REFS};
 use crate::mem::Shared;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, full_barrier};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, barrier_after_rmw, full_barrier};
 
 /// Pending bits of a context: connections one process can hold on rings.
 pub const PENDING_BITS: u32 = 65_536;
-const WORDS: usize = 1024;
-const SUMMARY: usize = 16;
+// A loom model pays for every word that is looked at, so it gets two of them.
+const WORDS: usize = if cfg!(loom) { 2 } else { 1024 };
+const SUMMARY: usize = if cfg!(loom) { 1 } else { 16 };
+const RESERVED: usize = if cfg!(loom) { 0 } else { 31 };
 
 /// Contexts of one process; further ones cannot be rung directly.
 pub const CONTEXTS: u32 = 256;
@@ -41,13 +43,14 @@ pub const EVENT_BYTES: usize = CONTEXT_STRIDE * CONTEXTS as usize;
 #[derive(Debug)]
 pub struct EventContext {
     sleeping: AtomicU32,
-    reserved: [AtomicU32; 31],
+    reserved: [AtomicU32; RESERVED],
     summary: [AtomicU64; SUMMARY],
     pending: [AtomicU64; WORDS],
 }
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<EventContext>() <= CONTEXT_STRIDE);
+#[cfg(not(loom))]
 const _: () = assert!(WORDS * 64 == PENDING_BITS as usize && SUMMARY * 64 == WORDS);
 
 #[expect(unsafe_code, reason = "marker: repr(C), atomics only")]
@@ -65,7 +68,8 @@ impl EventContext {
         }
     }
 
-    /// Producer: says that connection `bit` wants attention. Follow with [`EventContext::take_sleeper`].
+    /// Producer: says that connection `bit` wants attention. Comes after the barrier that follows
+    /// `publish`; follow with [`EventContext::take_sleeper`].
     #[inline]
     pub fn post(&self, bit: u16) {
         let word = usize::from(bit) / 64;
@@ -75,30 +79,44 @@ impl EventContext {
         else {
             return;
         };
-        // Both already set: the owner has not looked yet and will find this post too.
+        // Both already set: the owner has yet to take them, and looks at the connection after that
+        // (the barrier in `take_pending` is the other half of the caller's).
         if pending.load(Ordering::Relaxed) & mask == 0 || summary.load(Ordering::Relaxed) & top == 0
         {
             pending.fetch_or(mask, Ordering::SeqCst);
             summary.fetch_or(top, Ordering::SeqCst);
+            barrier_after_rmw();
         }
-        full_barrier();
     }
 
-    /// Producer: whether the owner sleeps and this caller is the one who must ring its doorbell.
+    /// Producer: whether the owner sleeps and this caller is the one who must ring its doorbell. From
+    /// here to the doorbell nothing may interrupt the caller for good: nobody else will ring.
     #[inline]
     pub fn take_sleeper(&self) -> bool {
-        self.sleeping.load(Ordering::Relaxed) != 0 && self.sleeping.swap(0, Ordering::SeqCst) != 0
+        let seen = self.sleeping.load(Ordering::Relaxed);
+        // Whoever comes second writes nothing: the owner may be going to sleep again already.
+        seen != 0
+            && self
+                .sleeping
+                .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Owner: about to sleep. After this, look at everything once more, then sleep.
+    ///
+    /// Where several threads sleep on one context, a thread that stops sleeping while others go on
+    /// (it has taken the doorbell, or its timeout passed) calls this again for them, then looks
+    /// whether anything is pending, and if so rings the doorbell itself: the word says whether
+    /// *somebody* sleeps, and `finish_sleep` has just said that nobody does.
     #[inline]
     pub fn prepare_sleep(&self) {
         self.sleeping.store(1, Ordering::SeqCst);
         full_barrier();
     }
 
-    /// Owner: awake (or decided not to sleep). Returns whether a doorbell was rung meanwhile, so that
-    /// it must be silenced.
+    /// Owner: awake (or decided not to sleep). Returns whether somebody took it upon himself to ring
+    /// the doorbell, so that it must be silenced. He may not have rung it yet: then it rings later and
+    /// costs one needless wake-up.
     #[inline]
     pub fn finish_sleep(&self) -> bool {
         self.sleeping.swap(0, Ordering::SeqCst) == 0
@@ -112,7 +130,7 @@ impl EventContext {
             .any(|word| word.load(Ordering::Acquire) != 0)
     }
 
-    /// Owner: takes all pending bits and gives each to `found`.
+    /// Owner: takes all pending bits and gives each to `found`, which looks at that connection.
     pub fn take_pending(&self, mut found: impl FnMut(u16)) {
         for (i, summary) in self.summary.iter().enumerate() {
             if summary.load(Ordering::Relaxed) == 0 {
@@ -126,6 +144,8 @@ impl EventContext {
                     continue;
                 };
                 let mut bits = pending.swap(0, Ordering::SeqCst);
+                // A producer that still saw its bit set relies on us to see its bytes.
+                barrier_after_rmw();
                 while bits != 0 {
                     let bit = word * 64 + bits.trailing_zeros() as usize;
                     bits &= bits - 1;
@@ -215,7 +235,7 @@ impl EndWaits {
                 .is_ok()
             {
                 count.fetch_add(1, Ordering::SeqCst);
-                full_barrier();
+                barrier_after_rmw();
                 return true;
             }
         }

@@ -17,6 +17,8 @@
 //! order behind what they announce. "Nobody inside the kernel" is a Dekker handshake in the end slot
 //! (see [`crate::slot::Inside`]).
 
+#![forbid(unsafe_code)]
+
 use crate::layout::EndState;
 use crate::reason::Reason;
 use crate::sync::{Ordering, full_barrier};

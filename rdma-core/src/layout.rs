@@ -45,7 +45,7 @@ pub const WAIT_REFS: usize = 4;
 
 /// Information about a connection's memory, for tools; nothing depends on it.
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ConnHeader {
     /// [`CONN_MAGIC`].
     pub magic: AtomicU64,
@@ -59,7 +59,7 @@ pub struct ConnHeader {
 
 /// What an end says about its two directions; see [`crate::handshake`].
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct EndState {
     /// This end looks at its ring whenever it waits or reads.
     pub armed: AtomicU32,
@@ -79,7 +79,7 @@ pub struct EndState {
 
 /// Who waits at an end; see [`crate::event`].
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct EndWaits {
     /// Entries of `rx` in use: contexts that wait for bytes.
     pub rx_waiters: AtomicU32,
@@ -93,7 +93,7 @@ pub struct EndWaits {
 
 /// Written by the consumer of a ring.
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ConsumerWords {
     /// Bytes consumed so far.
     pub head: AtomicU64,
@@ -101,7 +101,7 @@ pub struct ConsumerWords {
 
 /// Written by the producer of a ring; the data follows directly.
 #[repr(C, align(32))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ProducerWords {
     /// Bytes produced so far.
     pub tail: AtomicU64,
@@ -118,7 +118,7 @@ pub struct ProducerWords {
 
 /// All words that one end writes, except its ring.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct EndWords {
     /// Directions.
     pub state: EndState,

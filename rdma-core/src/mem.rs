@@ -14,7 +14,7 @@
 use core::ptr::NonNull;
 
 #[cfg(loom)]
-use crate::sync::{AtomicU8, Ordering};
+use crate::sync::UnsafeCell;
 
 /// A type that may be viewed in memory which other processes write.
 ///
@@ -110,7 +110,7 @@ pub struct RingBytes {
     #[cfg(not(loom))]
     base: NonNull<u8>,
     #[cfg(loom)]
-    base: &'static [AtomicU8],
+    base: &'static [UnsafeCell<u8>],
     mask: usize,
 }
 
@@ -120,9 +120,13 @@ unsafe impl Send for RingBytes {}
 unsafe impl Sync for RingBytes {}
 
 impl RingBytes {
-    /// Ring bytes for a loom model.
+    /// Ring bytes for a loom model: loom reports any two accesses to a byte, one of them a write,
+    /// that no synchronisation orders.
+    ///
+    /// # Panics
+    /// If the number of bytes is not a power of two.
     #[cfg(loom)]
-    pub fn for_loom(bytes: &'static [AtomicU8]) -> Self {
+    pub fn for_loom(bytes: &'static [UnsafeCell<u8>]) -> Self {
         assert!(bytes.len().is_power_of_two());
         Self {
             base: bytes,
@@ -139,6 +143,7 @@ impl RingBytes {
     /// The longest run of bytes from `index` (taken modulo capacity) that does not wrap, at most
     /// `len` long.
     #[inline(always)]
+    #[cfg(not(loom))]
     const fn run(&self, index: usize, len: usize) -> (usize, usize) {
         let at = index & self.mask;
         let until_end = self.capacity() - at;
@@ -186,29 +191,29 @@ impl RingBytes {
         (unsafe { self.base.as_ptr().add(at) }, run)
     }
 
-    /// As the production version, byte by byte through loom's atomics.
+    /// As the production version, byte by byte through loom's cells.
     ///
     /// # Safety
     /// `src` is readable for `len` bytes.
     #[cfg(loom)]
     pub unsafe fn copy_in(&self, index: usize, src: *const u8, len: usize) {
         for i in 0..len {
-            // SAFETY: contract of this function.
-            let byte = unsafe { src.add(i).read() };
-            self.base[(index + i) & self.mask].store(byte, Ordering::Relaxed);
+            let cell = &self.base[index.wrapping_add(i) & self.mask];
+            // SAFETY: src by contract; loom has checked that nobody else uses the cell.
+            cell.with_mut(|byte| unsafe { byte.write(src.add(i).read()) });
         }
     }
 
-    /// As the production version, byte by byte through loom's atomics.
+    /// As the production version, byte by byte through loom's cells.
     ///
     /// # Safety
     /// `dst` is writable for `len` bytes.
     #[cfg(loom)]
     pub unsafe fn copy_out(&self, index: usize, dst: *mut u8, len: usize) {
         for i in 0..len {
-            let byte = self.base[(index + i) & self.mask].load(Ordering::Relaxed);
-            // SAFETY: contract of this function.
-            unsafe { dst.add(i).write(byte) };
+            let cell = &self.base[index.wrapping_add(i) & self.mask];
+            // SAFETY: dst by contract; loom has checked that nobody writes the cell.
+            cell.with(|byte| unsafe { dst.add(i).write(byte.read()) });
         }
     }
 }
@@ -239,7 +244,6 @@ unsafe fn copy(src: *const u8, dst: *mut u8, len: usize) {
 #[inline(always)]
 #[cfg(not(loom))]
 #[expect(
-    clippy::cast_ptr_alignment,
     clippy::multiple_unsafe_ops_per_block,
     reason = "unaligned reads and writes of one idea: head and tail of a short copy"
 )]
@@ -289,10 +293,8 @@ impl HeapRegion {
         let base = unsafe { std::alloc::alloc_zeroed(layout) };
         let base = NonNull::new(base).expect("memory");
         // SAFETY: freshly allocated, freed only when self is dropped.
-        Self {
-            region: unsafe { Region::new(base, len) },
-            layout,
-        }
+        let region = unsafe { Region::new(base, len) };
+        Self { region, layout }
     }
 
     /// The region; valid while `self` lives.

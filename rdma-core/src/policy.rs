@@ -9,6 +9,8 @@
 //! The first rule that matches decides; `!` excludes. An IPv6 net needs brackets if a port follows.
 //! A v4-mapped IPv6 address is judged as the IPv4 address it is.
 
+#![forbid(unsafe_code)]
+
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::reason::Reason;

@@ -1,5 +1,7 @@
 //! Why a connection is not, or no longer, on the rings.
 
+#![forbid(unsafe_code)]
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $code:literal, $text:literal;)+) => {
         /// Why a connection is not (or no longer) accelerated. The codes are stable: they stand in

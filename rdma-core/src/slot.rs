@@ -10,7 +10,7 @@
 use crate::counters::ProcessCounters;
 use crate::mem::{Region, Shared};
 use crate::ring::{RxCursor, TxCursor};
-use crate::sync::{AtomicU32, AtomicU64, Ordering, full_barrier};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, barrier_after_rmw, full_barrier};
 
 /// Slots of one process.
 pub const SLOTS: u32 = 16_384;
@@ -141,8 +141,8 @@ impl DirectionLock {
         }
     }
 
-    /// Marks the lock as contended before a sleep. Returns the word to sleep on, or `None` if the
-    /// lock has become free.
+    /// Marks the lock as contended before a sleep. Returns the word to sleep on (by a futex, which
+    /// compares it once more), or `None` if the lock has changed hands: try again.
     pub fn contend(&self) -> Option<u32> {
         let word = self.0.load(Ordering::Relaxed);
         if word == 0 {
@@ -158,7 +158,8 @@ impl DirectionLock {
             .map(|_| marked)
     }
 
-    /// Frees the lock; true if a sleeper must be woken. The exchange is a full barrier on x86-64.
+    /// Frees the lock; true if the sleepers must be woken, and then *all* of them: who takes the lock
+    /// next does not know that others still sleep. The exchange is a full barrier on x86-64.
     #[inline(always)]
     pub fn unlock(&self) -> bool {
         self.0.swap(0, Ordering::SeqCst) & CONTENDED != 0
@@ -178,7 +179,7 @@ impl Default for DirectionLock {
 
 /// Counts threads of this end that are inside the kernel on one direction of the socket.
 ///
-/// `enter` and `sole` are two sides of a Dekker handshake: a thread counts itself, then looks at the
+/// `enter` and `nobody` are two sides of a Dekker handshake: a thread counts itself, then looks at the
 /// direction's state; whoever changes the state stores it, then looks at the count.
 #[repr(transparent)]
 #[derive(Debug)]
@@ -195,7 +196,7 @@ impl Inside {
     #[inline(always)]
     pub fn enter(&self) {
         self.0.fetch_add(1, Ordering::SeqCst);
-        full_barrier();
+        barrier_after_rmw();
     }
 
     /// Back from the kernel.
@@ -219,7 +220,7 @@ impl Default for Inside {
 
 /// The sending direction of an end.
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct TxSlot {
     /// Held while the cursor moves; never across a call that blocks.
     pub lock: DirectionLock,
@@ -237,7 +238,7 @@ pub struct TxSlot {
 
 /// The receiving direction of an end.
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct RxSlot {
     /// Held while the cursor moves; never across a call that blocks.
     pub lock: DirectionLock,
@@ -246,7 +247,8 @@ pub struct RxSlot {
     tail: AtomicU64,
     /// While draining: bytes still to be read from the kernel.
     pub kernel_left: AtomicU64,
-    /// What the far end acknowledged of our ring in its own ring's words.
+    /// What the far end acknowledged of our ring in its own ring's words; see
+    /// [`RxSlot::note_ack`].
     pub far_ack: AtomicU64,
     /// Readers inside the kernel.
     pub inside: Inside,
@@ -260,7 +262,7 @@ pub struct RxSlot {
 
 /// What else is known of a connection.
 #[repr(C, align(128))]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct SlotMeta {
     /// Raised when the slot is freed; tells two connections in one slot apart.
     pub generation: AtomicU32,
@@ -294,7 +296,7 @@ pub struct SlotMeta {
 
 /// One end of one connection.
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Slot {
     /// Sending.
     pub tx: TxSlot,
@@ -379,6 +381,19 @@ impl RxSlot {
         self.head.store(cursor.head, Ordering::Relaxed);
         self.tail.store(cursor.tail, Ordering::Relaxed);
     }
+
+    /// Reader: keeps the far end's [`ack`](crate::ring::Consumer::ack) for this end's writers.
+    #[inline(always)]
+    pub fn note_ack(&self, ack: u64) {
+        self.far_ack.store(ack, Ordering::Release);
+    }
+
+    /// Writer: the far end's ack as last kept, for [`TxCursor::hint`]. Acquire, since bytes are
+    /// overwritten on the strength of it.
+    #[inline(always)]
+    pub fn noted_ack(&self) -> u64 {
+        self.far_ack.load(Ordering::Acquire)
+    }
 }
 
 impl Slot {
@@ -420,6 +435,9 @@ impl Slot {
             word.store(0, Ordering::Relaxed);
         }
         let meta = &self.meta;
+        for word in meta.own_addr.iter().chain(&meta.far_addr) {
+            word.store(0, Ordering::Relaxed);
+        }
         for word in [
             &self.rx.lowat,
             &meta.holders,
@@ -508,7 +526,9 @@ mod tests {
         let slot = ArenaView::new(heap.region()).unwrap().slot(3).unwrap();
         slot.tx.set_state(TxState::Ring);
         slot.meta.holders.store(9, Ordering::Relaxed);
+        slot.meta.far_addr[1].store(9, Ordering::Relaxed);
         slot.reset();
+        assert_eq!(slot.meta.far_addr[1].load(Ordering::Relaxed), 0);
         assert_eq!(slot.tx.state(), TxState::Kernel);
         assert_eq!(slot.meta.holders.load(Ordering::Relaxed), 0);
         assert_eq!(slot.meta.generation.load(Ordering::Relaxed), 1);

@@ -1,2 +1,173 @@
-//! Placeholder.
-fn main() {}
+//! `viaductd`: the backend driver of a host.
+
+use std::io::Write;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use backend_drv::config::{Config, DEFAULT_FILE};
+use backend_drv::daemon::{Daemon, Options};
+use backend_drv::listener::{self, Access, Listener};
+use backend_drv::{memory, namespaces, privileges};
+use clap::Parser;
+use tracing_subscriber::EnvFilter;
+
+/// Pairs the TCP connections of programs that run under libviaduct.so and gives both ends shared
+/// memory to talk through.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// Configuration file [default: /etc/viaduct/viaductd.toml, if it exists]
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Check the configuration and exit
+    #[arg(long)]
+    check: bool,
+    /// Print the configuration in effect and exit
+    #[arg(long)]
+    show: bool,
+    /// Listen here instead of where the configuration says
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// Serve one user's programs and exit when the last has left; reads no configuration
+    #[arg(long, requires = "socket", conflicts_with_all = ["config", "check", "show"])]
+    embedded: bool,
+    /// Write a byte to this open descriptor once programs can connect, and close it
+    #[arg(long, value_name = "N")]
+    ready_fd: Option<RawFd>,
+    /// What to log, for example `debug` or `info,backend_drv::broker=trace`
+    #[arg(long, value_name = "FILTER")]
+    log: Option<String>,
+}
+
+/// Exit code for a configuration that cannot be used.
+const BAD_CONFIG: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let config = match load(&args) {
+        Ok(config) => config,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            return ExitCode::from(BAD_CONFIG);
+        }
+    };
+    let result = if args.show {
+        show(&config)
+    } else if args.check {
+        say(&format!("{}: good", source(&args).display()))
+    } else {
+        serve(&args, &config)
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn source(args: &Args) -> &Path {
+    match &args.config {
+        Some(path) => path,
+        None if DEFAULT_FILE.exists() => &DEFAULT_FILE,
+        None => Path::new("built-in configuration"),
+    }
+}
+
+fn load(args: &Args) -> anyhow::Result<Config> {
+    let mut config = match &args.config {
+        Some(path) => Config::load(path)?,
+        None if !args.embedded && DEFAULT_FILE.exists() => Config::load(&DEFAULT_FILE)?,
+        None => Config::built_in()?,
+    };
+    if let Some(socket) = &args.socket {
+        config.socket = std::path::absolute(socket)?;
+    }
+    if let Some(log) = &args.log {
+        config.log.clone_from(log);
+    } else if args.embedded {
+        "warn".clone_into(&mut config.log);
+    }
+    EnvFilter::try_new(&config.log)
+        .with_context(|| format!("log = {}: must be a filter such as \"info\"", config.log))?;
+    Ok(config)
+}
+
+fn show(config: &Config) -> anyhow::Result<()> {
+    say(config.to_toml()?.trim_end())
+}
+
+fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(&config.log)?)
+        .with_writer(std::io::stderr)
+        .init();
+    let descriptors = privileges::raise_descriptor_limit();
+    let domains = namespaces::resolve(&config.domains)?;
+    let user = match &config.user {
+        Some(name) if privileges::is_root() => Some(privileges::find_user(name)?),
+        Some(name) => {
+            tracing::warn!(user = %name, "not started as root: staying the user we are");
+            None
+        }
+        None => None,
+    };
+    let access = if args.embedded {
+        Access {
+            mode: 0o600,
+            group: None,
+            directory_mode: 0o700,
+            directory_owner: None,
+        }
+    } else {
+        let group = config.socket_group.as_deref();
+        Access {
+            mode: config.socket_mode,
+            group: group.map(privileges::find_group).transpose()?,
+            directory_mode: 0o755,
+            directory_owner: user.as_ref().map(|user| user.uid),
+        }
+    };
+    let listener = Listener::bind(&config.socket, &access)?;
+    match &user {
+        Some(user) => privileges::become_user(user)?,
+        None if privileges::is_root() && !args.embedded => {
+            tracing::warn!("running as root: set `user` to give up root after start");
+        }
+        None => {}
+    }
+    let options = Options {
+        limits: config.limits,
+        domains,
+        domain_memory: config.domains.iter().map(|d| d.memory_bytes).collect(),
+        embedded: args.embedded,
+    };
+    let mut daemon = Daemon::new(options, listener).context("starting")?;
+    tracing::info!(
+        socket = %config.socket.display(),
+        user = user.as_ref().map_or("unchanged", |user| user.name.as_str()),
+        descriptors,
+        domains = config.domains.len(),
+        "listening"
+    );
+    if let Some(number) = args.ready_fd {
+        let pipe = memory::inherited_fd(number).context("--ready-fd")?;
+        listener::announce(pipe).context("--ready-fd")?;
+    }
+    listener::notify("READY=1");
+    daemon.run().context("event loop")?;
+    listener::notify("STOPPING=1");
+    Ok(())
+}
+
+fn say(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}").context("stdout")
+}
+
+fn complain(text: &str) {
+    // Nothing is left to be done if this fails too.
+    let _ = writeln!(std::io::stderr(), "viaductd: {text}");
+}

@@ -8,6 +8,7 @@ use frontend_drv::memory;
 use rdma_core::control::{Message, Paired, SlotRef};
 use rdma_core::event::EVENT_BYTES;
 use rdma_core::layout::{ConnView, End, conn_bytes};
+use rdma_core::mem::Region;
 use rdma_core::slot::{Slot, Stage};
 use rdma_core::Reason;
 
@@ -48,6 +49,7 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
             if let Some((_, peer)) = tables::peer_of_process(session.index(), body.process) {
                 peer.leave();
             }
+            tables::abandon_arenas(session.index(), body.process, super::monotonic_ns());
         }
         Message::ContextKnown(body) => mark_known(session, body.context),
         Message::Paired(body) => {
@@ -95,8 +97,17 @@ fn refuse(slot: u32, generation: u32, reason: Reason) {
 }
 
 fn attach(session: &'static Session, paired: &Paired, fds: &mut Fds) -> Result<(), Reason> {
-    let region = tables::arena(session.index(), paired.arena, paired.arena_bytes, owned(fds))
-        .ok_or(Reason::MapLimit)?;
+    let (arena, region) =
+        tables::use_arena(session.index(), paired.arena, paired.peer, paired.arena_bytes, owned(fds))
+            .ok_or(Reason::MapLimit)?;
+    let attached = attach_in(session, paired, arena, &region);
+    if attached.is_err() {
+        tables::release_arena(arena);
+    }
+    attached
+}
+
+fn attach_in(session: &'static Session, paired: &Paired, index: u32, region: &Region) -> Result<(), Reason> {
     let Some((conn, slot)) = find(paired.slot, paired.generation) else {
         return Err(Reason::NotEstablished);
     };
@@ -111,7 +122,7 @@ fn attach(session: &'static Session, paired: &Paired, fds: &mut Fds) -> Result<(
     let part = region.part(offset, bytes).ok_or(Reason::RingCorrupt)?;
     let view = ConnView::new(&part, end, paired.ring_log2).ok_or(Reason::RingCorrupt)?;
     slot.meta.conn_id.store(paired.conn_id, Ordering::Relaxed);
-    conn.attach(view, peer, session.index());
+    conn.attach(view, peer, session.index(), index);
     slot.set_stage(Stage::Attached);
     if let Some(arena) = arena() {
         arena.header().counters.upgraded.fetch_add(1, Ordering::Relaxed);

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 use frontend_drv::client::{Client, Fds, ReceiveError};
+use frontend_drv::descriptor::lift;
 use frontend_drv::memory;
 use rdma_core::control::Message;
 use rdma_core::event::{CONTEXTS, EVENT_BYTES};
@@ -96,9 +97,16 @@ impl Session {
         let _ = self.state.compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
     }
 
-    /// The control socket's number.
-    pub(crate) fn raw(&self) -> Option<RawFd> {
-        self.client.get().map(Client::raw)
+    /// The program wants this number for a descriptor of its own: the control socket moves.
+    pub(super) fn make_way(&self, fd: RawFd) -> bool {
+        let Some(client) = self.client.get().filter(|client| client.raw() == fd) else { return false };
+        match client.relocate() {
+            Ok(new) => {
+                fds::insert(new, Entry::INTERNAL);
+            }
+            Err(_) => self.state.store(ENDED, Ordering::Release),
+        }
+        true
     }
 }
 
@@ -206,6 +214,21 @@ impl Peer {
 /// Key of a peer that has left but whose place cannot be reused yet.
 const GONE: u64 = u64::MAX;
 
+/// The program wants this number for a descriptor of its own: a peer's doorbell moves.
+pub(super) fn make_way_for_bell(fd: RawFd) {
+    for bell in PEERS.iter().flat_map(|peer| &peer.bells) {
+        if bell.load(Ordering::Relaxed) == fd + 1 {
+            // SAFETY: ours.
+            let new = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok().and_then(|new| lift(new).ok());
+            let new = new.map_or(0, |new| {
+                fds::insert(new.as_raw_fd(), Entry::INTERNAL);
+                new.into_raw_fd() + 1
+            });
+            bell.store(new, Ordering::Release);
+        }
+    }
+}
+
 fn close_bell(fd: RawFd) {
     if fds::take(fd, Entry::INTERNAL) {
         // SAFETY: our own descriptor, taken out of the table just now.
@@ -213,34 +236,100 @@ fn close_bell(fd: RawFd) {
     }
 }
 
-/// A mapped arena.
+/// A mapped arena: the memory of the connections with one process.
 #[derive(Debug)]
 struct Arena {
+    /// Session index + 1 in the high half, the daemon's number in the low half; 0 free.
     key: AtomicU64,
     region: RegionCell,
+    peer: AtomicU32,
+    users: AtomicU32,
+    /// When the process at the far end had left (monotonic nanoseconds); 0 while it is there.
+    gone_at: AtomicU64,
 }
 
-static ARENAS: [Arena; ARENA_COUNT] =
-    [const { Arena { key: AtomicU64::new(0), region: RegionCell::new() } }; ARENA_COUNT];
+static ARENAS: [Arena; ARENA_COUNT] = [const {
+    Arena {
+        key: AtomicU64::new(0),
+        region: RegionCell::new(),
+        peer: AtomicU32::new(0),
+        users: AtomicU32::new(0),
+        gone_at: AtomicU64::new(0),
+    }
+}; ARENA_COUNT];
 
-/// The arena, mapped now if its descriptor came along.
-pub(super) fn arena(session: u32, number: u32, bytes: u64, fd: Option<OwnedFd>) -> Option<Region> {
+/// How long an arena without users stays mapped after its peer has left: a thread may still be on its
+/// way out of a call on a connection that another thread has closed.
+const GRACE_NS: u64 = 10_000_000_000;
+
+/// The arena that a connection with `peer` lies in, mapped now if its descriptor came along, with one
+/// user more; and its index, for [`release_arena`].
+pub(super) fn use_arena(
+    session: u32,
+    number: u32,
+    peer: u32,
+    bytes: u64,
+    fd: Option<OwnedFd>,
+) -> Option<(u32, Region)> {
     let key = u64::from(session + 1) << 32 | u64::from(number);
-    let start = number as usize % ARENA_COUNT;
-    let places = ARENAS.iter().cycle().skip(start).take(ARENA_COUNT);
-    for place in places {
-        let found = place.key.load(Ordering::Acquire);
-        if found == key {
-            return place.region.get().filter(|region| region.len() as u64 >= bytes);
-        }
-        if found == 0 {
+    let found = ARENAS.iter().position(|arena| arena.key.load(Ordering::Acquire) == key);
+    let (index, region) = match found {
+        Some(index) => (index, ARENAS.get(index)?.region.get()?),
+        None => {
+            reclaim_arenas();
+            let index = ARENAS.iter().position(|arena| arena.key.load(Ordering::Relaxed) == 0)?;
+            let arena = ARENAS.get(index)?;
             let region = memory::map(fd?.as_fd(), usize::try_from(bytes).ok()?).ok()?;
-            place.region.set(&region);
-            place.key.store(key, Ordering::Release);
-            return Some(region);
+            arena.region.set(&region);
+            arena.peer.store(peer, Ordering::Relaxed);
+            arena.gone_at.store(0, Ordering::Relaxed);
+            arena.key.store(key, Ordering::Release);
+            (index, region)
+        }
+    };
+    if (region.len() as u64) < bytes {
+        return None;
+    }
+    ARENAS.get(index)?.users.fetch_add(1, Ordering::AcqRel);
+    Some((u32::try_from(index).ok()?, region))
+}
+
+/// A connection in the arena is closed.
+pub(crate) fn release_arena(index: u32) {
+    if let Some(arena) = ARENAS.get(index as usize) {
+        arena.users.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// The process has left: no new connection will lie in its arenas.
+pub(super) fn abandon_arenas(session: u32, process: u32, now: u64) {
+    for arena in &ARENAS {
+        if arena.key.load(Ordering::Relaxed) >> 32 == u64::from(session + 1)
+            && arena.peer.load(Ordering::Relaxed) == process
+        {
+            let _ = arena.gone_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
-    None
+    reclaim_arenas();
+}
+
+/// Unmaps what nobody can use any more; under the control lock.
+fn reclaim_arenas() {
+    let now = super::monotonic_ns();
+    for arena in &ARENAS {
+        let gone_at = arena.gone_at.load(Ordering::Acquire);
+        if gone_at == 0 || now < gone_at + GRACE_NS || arena.users.load(Ordering::Acquire) != 0 {
+            continue;
+        }
+        if arena.key.swap(0, Ordering::AcqRel) != 0
+            && let Some(region) = arena.region.get()
+        {
+            arena.region.clear();
+            arena.gone_at.store(0, Ordering::Relaxed);
+            // SAFETY: no connection lies in it any more, and the grace period is over.
+            unsafe { memory::unmap(region) };
+        }
+    }
 }
 
 static SLOT_CONNS: [AtomicU32; SLOTS as usize] = [const { AtomicU32::new(0) }; SLOTS as usize];

@@ -44,7 +44,7 @@ fn wait(lock: &DirectionLock, mut owner: u32) -> Result<(), Nested> {
             core::hint::spin_loop();
         }
         if let Some(word) = lock.contend() {
-            let timeout = rustix::thread::futex::Timespec {
+            let timeout = futex::Timespec {
                 tv_sec: 0,
                 tv_nsec: i64::from(SLEEP.subsec_nanos()),
             };

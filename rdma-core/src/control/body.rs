@@ -155,7 +155,7 @@ pub struct Paired {
     pub arena_bytes: u64,
     /// Where the connection starts in it.
     pub offset: u64,
-    /// The process at the far end.
+    /// The process at the far end; see [`crate::event::WaitRef::process`].
     pub peer: u32,
     /// Which end the receiver is: 0 or 1.
     pub end: u8,

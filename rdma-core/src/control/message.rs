@@ -252,6 +252,7 @@ fn check(message: &Message<'_>) -> Result<(), ParseError> {
         Message::Paired(body) => {
             require(body.slot < SLOTS, "slot")?;
             require(body.conn_id != 0, "conn_id")?;
+            require(body.peer <= WaitRef::PROCESS_MAX, "peer")?;
             require(End::try_from(body.end).is_ok(), "end")?;
             require(
                 (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&body.ring_log2),

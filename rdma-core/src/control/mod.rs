@@ -30,6 +30,8 @@
 //! Parsing is total: any bytes give a message or a [`ParseError`], never a panic, and a reader may
 //! rely on every documented range.
 
+#![forbid(unsafe_code)]
+
 mod body;
 mod message;
 

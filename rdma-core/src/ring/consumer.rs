@@ -89,7 +89,8 @@ impl Consumer {
     /// What the far end had consumed of *our* ring when it last published; a hint.
     #[inline(always)]
     pub fn ack(&self) -> u64 {
-        self.far.ack.load(Ordering::Relaxed)
+        // Acquire: whoever takes the hint overwrites bytes that the far end has read.
+        self.far.ack.load(Ordering::Acquire)
     }
 
     /// The processor the producer last ran on, plus one; 0 if unknown. A hint.
@@ -122,11 +123,10 @@ impl Consumer {
                 head: cursor.head,
             });
         }
+        debug_assert!(skip + len as u64 <= cursor.available());
+        let from = index(cursor.head + skip, base);
         // SAFETY: dst by contract; len <= available <= capacity.
-        unsafe {
-            self.data
-                .copy_out(index(cursor.head + skip, base), dst, len)
-        };
+        unsafe { self.data.copy_out(from, dst, len) };
         Ok(())
     }
 
@@ -155,6 +155,7 @@ impl Consumer {
     /// Moves the cursor over `len` available bytes without copying them (MSG_TRUNC on TCP).
     #[inline(always)]
     pub const fn discard(&self, cursor: &mut RxCursor, len: usize) {
+        debug_assert!(len as u64 <= cursor.available());
         cursor.head += len as u64;
     }
 
@@ -181,6 +182,13 @@ impl Consumer {
     #[inline(always)]
     pub fn publish(&self, cursor: &RxCursor) {
         self.words.head.store(cursor.head, Ordering::Release);
+    }
+
+    /// The head that was last published: the `ack` to send along with this end's own bytes (see
+    /// [`Producer::publish`](super::Producer::publish)), from any thread and without the lock.
+    #[inline(always)]
+    pub fn published(&self) -> u64 {
+        self.words.head.load(Ordering::Acquire)
     }
 }
 

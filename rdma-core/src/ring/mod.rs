@@ -70,8 +70,8 @@ mod tests {
 
     fn pair() -> (HeapRegion, Producer, Consumer) {
         let heap = HeapRegion::new(conn_bytes(BYTES));
-        let zero = ConnView::new(&heap.region(), End::Zero, RING_LOG2_MIN).unwrap();
-        let one = ConnView::new(&heap.region(), End::One, RING_LOG2_MIN).unwrap();
+        let zero = ConnView::new(&heap.region(), End::Zero, RING_LOG2_MIN).expect("it fits");
+        let one = ConnView::new(&heap.region(), End::One, RING_LOG2_MIN).expect("it fits");
         (heap, Producer::of(&zero), Consumer::of(&one))
     }
 

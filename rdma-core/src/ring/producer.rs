@@ -121,6 +121,7 @@ impl Producer {
     #[inline(always)]
     #[expect(unsafe_code, reason = "raw copies from the application's buffer")]
     pub unsafe fn write(&self, cursor: &mut TxCursor, src: *const u8, len: usize) {
+        debug_assert!(len as u64 <= self.free(cursor));
         self.restart(cursor, len);
         // SAFETY: src by contract; len <= free <= capacity.
         unsafe { self.data.copy_in(index(cursor), src, len) };
@@ -155,16 +156,20 @@ impl Producer {
 
     /// Counts `len` bytes that were put at [`Producer::raw_run`]'s address.
     pub const fn advance(&self, cursor: &mut TxCursor, len: usize) {
+        debug_assert!(len as u64 <= self.free(cursor));
         cursor.tail += len as u64;
     }
 
     /// Makes all bytes up to the cursor visible to the consumer. `ack` is what this end has consumed
-    /// of the other ring, `cpu` the processor plus one (0: unknown).
+    /// *and published* of the other ring, best taken from
+    /// [`Consumer::published`](super::Consumer::published): an ack ahead of the published head would
+    /// make that head look as if it moved backwards. `cpu` is the processor plus one (0: unknown).
     ///
     /// The caller follows with a full barrier and a look at who must be woken.
     #[inline(always)]
     pub fn publish(&self, cursor: &TxCursor, ack: u64, cpu: u32) {
-        self.words.ack.store(ack, Ordering::Relaxed);
+        // Release: the far end may overwrite bytes of its ring as soon as it sees this.
+        self.words.ack.store(ack, Ordering::Release);
         if self.words.cpu.load(Ordering::Relaxed) != cpu {
             self.words.cpu.store(cpu, Ordering::Relaxed);
         }

@@ -22,7 +22,7 @@ pub(super) fn install() -> Result<()> {
         // SAFETY: the handler only stores to an atomic, which is async-signal-safe.
         let before = unsafe { sigaction(signal, &noting) }
             .with_context(|| format!("cannot catch {signal}"))?;
-        if before.handler() == SigHandler::SigIgn {
+        if matches!(before.handler(), SigHandler::SigIgn) {
             // SAFETY: this puts back the action that was in force a moment ago, and it is no code.
             unsafe { sigaction(signal, &before) }
                 .with_context(|| format!("cannot ignore {signal} again"))?;

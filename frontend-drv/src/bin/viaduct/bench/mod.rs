@@ -5,16 +5,18 @@
 //! starts it, bounds it, and reads what it prints.
 //!
 //! * [`args`]: the command line; [`plan`]: what it comes to, as a list of jobs.
-//! * [`session`]: carries a plan out, with [`server`] (netserver), [`netperf`] (one run), [`process`]
-//!   (bounded children that leave no orphan) and [`progress`].
+//! * [`session`]: carries a plan out, with [`server`] (netserver), [`netperf`] (one run),
+//!   [`process`] (bounded children that leave no orphan), [`interrupt`] and [`progress`].
 //! * [`results`]: what was measured, as written to results.json; [`stats`]: medians and ratios;
-//!   [`shim_stats`]: the proof that the ring was used; [`machine`]: where it was measured.
+//!   [`shim_stats`]: the proof that the ring was used; [`busy`]: what it cost in CPU time;
+//!   [`machine`]: where it was measured.
 //! * [`table`] and [`chart`]: the same results for people.
 //!
 //! It moves no benchmark data itself and never judges: targets are shown beside the ratios, but
 //! only a run that failed makes the exit status non-zero.
 
 mod args;
+mod busy;
 mod chart;
 mod interrupt;
 mod machine;
@@ -37,7 +39,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use args::BenchArgs;
 use args::{BenchCommand, NetperfArgs, RenderArgs};
-use results::Results;
+use results::{Results, SCHEMA};
 
 /// Runs one `viaduct bench` command.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
@@ -56,9 +58,11 @@ fn compare_netperf(args: &NetperfArgs) -> Result<()> {
     interrupt::install()?;
 
     let results = session::measure(args, &plan)?;
-    print_table(&results, args.markdown)?;
+    if !results.rows.is_empty() {
+        print_table(&results, args.markdown)?;
+    }
     if interrupt::caught() {
-        bail!("interrupted: the table above is what was finished, no file was written");
+        bail!("interrupted; no file was written, a table only of what was finished");
     }
     write_files(&results, &args.out)?;
     let failures = results.failures();
@@ -76,6 +80,10 @@ fn draw_again(args: &RenderArgs) -> Result<()> {
         .with_context(|| format!("cannot read {}", args.results.display()))?;
     let results: Results = serde_json::from_str(&text)
         .with_context(|| format!("{} is not a results.json of ours", args.results.display()))?;
+    if results.schema != SCHEMA {
+        let (path, schema) = (args.results.display(), results.schema);
+        bail!("{path} has schema {schema}, and only {SCHEMA} is understood");
+    }
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create the output directory {}", args.out.display()))?;
     print_table(&results, args.markdown)?;

@@ -95,9 +95,9 @@ pub(super) enum Section {
 impl Section {
     pub(super) fn title(self) -> &'static str {
         match self {
-            Self::Main => "kernel TCP and Viaduct",
+            Self::Main => "Kernel TCP and Viaduct",
             Self::SpinOff => "Viaduct with spinning off (VIADUCT_SPIN_US=0)",
-            Self::NonPeer => "the library loaded, the address not a peer",
+            Self::NonPeer => "Library loaded, address not a peer",
         }
     }
 
@@ -249,12 +249,7 @@ fn runs(args: &NetperfArgs, test: Test) -> u32 {
 }
 
 /// The project's targets for two programs on one host; see "What it must reach" in the design.
-fn target(
-    args: &NetperfArgs,
-    section: Section,
-    test: Test,
-    placement: Placement,
-) -> Option<f64> {
+fn target(args: &NetperfArgs, section: Section, test: Test, placement: Placement) -> Option<f64> {
     if !args.targets || args.host.is_some() {
         return None;
     }
@@ -345,15 +340,34 @@ mod tests {
 
     #[test]
     fn tests_read_back_what_they_print() {
-        for text in ["rr", "crr", "stream:64", "stream:1k", "stream:128k", "stream:1m"] {
+        for text in [
+            "rr",
+            "crr",
+            "stream:64",
+            "stream:1k",
+            "stream:128k",
+            "stream:1m",
+        ] {
             assert_eq!(text.parse::<Test>().unwrap().to_string(), text);
         }
-        assert_eq!("stream:1024".parse::<Test>().unwrap().to_string(), "stream:1k");
+        assert_eq!(
+            "stream:1024".parse::<Test>().unwrap().to_string(),
+            "stream:1k"
+        );
     }
 
     #[test]
     fn odd_tests_are_refused() {
-        for text in ["", "RR", "rr:1", "stream", "stream:", "stream:k", "stream:0", "stream:+4"] {
+        for text in [
+            "",
+            "RR",
+            "rr:1",
+            "stream",
+            "stream:",
+            "stream:k",
+            "stream:0",
+            "stream:+4",
+        ] {
             assert!(text.parse::<Test>().is_err(), "{text}");
         }
         assert!("stream:65m".parse::<Test>().is_err());

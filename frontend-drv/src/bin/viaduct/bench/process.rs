@@ -143,16 +143,13 @@ impl Group {
         }
     }
 
-    pub(super) fn group_id(&self) -> u32 {
-        self.child.id()
-    }
-
     pub(super) fn stdout(&self) -> String {
         read_lossy(&self.stdout)
     }
 
-    pub(super) fn stderr(&self) -> String {
-        read_lossy(&self.stderr)
+    /// Everything printed; netperf writes its errors to stdout.
+    pub(super) fn output(&self) -> String {
+        self.stdout() + &read_lossy(&self.stderr)
     }
 
     pub(super) fn has_ended(&self) -> bool {
@@ -175,39 +172,11 @@ impl Drop for Group {
     }
 }
 
-/// User and system time, in seconds, of every process in a group and of their children that have
-/// been collected.
-pub(super) fn group_cpu_seconds(group_id: u32) -> f64 {
-    let Ok(entries) = fs::read_dir("/proc") else {
-        return 0.0;
-    };
-    let ticks = entries
-        .flatten()
-        .filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok())
-        .filter_map(|stat| stat_ticks(&stat, group_id))
-        .fold(0_u32, u32::saturating_add);
-    f64::from(ticks) / TICKS_PER_SECOND
-}
-
-/// The sum of utime, stime, cutime and cstime if the process is in the group.
-fn stat_ticks(stat: &str, group_id: u32) -> Option<u32> {
-    let fields = stat_fields(stat)?;
-    let number = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok());
-    if number(2)? != group_id {
-        return None;
-    }
-    Some((11..=14).filter_map(number).fold(0, u32::saturating_add))
-}
-
+/// The state letter, which follows a name that may itself contain blanks and parentheses.
 fn process_state(pid: u32) -> Option<char> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat_fields(&stat)?.first()?.chars().next()
-}
-
-/// The fields of /proc/PID/stat after the name, which may itself contain blanks and parentheses.
-fn stat_fields(stat: &str) -> Option<Vec<&str>> {
     let (_, rest) = stat.rsplit_once(')')?;
-    Some(rest.split_ascii_whitespace().collect())
+    rest.trim_start().chars().next()
 }
 
 fn read_lossy(path: &Path) -> String {
@@ -217,8 +186,6 @@ fn read_lossy(path: &Path) -> String {
     )
 }
 
-/// USER_HZ, which is part of the kernel's ABI on every architecture Rust's Linux targets support.
-const TICKS_PER_SECOND: f64 = 100.0;
 /// Long enough for `viaduct run` to write its totals.
 const TERM_PATIENCE: Duration = Duration::from_secs(3);
 const NAP: Duration = Duration::from_millis(250);
@@ -239,13 +206,22 @@ mod tests {
         let (mut group, _scratch) = shell("echo out; echo err >&2; exit 3");
         assert_eq!(group.wait(Duration::from_secs(60)).unwrap(), Waited::Exited);
         assert_eq!(group.reap().unwrap().code(), Some(3));
-        assert_eq!((group.stdout(), group.stderr()), ("out\n".to_owned(), "err\n".to_owned()));
+        assert_eq!(
+            (group.stdout().as_str(), group.output().as_str()),
+            ("out\n", "out\nerr\n")
+        );
     }
 
     #[test]
     fn a_child_that_overstays_takes_its_own_children_with_it() {
         let (mut group, _scratch) = shell("trap '' TERM; sleep 1000 & echo $!; wait; wait; wait");
-        assert_eq!(group.wait(Duration::from_millis(300)).unwrap(), Waited::TimedOut);
+        while !group.stdout().ends_with('\n') {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(
+            group.wait(Duration::from_millis(10)).unwrap(),
+            Waited::TimedOut
+        );
         let grandchild = group.stdout().trim().parse::<u32>().unwrap();
         assert!(process_state(grandchild).is_some());
         group.stop();
@@ -261,13 +237,5 @@ mod tests {
             scratch.file("")
         };
         assert!(!path.exists());
-    }
-
-    #[test]
-    fn cpu_time_is_read_behind_odd_names() {
-        let stat = "7 (a ) b) S 1 42 42 0 -1 4194304 143 0 2 0 1 20 300 4000 20 0 1 0";
-        assert_eq!(stat_ticks(stat, 42), Some(4321));
-        assert_eq!(stat_ticks(stat, 43), None);
-        assert_eq!(stat_ticks("", 42), None);
     }
 }

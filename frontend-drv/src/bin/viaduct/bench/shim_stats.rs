@@ -68,9 +68,7 @@ impl AddAssign for ShimStats {
 
 /// Exact to 2^53 bytes, which is far beyond what a share is shown with.
 fn as_f64(bytes: u64) -> f64 {
-    #[expect(clippy::cast_precision_loss, reason = "a share is shown to one in a thousand")]
-    let value = bytes as f64;
-    value
+    bytes as f64
 }
 
 #[cfg(test)]

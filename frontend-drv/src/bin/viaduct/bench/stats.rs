@@ -11,7 +11,9 @@ pub(super) fn median(samples: &[f64]) -> Option<f64> {
     if sorted.len() % 2 == 1 {
         return Some(upper);
     }
-    sorted.get(middle.checked_sub(1)?).map(|lower| (lower + upper) / 2.0)
+    sorted
+        .get(middle.checked_sub(1)?)
+        .map(|lower| (lower + upper) / 2.0)
 }
 
 /// The smallest and the largest of a set.

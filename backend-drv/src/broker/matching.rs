@@ -1,0 +1,323 @@
+//! From two registrations that mirror each other to a shared connection.
+
+use rdma_core::control::{ContextRef, Message, Paired, Peer, SlotRef};
+use rdma_core::layout::End;
+use rdma_core::reason::Reason;
+
+use super::facts::trusted;
+use super::{Action, Beside, Broker, Connection, Key, Paid, Program, Registration, State};
+use crate::accounts::{Account, Holdings};
+use crate::carving::{Couple, Place};
+use crate::ids::{ConnectionId, Process, RegistrationId};
+use crate::pairing::Comparison;
+
+impl Broker {
+    /// Looks for the far end of a registration that was just entered.
+    pub(super) fn find_mate(&mut self, id: RegistrationId) {
+        let Some(registration) = self.registrations.get(&id) else {
+            return;
+        };
+        let mirrored = registration.tuple.mirrored();
+        let key = Key {
+            netns: registration.netns,
+            tuple: mirrored,
+        };
+        let near = self
+            .by_key
+            .get(&key)
+            .copied()
+            .filter(|mate| self.waits(*mate));
+        let mate = match near {
+            Some(mate) => Some(mate),
+            None if registration.owned => {
+                let same = self.abroad(registration.tuple, None);
+                let far = self.abroad(mirrored, Some(registration.netns));
+                match (same.as_slice(), far.as_slice()) {
+                    (_, []) => None,
+                    ([_], [mate]) => Some(*mate),
+                    _ => {
+                        // Two domains own one address: nobody can say which of them is meant.
+                        for id in same.into_iter().chain(far) {
+                            self.refuse(id, Reason::Ambiguous);
+                        }
+                        return;
+                    }
+                }
+            }
+            None => None,
+        };
+        let Some(mate) = mate else {
+            return;
+        };
+        if self.trust(id, mate) {
+            self.actions.push_back(Action::Compare {
+                left: id,
+                right: mate,
+            });
+        } else {
+            self.refuse(id, Reason::Untrusted);
+            self.refuse(mate, Reason::Untrusted);
+        }
+    }
+
+    fn waits(&self, id: RegistrationId) -> bool {
+        self.registrations
+            .get(&id)
+            .is_some_and(|registration| registration.state == State::Waiting)
+    }
+
+    /// Waiting registrations of domains that own the address, outside one namespace.
+    fn abroad(&self, tuple: crate::pairing::Tuple, except: Option<u64>) -> Vec<RegistrationId> {
+        let list = self.by_tuple.get(&tuple).map_or(&[][..], Vec::as_slice);
+        list.iter()
+            .copied()
+            .filter(|id| {
+                self.registrations.get(id).is_some_and(|registration| {
+                    registration.state == State::Waiting && Some(registration.netns) != except
+                })
+            })
+            .collect()
+    }
+
+    fn trust(&self, one: RegistrationId, other: RegistrationId) -> bool {
+        let facts = |id| {
+            let registration: &Registration = self.registrations.get(&id)?;
+            let program = self.programs.get(&registration.process)?;
+            Some(&program.facts)
+        };
+        match (facts(one), facts(other)) {
+            (Some(one), Some(other)) => trusted(one, other, &self.domains),
+            _ => false,
+        }
+    }
+
+    /// The answer to [`Action::Compare`].
+    pub fn compared(&mut self, left: RegistrationId, right: RegistrationId, result: Comparison) {
+        if !self.waits(left) || !self.waits(right) {
+            return;
+        }
+        match result {
+            Comparison::Match => self.connect(left, right),
+            Comparison::Mismatch => {
+                self.refuse(left, Reason::Mismatch);
+                self.refuse(right, Reason::Mismatch);
+            }
+            Comparison::Gone {
+                left: left_gone,
+                right: right_gone,
+            } => {
+                if left_gone {
+                    self.refuse(left, Reason::NotEstablished);
+                }
+                if right_gone {
+                    self.refuse(right, Reason::NotEstablished);
+                }
+            }
+        }
+    }
+
+    /// Finds memory for two ends that belong together.
+    fn connect(&mut self, left: RegistrationId, right: RegistrationId) {
+        let Some((one, other)) = self
+            .registrations
+            .get(&left)
+            .zip(self.registrations.get(&right))
+        else {
+            return;
+        };
+        let Some((first, second)) = self
+            .programs
+            .get(&one.process)
+            .zip(self.programs.get(&other.process))
+        else {
+            return;
+        };
+        // The connecting end is end 0, if there is just one.
+        let swap = other.connects && !one.connects;
+        let mut ends = [left, right];
+        let mut processes = [one.process, other.process];
+        if swap {
+            ends.reverse();
+            processes.reverse();
+        }
+        let ring_log2 = first.facts.ring_log2.min(second.facts.ring_log2);
+        let accounts = payers(first, second);
+        let place = self
+            .carving
+            .place(Couple::of(processes[0], processes[1]), ring_log2)
+            .ok_or(Reason::NoMemory)
+            .and_then(|place| {
+                if !place.fresh {
+                    return Ok(place);
+                }
+                let memory = Holdings::memory(place.arena_bytes);
+                match self.accounts.charge_all(&accounts, memory) {
+                    Ok(()) => {
+                        let paid = Paid {
+                            accounts,
+                            bytes: place.arena_bytes,
+                            processes,
+                        };
+                        self.paid.insert(place.arena, paid);
+                        Ok(place)
+                    }
+                    Err(_) => {
+                        self.carving.forget(place.arena);
+                        Err(Reason::Quota)
+                    }
+                }
+            });
+        match place {
+            Ok(place) => self.reserve(ends, processes, place),
+            Err(reason) => {
+                self.refuse(left, reason);
+                self.refuse(right, reason);
+            }
+        }
+    }
+
+    fn reserve(&mut self, ends: [RegistrationId; 2], processes: [Process; 2], place: Place) {
+        self.last_connection += 1;
+        let connection = ConnectionId(self.last_connection);
+        for (id, end) in ends.into_iter().zip([End::Zero, End::One]) {
+            if let Some(registration) = self.registrations.get_mut(&id) {
+                registration.state = State::Attached(connection, end);
+            }
+        }
+        self.connections.insert(
+            connection,
+            Connection {
+                ends: ends.map(Some),
+                processes,
+                place,
+            },
+        );
+        self.actions
+            .push_back(Action::Prepare { connection, place });
+    }
+
+    /// The answer to [`Action::Prepare`]: the memory is there, or could not be had.
+    pub fn prepared(&mut self, connection: ConnectionId, good: bool) {
+        let Some(entry) = self.connections.get(&connection) else {
+            return;
+        };
+        let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
+        if !good {
+            self.connections.remove(&connection);
+            for id in ends.into_iter().flatten() {
+                if let Some(registration) = self.registrations.get_mut(&id) {
+                    registration.state = State::Waiting;
+                }
+                self.refuse(id, Reason::NoMemory);
+            }
+            if place.fresh {
+                self.carving.forget(place.arena);
+                self.drop_arena(place.arena);
+            } else {
+                // Half prepared, perhaps: not used again before it has been zeroed.
+                self.actions.push_back(Action::Recycle { place });
+            }
+            return;
+        }
+        for (near, far) in [(0, 1), (1, 0)] {
+            self.introduce(processes[near], processes[far]);
+        }
+        for (index, id) in ends.into_iter().enumerate() {
+            let Some(id) = id else { continue };
+            self.announce(connection, id, index, processes[1 - index], &place);
+        }
+    }
+
+    /// Makes `peer` known to `process`: its event memory and its doorbells.
+    fn introduce(&mut self, process: Process, peer: Process) {
+        let Some(contexts) = self
+            .programs
+            .get(&peer)
+            .map(|program| program.contexts.clone())
+        else {
+            return;
+        };
+        let Some(program) = self.programs.get_mut(&process) else {
+            return;
+        };
+        if !program.peers.insert(peer) {
+            return;
+        }
+        let body = Peer {
+            process: peer.0,
+            reserved: 0,
+        };
+        self.send(process, Message::Peer(body), Some(Beside::Events(peer)));
+        for context in contexts {
+            let reference = ContextRef {
+                process: peer.0,
+                context,
+            };
+            let doorbell = Beside::Doorbell(peer, context);
+            self.send(process, Message::PeerContext(reference), Some(doorbell));
+        }
+    }
+
+    fn announce(
+        &mut self,
+        connection: ConnectionId,
+        id: RegistrationId,
+        end: usize,
+        peer: Process,
+        place: &Place,
+    ) {
+        let Some(registration) = self.registrations.get(&id) else {
+            return;
+        };
+        let process = registration.process;
+        let slot = SlotRef {
+            slot: registration.slot,
+            generation: registration.generation,
+        };
+        let new = self
+            .programs
+            .get_mut(&process)
+            .is_some_and(|program| program.arenas.insert(place.arena));
+        let paired = Paired {
+            slot: slot.slot,
+            generation: slot.generation,
+            conn_id: connection.0,
+            arena: place.arena.0,
+            ring_log2: place.ring_log2,
+            arena_bytes: place.arena_bytes,
+            offset: place.offset,
+            peer: peer.0,
+            end: u8::try_from(end).unwrap_or(0),
+            reserved: [0; 3],
+        };
+        let beside = new.then_some(Beside::Arena(place.arena));
+        self.send(process, Message::Paired(paired), beside);
+    }
+
+    /// The far end of an attached registration: its program and slot, if it has not let go.
+    pub fn far_end(&self, id: RegistrationId) -> Option<(ConnectionId, Process)> {
+        let (State::Attached(connection, end) | State::Leaving(connection, end)) =
+            self.registrations.get(&id)?.state
+        else {
+            return None;
+        };
+        let entry = self.connections.get(&connection)?;
+        Some((connection, *entry.processes.get(end.far().index())?))
+    }
+}
+
+/// Everybody who pays for memory shared by two programs.
+fn payers(one: &Program, other: &Program) -> Vec<Account> {
+    let mut accounts = Vec::with_capacity(4);
+    for facts in [&one.facts, &other.facts] {
+        let user = Account::User(facts.uid);
+        for account in [Some(user), facts.domain.map(Account::Domain)] {
+            if let Some(account) = account
+                && !accounts.contains(&account)
+            {
+                accounts.push(account);
+            }
+        }
+    }
+    accounts
+}

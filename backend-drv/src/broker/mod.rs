@@ -1,0 +1,540 @@
+//! The state machine that pairs registrations: who is there, who waits for whom, who shares what.
+//!
+//! It does no I/O. The shell ([`crate::daemon`]) feeds it parsed messages and facts learned from the
+//! kernel through the methods below, and after each of them performs every [`Action`] that
+//! [`Broker::poll_action`] yields; some actions ask a question and are answered by another method:
+//!
+//! | action | answer |
+//! |---|---|
+//! | [`Action::Compare`] | [`Broker::compared`] |
+//! | [`Action::Prepare`] | [`Broker::prepared`] |
+//! | [`Action::Recycle`] | [`Broker::recycled`] |
+//! | [`Action::Examine`] | [`Broker::examined`], later |
+//!
+//! A registration waits until its mirror image arrives, is attached while both ends share memory,
+//! and is forgotten when its end unregisters or its program leaves. Memory is used again only after
+//! both ends have let go of it.
+
+mod departure;
+mod facts;
+mod matching;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+
+use rdma_core::control::{Context, ContextRef, Message, Peer, Refused, Register, SlotRef, Welcome};
+use rdma_core::layout::{End, LAYOUT_VERSION};
+use rdma_core::reason::Reason;
+
+pub use facts::{Domain, ProgramFacts, Proof, UserNamespace};
+
+use crate::accounts::{Account, Accounts, Holdings};
+use crate::carving::{Carving, Place};
+use crate::ids::{ArenaId, ConnectionId, Process, RegistrationId};
+use crate::pairing::Tuple;
+
+/// What the shell must do, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Send a message.
+    Send {
+        /// To this program.
+        to: Process,
+        /// The message; never one with text.
+        message: Message<'static>,
+        /// The descriptor beside it.
+        beside: Option<Beside>,
+    },
+    /// Ring a doorbell on behalf of somebody who has not got it.
+    Ring {
+        /// Whose.
+        process: Process,
+        /// Which of its contexts.
+        context: u32,
+    },
+    /// Ask the kernel about both ends and compare the answers.
+    Compare {
+        /// One end.
+        left: RegistrationId,
+        /// The other.
+        right: RegistrationId,
+    },
+    /// Make and prepare memory.
+    Prepare {
+        /// The connection.
+        connection: ConnectionId,
+        /// Where.
+        place: Place,
+    },
+    /// Zero memory that both ends have let go of.
+    Recycle {
+        /// Which.
+        place: Place,
+    },
+    /// Unmap and close an arena.
+    DropArena(ArenaId),
+    /// A program has left while one of its connections was attached: find out what became of the
+    /// socket.
+    Examine(RegistrationId),
+    /// Write into the memory of a connection that one end is gone, and wake the other.
+    Depart {
+        /// Where the memory is.
+        place: Place,
+        /// The end that is gone.
+        end: End,
+        /// In which way.
+        fate: Fate,
+        /// The program at the other end, to be woken.
+        survivor: Process,
+    },
+    /// The registration is over; forget what is kept for it.
+    Settled {
+        /// The program.
+        process: Process,
+        /// The slot.
+        slot: u32,
+    },
+    /// Nothing of a program that left is needed any more.
+    Forget(Process),
+}
+
+/// Descriptors that go beside messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beside {
+    /// The event memory of a program.
+    Events(Process),
+    /// A doorbell of a program.
+    Doorbell(Process, u32),
+    /// Connection memory.
+    Arena(ArenaId),
+}
+
+/// What became of the socket of a program that left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Nobody holds it any more.
+    Gone,
+    /// Somebody without the library holds it: it was kept over exec, or passed on.
+    Held,
+}
+
+/// A program.
+#[derive(Debug)]
+struct Program {
+    facts: ProgramFacts,
+    contexts: BTreeSet<u32>,
+    slots: HashMap<u32, RegistrationId>,
+    peers: BTreeSet<Process>,
+    arenas: HashSet<ArenaId>,
+}
+
+/// One registration.
+#[derive(Debug)]
+pub struct Registration {
+    /// The program.
+    pub process: Process,
+    /// Its slot.
+    pub slot: u32,
+    /// The slot's generation.
+    pub generation: u32,
+    /// What it is called there.
+    pub tuple: Tuple,
+    /// What the kernel said at registration.
+    pub proof: Proof,
+    connects: bool,
+    netns: u64,
+    uid: u32,
+    /// Also known under its addresses alone, because a domain owns them.
+    owned: bool,
+    state: State,
+}
+
+impl Registration {
+    /// Cookie of the network namespace it was made in.
+    pub const fn netns(&self) -> u64 {
+        self.netns
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    Waiting,
+    Attached(ConnectionId, End),
+    /// Its program has left; the kernel is being asked what became of the socket.
+    Leaving(ConnectionId, End),
+}
+
+#[derive(Debug)]
+struct Connection {
+    /// Ends 0 and 1; `None` once it has let go.
+    ends: [Option<RegistrationId>; 2],
+    processes: [Process; 2],
+    place: Place,
+}
+
+/// What an arena costs, and whom.
+#[derive(Debug)]
+struct Paid {
+    accounts: Vec<Account>,
+    bytes: u64,
+    processes: [Process; 2],
+}
+
+/// The namespace of one end, and the end's addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct Key {
+    netns: u64,
+    tuple: Tuple,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Broker {
+    accounts: Arc<Accounts>,
+    domains: Vec<Domain>,
+    programs: HashMap<Process, Program>,
+    registrations: HashMap<RegistrationId, Registration>,
+    by_key: HashMap<Key, RegistrationId>,
+    by_tuple: HashMap<Tuple, Vec<RegistrationId>>,
+    connections: HashMap<ConnectionId, Connection>,
+    carving: Carving,
+    paid: HashMap<ArenaId, Paid>,
+    /// Attached registrations of programs that left, by program.
+    leaving: HashMap<Process, usize>,
+    last_registration: u64,
+    last_connection: u64,
+    actions: VecDeque<Action>,
+}
+
+impl Broker {
+    /// Nobody is there yet. `domains` are the configured ones.
+    pub fn new(accounts: Arc<Accounts>, domains: Vec<Domain>) -> Self {
+        Self {
+            accounts,
+            domains,
+            programs: HashMap::new(),
+            registrations: HashMap::new(),
+            by_key: HashMap::new(),
+            by_tuple: HashMap::new(),
+            connections: HashMap::new(),
+            carving: Carving::default(),
+            paid: HashMap::new(),
+            leaving: HashMap::new(),
+            last_registration: 0,
+            last_connection: 0,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// A registration that an action names.
+    pub fn registration(&self, id: RegistrationId) -> Option<&Registration> {
+        self.registrations.get(&id)
+    }
+
+    /// Connections that share memory now.
+    pub fn connections(&self) -> usize {
+        self.connections.len()
+    }
+
+    /// A program has said HELLO and its event memory exists.
+    pub fn join(&mut self, process: Process, facts: ProgramFacts, epoch: u64) {
+        let program = Program {
+            facts,
+            contexts: BTreeSet::new(),
+            slots: HashMap::new(),
+            peers: BTreeSet::new(),
+            arenas: HashSet::new(),
+        };
+        self.programs.insert(process, program);
+        let welcome = Welcome {
+            process: process.0,
+            layout_version: LAYOUT_VERSION,
+            epoch,
+        };
+        self.send(
+            process,
+            Message::Welcome(welcome),
+            Some(Beside::Events(process)),
+        );
+    }
+
+    /// The configured domain of a network namespace.
+    pub fn domain_of(&self, netns: u64) -> Option<usize> {
+        self.domains.iter().position(|domain| domain.netns == netns)
+    }
+
+    /// A program has sent the doorbell of one of its contexts, which the shell keeps.
+    pub fn context(&mut self, process: Process, context: u32) {
+        let Some(program) = self.programs.get_mut(&process) else {
+            return;
+        };
+        program.contexts.insert(context);
+        let peers: Vec<Process> = program.peers.iter().copied().collect();
+        let reference = ContextRef {
+            process: process.0,
+            context,
+        };
+        for peer in peers {
+            let doorbell = Beside::Doorbell(process, context);
+            self.send(peer, Message::PeerContext(reference), Some(doorbell));
+        }
+        let known = Context {
+            context,
+            reserved: 0,
+        };
+        self.send(process, Message::ContextKnown(known), None);
+    }
+
+    /// A program asks to ring a doorbell that it has not got. False if it may not.
+    pub fn kick(&mut self, process: Process, target: ContextRef) -> bool {
+        let peer = Process(target.process);
+        let allowed = self
+            .programs
+            .get(&process)
+            .is_some_and(|program| program.peers.contains(&peer));
+        if allowed {
+            self.actions.push_back(Action::Ring {
+                process: peer,
+                context: target.context,
+            });
+        }
+        allowed
+    }
+
+    /// A program registers one end. `proof` is what the kernel says of the socket.
+    pub fn register(
+        &mut self,
+        process: Process,
+        register: &Register,
+        proof: Result<Proof, Reason>,
+    ) {
+        let answer = self.admit(process, register, proof);
+        match answer {
+            Ok(id) => self.find_mate(id),
+            Err(reason) => {
+                let slot = SlotRef {
+                    slot: register.slot,
+                    generation: register.generation,
+                };
+                self.send_refusal(process, slot, reason);
+            }
+        }
+    }
+
+    /// Enters a registration, unless there is a reason not to.
+    fn admit(
+        &mut self,
+        process: Process,
+        register: &Register,
+        proof: Result<Proof, Reason>,
+    ) -> Result<RegistrationId, Reason> {
+        let program = self.programs.get(&process).ok_or(Reason::NoDaemon)?;
+        if program.slots.contains_key(&register.slot) {
+            return Err(Reason::Ambiguous);
+        }
+        let tuple = Tuple::of(register);
+        if tuple.is_loop() {
+            return Err(Reason::SelfConnected);
+        }
+        let proof = proof?;
+        let facts = program.facts;
+        let key = Key {
+            netns: facts.netns,
+            tuple,
+        };
+        self.settle_claim(key, proof.inode)?;
+        self.accounts
+            .charge(Account::User(facts.uid), Holdings::CONNECTION)
+            .map_err(|_| Reason::Quota)?;
+        self.last_registration += 1;
+        let id = RegistrationId(self.last_registration);
+        let owned = facts
+            .domain
+            .and_then(|index| self.domains.get(index))
+            .is_some_and(|domain| domain.owns(tuple.own.ip()));
+        if owned {
+            self.by_tuple.entry(tuple).or_default().push(id);
+        }
+        self.by_key.insert(key, id);
+        self.registrations.insert(
+            id,
+            Registration {
+                process,
+                slot: register.slot,
+                generation: register.generation,
+                tuple,
+                proof,
+                connects: register.side == 1,
+                netns: facts.netns,
+                uid: facts.uid,
+                owned,
+                state: State::Waiting,
+            },
+        );
+        if let Some(program) = self.programs.get_mut(&process) {
+            program.slots.insert(register.slot, id);
+        }
+        Ok(id)
+    }
+
+    /// Decides between an earlier claim to `key` and a new one for the socket with `inode`. The
+    /// kernel has just said that the addresses belong to this socket, so an earlier claim for
+    /// another socket is out of date. Two claims for *one* socket mean that two programs (or one,
+    /// twice) hold it without knowing of each other: neither may leave TCP.
+    fn settle_claim(&mut self, key: Key, inode: u32) -> Result<(), Reason> {
+        let Some((&id, earlier)) = self
+            .by_key
+            .get(&key)
+            .and_then(|id| Some((id, self.registrations.get(id)?)))
+        else {
+            return Ok(());
+        };
+        match (earlier.proof.inode == inode, earlier.state) {
+            (true, State::Waiting) => {
+                self.refuse(id, Reason::Ambiguous);
+                Err(Reason::Ambiguous)
+            }
+            (true, State::Attached(..)) => Err(Reason::Ambiguous),
+            (true, State::Leaving(..)) => Err(Reason::Exec),
+            (false, State::Waiting) => {
+                self.refuse(id, Reason::NotEstablished);
+                Ok(())
+            }
+            // Its end has yet to unregister; the new claim takes the name over.
+            (false, State::Attached(..) | State::Leaving(..)) => Ok(()),
+        }
+    }
+
+    /// A program has closed its end, or gives the registration up.
+    pub fn unregister(&mut self, process: Process, slot: SlotRef) {
+        let Some(id) = self
+            .programs
+            .get(&process)
+            .and_then(|program| program.slots.get(&slot.slot).copied())
+        else {
+            return;
+        };
+        let generation = self.registrations.get(&id).map(|reg| reg.generation);
+        if generation == Some(slot.generation) {
+            self.remove(id);
+        }
+    }
+
+    /// Forgets a registration; the last of a connection's two ends frees its memory.
+    fn remove(&mut self, id: RegistrationId) {
+        let Some(registration) = self.registrations.remove(&id) else {
+            return;
+        };
+        let key = Key {
+            netns: registration.netns,
+            tuple: registration.tuple,
+        };
+        if self.by_key.get(&key) == Some(&id) {
+            self.by_key.remove(&key);
+        }
+        if registration.owned
+            && let Some(list) = self.by_tuple.get_mut(&registration.tuple)
+        {
+            list.retain(|other| *other != id);
+            if list.is_empty() {
+                self.by_tuple.remove(&registration.tuple);
+            }
+        }
+        if let Some(program) = self.programs.get_mut(&registration.process) {
+            program.slots.remove(&registration.slot);
+        }
+        self.accounts
+            .discharge(Account::User(registration.uid), Holdings::CONNECTION);
+        self.actions.push_back(Action::Settled {
+            process: registration.process,
+            slot: registration.slot,
+        });
+        if let State::Attached(connection, end) | State::Leaving(connection, end) =
+            registration.state
+        {
+            self.let_go(connection, end);
+        }
+    }
+
+    /// One end of `connection` uses its memory no more.
+    fn let_go(&mut self, connection: ConnectionId, end: End) {
+        let Some(entry) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        if let Some(slot) = entry.ends.get_mut(end.index()) {
+            *slot = None;
+        }
+        if entry.ends == [None, None] {
+            let place = entry.place;
+            self.connections.remove(&connection);
+            self.actions.push_back(Action::Recycle { place });
+        }
+    }
+
+    /// The memory at `place` has been zeroed, or could not be.
+    pub fn recycled(&mut self, place: &Place, zeroed: bool) {
+        if self.carving.release(place, zeroed) {
+            self.drop_arena(place.arena);
+        }
+    }
+
+    fn drop_arena(&mut self, arena: ArenaId) {
+        if let Some(paid) = self.paid.remove(&arena) {
+            let memory = Holdings::memory(paid.bytes);
+            self.accounts.discharge_all(&paid.accounts, memory);
+            for process in paid.processes {
+                if let Some(program) = self.programs.get_mut(&process) {
+                    program.arenas.remove(&arena);
+                }
+            }
+        }
+        self.actions.push_back(Action::DropArena(arena));
+    }
+
+    /// Refuses a registration that was entered before.
+    fn refuse(&mut self, id: RegistrationId, reason: Reason) {
+        let Some(registration) = self.registrations.get(&id) else {
+            return;
+        };
+        let process = registration.process;
+        let slot = SlotRef {
+            slot: registration.slot,
+            generation: registration.generation,
+        };
+        self.remove(id);
+        self.send_refusal(process, slot, reason);
+    }
+
+    fn send_refusal(&mut self, process: Process, slot: SlotRef, reason: Reason) {
+        let refused = Refused {
+            slot: slot.slot,
+            generation: slot.generation,
+            reason: reason.code(),
+            reserved: 0,
+        };
+        self.send(process, Message::Refused(refused), None);
+    }
+
+    fn send_gone(&mut self, to: Process, process: Process) {
+        let gone = Peer {
+            process: process.0,
+            reserved: 0,
+        };
+        self.send(to, Message::PeerGone(gone), None);
+    }
+
+    fn send(&mut self, to: Process, message: Message<'static>, beside: Option<Beside>) {
+        self.actions.push_back(Action::Send {
+            to,
+            message,
+            beside,
+        });
+    }
+}

@@ -1,0 +1,459 @@
+//! The daemon's configuration: one TOML file, read once, checked in full before anything starts.
+//!
+//! [`RawConfig`] is the file as written (unknown keys are errors); [`Config`] is what it means, and
+//! nothing in it needs to be checked again. An error is one line that names the key, the value and
+//! what to write instead.
+
+mod raw;
+mod size;
+
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use once_cell::sync::Lazy;
+use rdma_core::control::DEFAULT_SOCKET;
+use rdma_core::layout::{RING_LOG2_DEFAULT, RING_LOG2_MAX, RING_LOG2_MIN};
+use serde::Serialize;
+
+pub use raw::{RawConfig, RawDomain, RawLimits, RawUserLimits};
+pub use size::Size;
+
+/// Where the configuration is, unless the command line names another file. Its absence is no error.
+pub static DEFAULT_FILE: Lazy<PathBuf> = Lazy::new(|| PathBuf::from("/etc/viaduct/viaductd.toml"));
+
+/// Where the socket is, unless something says otherwise.
+pub static DEFAULT_SOCKET_PATH: Lazy<PathBuf> = Lazy::new(|| PathBuf::from(DEFAULT_SOCKET));
+
+/// Log filter, unless something says otherwise.
+pub const DEFAULT_LOG: &str = "info";
+
+/// A configuration that can be used.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Permissions of the socket.
+    pub socket_mode: u32,
+    /// Group of the socket.
+    pub socket_group: Option<String>,
+    /// User to become when started as root.
+    pub user: Option<String>,
+    /// Filter for the log, as for `RUST_LOG`.
+    pub log: String,
+    /// Bounds on everything that clients can cause.
+    pub limits: Limits,
+    /// Network namespaces that may pair with each other.
+    pub domains: Vec<DomainConfig>,
+}
+
+/// Bounds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct Limits {
+    /// Control sockets.
+    pub clients: u32,
+    /// Messages kept for a client that does not read.
+    pub queued_messages: u32,
+    /// Ring size (power of two) for a program that asks for none.
+    pub ring_log2_default: u32,
+    /// Largest ring.
+    pub ring_log2_max: u32,
+    /// Of each user.
+    pub per_user: UserLimits,
+}
+
+/// Bounds per user.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
+pub struct UserLimits {
+    /// Control sockets.
+    pub processes: u32,
+    /// Registered connections.
+    pub connections: u32,
+    /// Connection memory in bytes of address space. Pages are taken only when they are used.
+    pub memory_bytes: u64,
+}
+
+/// One `[[domain]]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct DomainConfig {
+    /// For people.
+    pub name: String,
+    /// Domains of one tenant share memory with each other.
+    pub tenant: Option<String>,
+    /// The domain's own addresses.
+    pub addresses: Vec<IpNet>,
+    /// Its network namespace; the daemon's own if not given.
+    pub netns: Option<PathBuf>,
+    /// Share of the links, relative to other domains.
+    pub weight: u32,
+    /// Bytes per second on the links.
+    pub rate_limit: Option<u64>,
+    /// Connection memory in bytes of address space.
+    pub memory_bytes: Option<u64>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file.
+    #[error("{}: {source}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Not TOML, an unknown key, or a value of another type.
+    #[error("{}:{line}: {why}", .path.display())]
+    Form {
+        /// Which file.
+        path: PathBuf,
+        /// Where.
+        line: usize,
+        /// What.
+        why: String,
+    },
+    /// A value that makes no sense.
+    #[error("{key} = {value}: {remedy}")]
+    Value {
+        /// The key.
+        key: String,
+        /// What stands there.
+        value: String,
+        /// What should stand there.
+        remedy: String,
+    },
+}
+
+impl Config {
+    /// Reads a configuration file.
+    ///
+    /// # Errors
+    /// [`ConfigError`], one line.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        Self::parse(path, &text)
+    }
+
+    /// The built-in configuration.
+    ///
+    /// # Errors
+    /// None in practice; the defaults pass the same checks as a file.
+    pub fn built_in() -> Result<Self, ConfigError> {
+        RawConfig::default().try_into()
+    }
+
+    /// Reads `text`, which came from `path`.
+    ///
+    /// # Errors
+    /// [`ConfigError`], one line.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let raw: RawConfig = toml::from_str(text).map_err(|error| ConfigError::Form {
+            path: path.to_owned(),
+            line: line_of(text, error.span().map_or(0, |span| span.start)),
+            why: error.message().lines().collect::<Vec<_>>().join(" "),
+        })?;
+        raw.try_into()
+    }
+
+    /// The configuration as a file that says all of it.
+    ///
+    /// # Errors
+    /// A value that TOML cannot express.
+    pub fn to_toml(&self) -> Result<String, toml::ser::Error> {
+        toml::to_string_pretty(&RawConfig::from(self))
+    }
+}
+
+fn line_of(text: &str, offset: usize) -> usize {
+    text.bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
+        + 1
+}
+
+impl TryFrom<RawConfig> for Config {
+    type Error = ConfigError;
+
+    fn try_from(raw: RawConfig) -> Result<Self, ConfigError> {
+        let socket = raw.socket.unwrap_or_else(|| DEFAULT_SOCKET_PATH.clone());
+        require(socket.is_absolute(), "socket", socket.display(), || {
+            "must be an absolute path".to_owned()
+        })?;
+        let length = socket.as_os_str().len();
+        require(length < SOCKET_PATH_MAX, "socket", socket.display(), || {
+            format!(
+                "must be shorter than {SOCKET_PATH_MAX} bytes, which is all a socket address holds"
+            )
+        })?;
+        let mode = raw.socket_mode.unwrap_or_else(|| "0666".to_owned());
+        let socket_mode = u32::from_str_radix(&mode, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777);
+        let socket_mode = given(socket_mode, "socket_mode", &mode, || {
+            "must be octal permissions in quotes, such as \"0660\"".to_owned()
+        })?;
+        let mut domains = Vec::new();
+        for (index, domain) in raw.domain.into_iter().enumerate() {
+            domains.push(domain_of(index, domain)?);
+        }
+        check_domains(&domains)?;
+        Ok(Self {
+            socket,
+            socket_mode,
+            socket_group: raw.socket_group,
+            user: raw.user,
+            log: raw.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
+            limits: limits_of(raw.limits)?,
+            domains,
+        })
+    }
+}
+
+/// sun_path, with its final zero.
+const SOCKET_PATH_MAX: usize = 108;
+
+fn limits_of(raw: RawLimits) -> Result<Limits, ConfigError> {
+    let ring = |key: &str, value: Option<u32>, default: u32| {
+        let value = value.unwrap_or(default);
+        let good = (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&value);
+        require(good, &format!("limits.{key}"), value, || {
+            format!("must be {RING_LOG2_MIN} to {RING_LOG2_MAX}, the power of two of the ring size")
+        })?;
+        Ok(value)
+    };
+    let count = |key: &str, value: Option<u32>, default: u32| {
+        let value = value.unwrap_or(default);
+        require(value > 0, &format!("limits.{key}"), value, || {
+            "must be at least 1".to_owned()
+        })?;
+        Ok(value)
+    };
+    let ring_log2_max = ring("ring_log2_max", raw.ring_log2_max, 26)?;
+    let preset = RING_LOG2_DEFAULT.min(ring_log2_max);
+    let ring_log2_default = ring("ring_log2_default", raw.ring_log2_default, preset)?;
+    require(
+        ring_log2_default <= ring_log2_max,
+        "limits.ring_log2_default",
+        ring_log2_default,
+        || format!("must not exceed limits.ring_log2_max ({ring_log2_max})"),
+    )?;
+    let user = raw.per_user;
+    Ok(Limits {
+        clients: count("clients", raw.clients, 8192)?,
+        queued_messages: count("queued_messages", raw.queued_messages, 1024)?,
+        ring_log2_default,
+        ring_log2_max,
+        per_user: UserLimits {
+            processes: count("per_user.processes", user.processes, 4096)?,
+            connections: count("per_user.connections", user.connections, 65_536)?,
+            memory_bytes: user.memory_bytes.map_or(1 << 40, |size| size.0),
+        },
+    })
+}
+
+fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> {
+    let key = |field: &str| format!("domain[{index}].{field}");
+    require(!raw.name.is_empty(), &key("name"), "\"\"", || {
+        "must not be empty".to_owned()
+    })?;
+    let mut addresses = Vec::new();
+    for text in &raw.addresses {
+        let net = text
+            .parse::<IpNet>()
+            .ok()
+            .or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| ip.into()));
+        let net = given(net, &key("addresses"), text, || {
+            "must be an address or ADDRESS/BITS".to_owned()
+        })?;
+        let ip = net.network();
+        let shared = ip.is_loopback() || ip.is_multicast();
+        require(!shared, &key("addresses"), text, || {
+            "must not be a loopback or multicast address: every namespace has those".to_owned()
+        })?;
+        addresses.push(net);
+    }
+    if let Some(netns) = &raw.netns {
+        require(netns.is_absolute(), &key("netns"), netns.display(), || {
+            "must be an absolute path, such as /run/netns/NAME".to_owned()
+        })?;
+    }
+    let weight = raw.weight.unwrap_or(1);
+    require(weight > 0, &key("weight"), weight, || {
+        "must be at least 1".to_owned()
+    })?;
+    if let Some(tenant) = &raw.tenant {
+        require(!tenant.is_empty(), &key("tenant"), "\"\"", || {
+            "must not be empty; leave it out for none".to_owned()
+        })?;
+    }
+    Ok(DomainConfig {
+        name: raw.name,
+        tenant: raw.tenant,
+        addresses,
+        netns: raw.netns,
+        weight,
+        rate_limit: raw.rate_limit.map(|size| size.0),
+        memory_bytes: raw.memory_bytes.map(|size| size.0),
+    })
+}
+
+/// Names and namespaces are unique; so are addresses, except that tenants number theirs without
+/// asking each other.
+fn check_domains(domains: &[DomainConfig]) -> Result<(), ConfigError> {
+    for (index, domain) in domains.iter().enumerate() {
+        for (before, other) in domains.iter().take(index).enumerate() {
+            let key = |field: &str| format!("domain[{index}].{field}");
+            require(
+                domain.name != other.name,
+                &key("name"),
+                &domain.name,
+                || format!("is the name of domain[{before}] too; give it another"),
+            )?;
+            let netns = domain
+                .netns
+                .as_deref()
+                .map_or_else(|| "(none)".to_owned(), |netns| netns.display().to_string());
+            require(domain.netns != other.netns, &key("netns"), netns, || {
+                format!("is the namespace of domain[{before}] too; one domain per namespace")
+            })?;
+            if domain.tenant != other.tenant {
+                continue;
+            }
+            for net in &domain.addresses {
+                let clash = other
+                    .addresses
+                    .iter()
+                    .find(|other| net.contains(&other.network()) || other.contains(&net.network()));
+                require(clash.is_none(), &key("addresses"), net, || {
+                    format!("overlaps domain[{before}].addresses; an address has one owner")
+                })?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn require(
+    good: bool,
+    key: &str,
+    value: impl ToString,
+    remedy: impl FnOnce() -> String,
+) -> Result<(), ConfigError> {
+    given(good.then_some(()), key, value, remedy)
+}
+
+fn given<T>(
+    found: Option<T>,
+    key: &str,
+    value: impl ToString,
+    remedy: impl FnOnce() -> String,
+) -> Result<T, ConfigError> {
+    found.ok_or_else(|| ConfigError::Value {
+        key: key.to_owned(),
+        value: value.to_string(),
+        remedy: remedy(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, ConfigError> {
+        Config::parse(Path::new("test.toml"), text)
+    }
+
+    #[test]
+    fn an_empty_file_is_the_built_in_configuration() {
+        assert_eq!(parse("").unwrap(), Config::built_in().unwrap());
+    }
+
+    #[test]
+    fn what_is_shown_can_be_read_again() {
+        let text = r#"
+            socket = "/tmp/x.sock"
+            socket_mode = "0660"
+            user = "viaduct"
+            [limits]
+            ring_log2_max = 20
+            [limits.per_user]
+            memory_bytes = "8 GiB"
+            [[domain]]
+            name = "one"
+            tenant = "t"
+            addresses = ["10.1.0.0/24", "fd00::1"]
+            netns = "/run/netns/one"
+            rate_limit = 1000
+            [[domain]]
+            name = "two"
+            tenant = "u"
+            addresses = ["10.1.0.0/16"]
+        "#;
+        let config = parse(text).unwrap();
+        assert_eq!(config.limits.ring_log2_default, 20);
+        assert_eq!(config.limits.per_user.memory_bytes, 8 << 30);
+        assert_eq!(parse(&config.to_toml().unwrap()).unwrap(), config);
+    }
+
+    #[test]
+    fn an_error_is_one_line_with_key_value_and_remedy() {
+        for (text, parts) in [
+            ("sockett = 1", &["test.toml:1", "sockett", "socket"][..]),
+            ("\n\nuser = 3", &["test.toml:3", "string"]),
+            ("socket = \"x.sock\"", &["socket = x.sock", "absolute"]),
+            ("socket_mode = \"0999\"", &["socket_mode = 0999", "0660"]),
+            (
+                "[limits]\nclients = 0",
+                &["limits.clients = 0", "at least 1"],
+            ),
+            (
+                "[limits]\nring_log2_max = 99",
+                &["limits.ring_log2_max = 99", "16 to 30"],
+            ),
+            (
+                "[limits]\nring_log2_max = 18\nring_log2_default = 20",
+                &["= 20", "(18)"],
+            ),
+            (
+                "[limits.per_user]\nmemory_bytes = \"4 elephants\"",
+                &["test.toml:2", "elephants", "GiB"],
+            ),
+            ("[[domain]]\nname = \"\"", &["domain[0].name", "empty"]),
+            (
+                "[[domain]]\nname = \"a\"\naddresses = [\"10.0.0.0/99\"]",
+                &["domain[0].addresses = 10.0.0.0/99", "BITS"],
+            ),
+            (
+                "[[domain]]\nname = \"a\"\naddresses = [\"127.0.0.1\"]",
+                &["loopback"],
+            ),
+            (
+                "[[domain]]\nname = \"a\"\nweight = 0",
+                &["domain[0].weight = 0"],
+            ),
+            (
+                "[[domain]]\nname = \"a\"\n[[domain]]\nname = \"a\"",
+                &["domain[1].name = a", "domain[0]"],
+            ),
+            (
+                "[[domain]]\nname = \"a\"\n[[domain]]\nname = \"b\"",
+                &["domain[1].netns", "one domain per namespace"],
+            ),
+            (
+                "[[domain]]\nname = \"a\"\naddresses = [\"10.0.0.0/8\"]\n[[domain]]\nname = \"b\"\nnetns = \"/n\"\naddresses = [\"10.1.0.0/16\"]",
+                &["domain[1].addresses = 10.1.0.0/16", "overlaps"],
+            ),
+            ("= 1", &["test.toml:1"]),
+        ] {
+            let error = parse(text).unwrap_err().to_string();
+            assert_eq!(error.lines().count(), 1, "{error}");
+            for part in parts {
+                assert!(error.contains(part), "{error:?} lacks {part:?}");
+            }
+        }
+    }
+}

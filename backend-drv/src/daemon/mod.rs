@@ -1,0 +1,300 @@
+//! The event loop: everything that touches a descriptor.
+//!
+//! One thread waits for the listening socket, the control sockets, signals and the reporter; what
+//! comes in goes to the [`Broker`], and what the broker wants done is done here ([`actions`]).
+//! Nothing in this thread waits for a client.
+
+mod actions;
+mod clients;
+mod departures;
+mod outbox;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering as Count;
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+
+use crate::accounts::{Accounts, Holdings};
+use crate::broker::{Broker, Domain};
+use crate::config::Limits;
+use crate::disposal::Disposal;
+use crate::identity::SocketFiles;
+use crate::ids::{ArenaId, Process};
+use crate::ledger::{Ledger, ProgramRecord};
+use crate::listener::Listener;
+use crate::packet::Inbox;
+use crate::report::Settings;
+use crate::reporter::Reporter;
+use crate::shared::{ConnectionArena, EventMemory};
+use crate::sock_diag::SockDiag;
+use crate::throttle::Throttle;
+
+use clients::Client;
+use departures::Departures;
+
+/// Events taken at once.
+const EVENTS: usize = 64;
+/// With `--embedded`: how long to wait for the first client.
+const FIRST_CLIENT: Duration = Duration::from_secs(10);
+/// How long to stop accepting when no descriptor is to be had.
+const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// Names of connections in epoll; clients count from `FIRST_TOKEN`.
+const LISTENER: u64 = 0;
+const SIGNALS: u64 = 1;
+const REPORTER: u64 = 2;
+const FIRST_TOKEN: u64 = 16;
+
+/// What a daemon needs to know.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Bounds.
+    pub limits: Limits,
+    /// Domains, with their namespaces found.
+    pub domains: Vec<Domain>,
+    /// Memory quotas of the domains, in the same order.
+    pub domain_memory: Vec<Option<u64>>,
+    /// End when the last client has left.
+    pub embedded: bool,
+}
+
+/// A running daemon.
+#[derive(Debug)]
+pub struct Daemon {
+    options: Options,
+    epoll: Epoll,
+    listener: Listener,
+    signals: SignalFd,
+    reporter: Reporter,
+    disposal: Disposal,
+    accounts: Arc<Accounts>,
+    ledger: Arc<Ledger>,
+    broker: Broker,
+    clients: HashMap<u64, Client>,
+    programs: HashMap<Process, Program>,
+    /// sock_diag sockets of programs that left, while their connections are looked up.
+    departed: HashMap<Process, OwnedFd>,
+    departures: Departures,
+    arenas: HashMap<ArenaId, ConnectionArena>,
+    doomed: Vec<u64>,
+    inbox: Inbox,
+    diag: SockDiag,
+    socket_files: SocketFiles,
+    throttle: Throttle,
+    last_token: u64,
+    last_process: u32,
+    allocate: bool,
+    accepting: Accepting,
+    had_client: bool,
+    stopping: bool,
+}
+
+/// What the daemon holds for a program.
+#[derive(Debug)]
+struct Program {
+    token: u64,
+    record: Arc<ProgramRecord>,
+    events: EventMemory,
+    netlink: OwnedFd,
+    doorbells: HashMap<u32, Arc<OwnedFd>>,
+}
+
+/// Whether new connections are accepted, and the descriptor kept for when there is no other.
+#[derive(Debug)]
+struct Accepting {
+    spare: Option<OwnedFd>,
+    again_at: Option<Instant>,
+}
+
+impl Daemon {
+    /// A daemon that serves `listener`. Call before any other thread exists: it blocks the signals
+    /// that it wants to receive.
+    ///
+    /// # Errors
+    /// No descriptors or threads to be had.
+    pub fn new(options: Options, listener: Listener) -> io::Result<Self> {
+        let signals = signals()?;
+        let user = options.limits.per_user;
+        let user_limit = Holdings {
+            processes: user.processes.into(),
+            connections: user.connections.into(),
+            memory_bytes: user.memory_bytes,
+            strays: STRAYS_MAX,
+        };
+        let accounts = Arc::new(Accounts::new(user_limit, options.domain_memory.clone()));
+        let epoch = epoch();
+        let ledger = Arc::new(Ledger::new(epoch));
+        let settings = Settings {
+            limits: options.limits,
+            domains: options.domains.iter().map(|d| d.name.clone()).collect(),
+        };
+        let reporter = Reporter::start(Arc::clone(&ledger), settings)?;
+        let disposal = Disposal::start(&accounts)?;
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+        epoll.add(listener.socket(), readable(LISTENER))?;
+        epoll.add(&signals, readable(SIGNALS))?;
+        epoll.add(reporter.bell(), readable(REPORTER))?;
+        let broker = Broker::new(Arc::clone(&accounts), options.domains.clone());
+        let socket_files = SocketFiles::like(listener.socket())?;
+        Ok(Self {
+            options,
+            epoll,
+            listener,
+            signals,
+            reporter,
+            disposal,
+            accounts,
+            ledger,
+            broker,
+            clients: HashMap::new(),
+            programs: HashMap::new(),
+            departed: HashMap::new(),
+            departures: Departures::default(),
+            arenas: HashMap::new(),
+            doomed: Vec::new(),
+            inbox: Inbox::default(),
+            diag: SockDiag::default(),
+            socket_files,
+            throttle: Throttle::new(Instant::now()),
+            last_token: FIRST_TOKEN,
+            last_process: 0,
+            allocate: counts_memory_strictly(),
+            accepting: Accepting {
+                spare: spare(),
+                again_at: None,
+            },
+            had_client: false,
+            stopping: false,
+        })
+    }
+
+    /// Serves until a signal, or with `embedded` until the last client has left.
+    ///
+    /// # Errors
+    /// The event loop itself cannot go on.
+    pub fn run(&mut self) -> io::Result<()> {
+        let started = Instant::now();
+        let mut events = [EpollEvent::empty(); EVENTS];
+        while !self.stopping {
+            if self.options.embedded && self.clients.is_empty() {
+                if self.had_client && self.departures.is_empty() {
+                    tracing::info!("the last client has left");
+                    break;
+                }
+                if !self.had_client && started.elapsed() >= FIRST_CLIENT {
+                    tracing::info!("no client came");
+                    break;
+                }
+            }
+            let timeout = self.timeout(started);
+            let count = match self.epoll.wait(&mut events, timeout) {
+                Ok(count) => count,
+                Err(nix::Error::EINTR) => 0,
+                Err(error) => return Err(error.into()),
+            };
+            for event in events.iter().take(count) {
+                self.handle(event.data(), event.events());
+                self.perform();
+            }
+            self.tick(Instant::now());
+        }
+        Ok(())
+    }
+
+    fn handle(&mut self, token: u64, events: EpollFlags) {
+        match token {
+            LISTENER => self.accept(),
+            SIGNALS => {
+                while let Ok(Some(signal)) = self.signals.read_signal() {
+                    tracing::info!(signal = signal.ssi_signo, "stopping");
+                    self.stopping = true;
+                }
+            }
+            REPORTER => self.take_served(),
+            token => self.serve_client(token, events),
+        }
+    }
+
+    /// What is due by the clock.
+    fn tick(&mut self, now: Instant) {
+        for id in self.departures.due(now) {
+            self.examine(id, now);
+        }
+        if self.accepting.again_at.is_some_and(|at| at <= now) {
+            self.resume_accepting();
+        }
+        self.perform();
+        self.ledger
+            .clients
+            .store(self.clients.len(), Count::Relaxed);
+        self.ledger
+            .pairs
+            .store(self.broker.connections(), Count::Relaxed);
+        self.ledger.arenas.store(self.arenas.len(), Count::Relaxed);
+    }
+
+    fn timeout(&self, started: Instant) -> EpollTimeout {
+        let first = (self.options.embedded && !self.had_client).then(|| started + FIRST_CLIENT);
+        let next = [self.departures.next(), self.accepting.again_at, first];
+        match next.into_iter().flatten().min() {
+            None => EpollTimeout::NONE,
+            Some(at) => {
+                let left = at.saturating_duration_since(Instant::now());
+                // Rounded up, so that it is due when we wake.
+                let left = left + Duration::from_millis(1);
+                EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+            }
+        }
+    }
+
+    /// Whether a client may cause a line in the log now.
+    fn may_log(&mut self) -> bool {
+        match self.throttle.allow(Instant::now()) {
+            Some(0) => true,
+            Some(suppressed) => {
+                tracing::warn!(suppressed, "lines about clients were left out");
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+/// Descriptors of one user that may wait to be closed.
+const STRAYS_MAX: u64 = 512;
+
+/// Signals that end the daemon come through a descriptor; SIGXFSZ stays blocked, so that a memory
+/// beyond the file size limit is an error (EFBIG) and not our death.
+fn signals() -> io::Result<SignalFd> {
+    let mut ending = SigSet::empty();
+    ending.add(Signal::SIGTERM);
+    ending.add(Signal::SIGINT);
+    let mut blocked = ending;
+    blocked.add(Signal::SIGXFSZ);
+    blocked.thread_block()?;
+    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+    Ok(SignalFd::with_flags(&ending, flags)?)
+}
+
+/// Never 0, and another one for each run.
+fn epoch() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id()).max(1)
+}
+
+fn spare() -> Option<OwnedFd> {
+    std::fs::File::open("/dev/null").ok().map(OwnedFd::from)
+}
+
+/// With vm.overcommit_memory = 2 a page that cannot be had is refused when it is touched; so every
+/// page of a connection is taken before anybody gets it.
+fn counts_memory_strictly() -> bool {
+    std::fs::read_to_string("/proc/sys/vm/overcommit_memory").is_ok_and(|mode| mode.trim() == "2")
+}

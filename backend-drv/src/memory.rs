@@ -1,0 +1,118 @@
+//! What the compiler cannot check: mapping memory, adopting an inherited descriptor, one socket
+//! option, and the signal that ends a blocked write. The only unsafe code of the crate.
+//!
+//! A [`Mapping`] is made only of memory whose size is sealed, so that no other holder can make a
+//! page disappear under the daemon, and it gives out references no longer than it lives.
+
+#![expect(
+    unsafe_code,
+    reason = "mappings of memory shared with programs, and four system calls without safe wrappers"
+)]
+
+use core::ptr::NonNull;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::libc;
+use rdma_core::mem::{Region, Shared};
+use rustix::fs::SealFlags;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Memory shared with programs, mapped here.
+#[derive(Debug)]
+pub struct Mapping {
+    region: Region,
+}
+
+impl Mapping {
+    /// Maps the first `len` bytes of `memory`, readable and writable.
+    ///
+    /// # Errors
+    /// `InvalidInput` if the memory is shorter or could be made so; otherwise what mmap says.
+    pub fn of_sealed(memory: impl AsFd, len: usize) -> io::Result<Self> {
+        let memory = memory.as_fd();
+        let seals = rustix::fs::fcntl_get_seals(memory)?;
+        let size = u64::try_from(rustix::fs::fstat(memory)?.st_size).unwrap_or(0);
+        if !seals.contains(SealFlags::SHRINK) || size < len as u64 || len == 0 {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // SAFETY: the kernel chooses the address, so no existing mapping is touched.
+        let base = unsafe {
+            rustix::mm::mmap(
+                core::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED,
+                memory,
+                0,
+            )
+        }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: just mapped readable and writable for `len` bytes; the size is sealed, and the
+        // mapping goes away only in `drop`, which `part` and `get` do not outlive.
+        let region = unsafe { Region::new(base, len) };
+        Ok(Self { region })
+    }
+
+    /// The `T` at `offset`; `None` if it would not lie inside.
+    pub fn get<T: Shared + 'static>(&self, offset: usize) -> Option<&T> {
+        self.region.get(offset)
+    }
+
+    /// Length in bytes.
+    pub const fn len(&self) -> usize {
+        self.region.len()
+    }
+
+    /// Whether nothing is mapped; never the case.
+    pub const fn is_empty(&self) -> bool {
+        self.region.is_empty()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        let base = self.region.base().as_ptr().cast();
+        // SAFETY: mapped in `of_sealed` with this length; every reference borrowed from `self`.
+        if let Err(error) = unsafe { rustix::mm::munmap(base, self.region.len()) } {
+            tracing::warn!(%error, "munmap of shared memory");
+        }
+    }
+}
+
+/// Takes over descriptor `number`, which the parent process left open for us.
+///
+/// # Errors
+/// EBADF if it is not open.
+pub fn inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: F_GETFD only looks the number up.
+    if unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: open (just checked), and named on the command line for this purpose: nobody else in
+    // this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// SO_NETNS_COOKIE: names the network namespace of a socket for as long as the machine runs.
+///
+/// # Errors
+/// What getsockopt says.
+pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
+    let mut cookie = 0u64;
+    let mut len = libc::socklen_t::try_from(size_of::<u64>()).unwrap_or(8);
+    // SAFETY: the pointers name a u64 and its length.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut len,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(cookie)
+}

@@ -1,0 +1,92 @@
+//! One message of the control protocol, with its descriptors, from or to a socket. Never blocks.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rdma_core::control::{FDS_MAX, MESSAGE_MAX};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
+
+/// The kernel passes no more than this beside one message (SCM_MAX_FD). Having room for all of them
+/// means that none is closed inside the system call, where closing could take long.
+const KERNEL_FDS_MAX: usize = 253;
+
+/// A message as it came.
+#[derive(Debug)]
+pub struct Received {
+    /// Bytes in the buffer.
+    pub length: usize,
+    /// The message was longer than the buffer.
+    pub cut: bool,
+    /// Everything that came beside it.
+    pub fds: Vec<OwnedFd>,
+    /// Some descriptors could not be received: we have too many open.
+    pub fds_lost: bool,
+}
+
+/// Room for one message.
+#[derive(Debug)]
+pub struct Inbox {
+    bytes: Box<[u8]>,
+}
+
+impl Default for Inbox {
+    fn default() -> Self {
+        // One more than allowed, so that too long is seen.
+        Self {
+            bytes: vec![0; MESSAGE_MAX + 1].into_boxed_slice(),
+        }
+    }
+}
+
+impl Inbox {
+    /// Receives one message.
+    ///
+    /// # Errors
+    /// `WouldBlock` if there is none. A length of 0 is the end.
+    pub fn receive(&mut self, socket: impl AsFd) -> io::Result<Received> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KERNEL_FDS_MAX))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let message = rustix::net::recvmsg(
+            socket,
+            &mut [IoSliceMut::new(&mut self.bytes)],
+            &mut control,
+            RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC,
+        )?;
+        let mut fds = Vec::new();
+        for part in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(rights) = part {
+                fds.extend(rights);
+            }
+        }
+        Ok(Received {
+            length: message.bytes.min(self.bytes.len()),
+            cut: message.flags.contains(ReturnFlags::TRUNC),
+            fds,
+            fds_lost: message.flags.contains(ReturnFlags::CTRUNC),
+        })
+    }
+
+    /// The bytes of the message just received.
+    pub fn bytes(&self, length: usize) -> &[u8] {
+        self.bytes.get(..length).unwrap_or(&[])
+    }
+}
+
+/// Sends one message.
+///
+/// # Errors
+/// `WouldBlock` if the receiver has not read enough.
+pub fn send(socket: impl AsFd, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FDS_MAX))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    Ok(())
+}

@@ -1,0 +1,186 @@
+//! The three kinds of memory that the daemon shares with programs, typed.
+//!
+//! Every word in them may be written by a program at any time; readers take values as they come and
+//! use none of them as an index or a length without a check.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use rdma_core::event::{CONTEXT_STRIDE, EVENT_BYTES, EventContext};
+use rdma_core::layout::{
+    CONN_MAGIC, ConnHeader, End, EndWords, LAYOUT_VERSION, conn_bytes, end_offset,
+};
+use rdma_core::slot::{ARENA_BYTES, ARENA_HEADER_BYTES, ArenaHeader, SLOT_BYTES, SLOTS, Slot};
+use rdma_core::sync::Ordering;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+
+use crate::memory::Mapping;
+
+/// Seals on every memory that the daemon makes or accepts: the size is final.
+pub const FINAL_SIZE: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
+
+/// Makes `bytes` bytes of zeroed memory whose size nobody can change.
+///
+/// # Errors
+/// Out of descriptors, memory or file size (RLIMIT_FSIZE).
+pub fn sealed_memory(name: &str, bytes: u64) -> io::Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = match rustix::fs::memfd_create(name, flags | MemfdFlags::NOEXEC_SEAL) {
+        // Before Linux 6.3.
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create(name, flags),
+        other => other,
+    }?;
+    rustix::fs::ftruncate(&memory, bytes)?;
+    rustix::fs::fcntl_add_seals(&memory, FINAL_SIZE)?;
+    Ok(memory)
+}
+
+/// A program's slots, made by the program; see [`rdma_core::slot`].
+#[derive(Debug)]
+pub struct SlotArena {
+    mapping: Mapping,
+}
+
+impl SlotArena {
+    /// Maps the arena behind `memory`.
+    ///
+    /// # Errors
+    /// As [`Mapping::of_sealed`].
+    pub fn new(memory: impl AsFd) -> io::Result<Self> {
+        let mapping = Mapping::of_sealed(memory, ARENA_BYTES)?;
+        Ok(Self { mapping })
+    }
+
+    /// Mailbox and counters.
+    #[expect(clippy::expect_used, reason = "the length was fixed in `new`")]
+    pub fn header(&self) -> &ArenaHeader {
+        self.mapping.get(0).expect("longer than the header")
+    }
+
+    /// Slot `index`; `None` beyond the end.
+    pub fn slot(&self, index: u32) -> Option<&Slot> {
+        if index >= SLOTS {
+            return None;
+        }
+        self.mapping
+            .get(ARENA_HEADER_BYTES + index as usize * SLOT_BYTES)
+    }
+
+    /// Tells the program to look at its control socket.
+    pub fn raise_mailbox(&self) {
+        self.header().mailbox.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A program's waiting contexts, made by the daemon; see [`rdma_core::event`].
+#[derive(Debug)]
+pub struct EventMemory {
+    memory: Arc<OwnedFd>,
+    mapping: Mapping,
+}
+
+impl EventMemory {
+    /// Fresh event memory.
+    ///
+    /// # Errors
+    /// As [`sealed_memory`].
+    pub fn create() -> io::Result<Self> {
+        let memory = sealed_memory("viaduct-events", EVENT_BYTES as u64)?;
+        let mapping = Mapping::of_sealed(&memory, EVENT_BYTES)?;
+        Ok(Self {
+            memory: Arc::new(memory),
+            mapping,
+        })
+    }
+
+    /// The descriptor that programs get.
+    pub const fn memory(&self) -> &Arc<OwnedFd> {
+        &self.memory
+    }
+
+    /// Context `number`; `None` beyond the end.
+    pub fn context(&self, number: u32) -> Option<&EventContext> {
+        self.mapping.get(number as usize * CONTEXT_STRIDE)
+    }
+}
+
+/// Memory of several connections of one pair of programs; see [`rdma_core::layout`].
+#[derive(Debug)]
+pub struct ConnectionArena {
+    memory: Arc<OwnedFd>,
+    mapping: Mapping,
+}
+
+impl ConnectionArena {
+    /// A fresh arena of `bytes` bytes.
+    ///
+    /// # Errors
+    /// As [`sealed_memory`].
+    pub fn create(bytes: u64) -> io::Result<Self> {
+        let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let memory = sealed_memory("viaduct-connections", bytes)?;
+        let mapping = Mapping::of_sealed(&memory, len)?;
+        Ok(Self {
+            memory: Arc::new(memory),
+            mapping,
+        })
+    }
+
+    /// The descriptor that programs get.
+    pub const fn memory(&self) -> &Arc<OwnedFd> {
+        &self.memory
+    }
+
+    /// Prepares the connection at `offset`. With `allocate` its pages are taken now: the machine
+    /// counts memory strictly, and a page that cannot be had later would kill a program.
+    ///
+    /// # Errors
+    /// Out of memory or file size.
+    pub fn prepare(
+        &self,
+        offset: u64,
+        ring_log2: u32,
+        conn_id: u64,
+        allocate: bool,
+    ) -> io::Result<()> {
+        if allocate {
+            let bytes = conn_bytes(1 << ring_log2) as u64;
+            rustix::fs::fallocate(self.fd(), FallocateFlags::empty(), offset, bytes)?;
+        }
+        let header: &ConnHeader = self
+            .at(offset, 0)
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
+        header.version.store(LAYOUT_VERSION, Ordering::Relaxed);
+        header.ring_log2.store(ring_log2, Ordering::Relaxed);
+        header.conn_id.store(conn_id, Ordering::Relaxed);
+        header.magic.store(CONN_MAGIC, Ordering::Release);
+        Ok(())
+    }
+
+    /// Gives the pages of the connection at `offset` back; they read as zeros afterwards.
+    ///
+    /// # Errors
+    /// What fallocate says; the memory must then not be used again.
+    pub fn clear(&self, offset: u64, ring_log2: u32) -> io::Result<()> {
+        let bytes = conn_bytes(1 << ring_log2) as u64;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(self.fd(), how, offset, bytes)?)
+    }
+
+    /// The words of one end of the connection at `offset`.
+    pub fn end(&self, offset: u64, end: End) -> Option<&EndWords> {
+        self.at(offset, end_offset(end.index()))
+    }
+
+    fn at<T: rdma_core::mem::Shared + 'static>(&self, offset: u64, inside: usize) -> Option<&T> {
+        let offset = usize::try_from(offset).ok()?.checked_add(inside)?;
+        self.mapping.get(offset)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.memory.as_fd()
+    }
+}

@@ -1,0 +1,500 @@
+//! A daemon under test, and a program's side of the control protocol.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use backend_drv::memory::Mapping;
+use backend_drv::packet::{self, Inbox};
+use backend_drv::shared::{SlotArena, sealed_memory};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rdma_core::control::{
+    Context, Hello, MESSAGE_MAX, Message, Paired, Query, Register, SlotRef, Welcome, parse,
+};
+use rdma_core::event::EVENT_BYTES;
+use rdma_core::layout::{LAYOUT_VERSION, RING_LOG2_MIN};
+use rdma_core::reason::Reason;
+use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC};
+use rdma_core::sync::Ordering;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+/// Ends a test that would otherwise hang; nothing is expected to take that long.
+pub(crate) const WATCHDOG: Duration = Duration::from_secs(30);
+
+/// A daemon of our own.
+pub(crate) struct Daemon {
+    child: Child,
+    pub(crate) socket: PathBuf,
+    log: Receiver<String>,
+    _directory: tempfile::TempDir,
+}
+
+impl Daemon {
+    /// A daemon with the built-in configuration.
+    pub(crate) fn start() -> Self {
+        Self::with_config("")
+    }
+
+    /// A daemon with `config`, all of whose lines the test can read.
+    pub(crate) fn with_config(config: &str) -> Self {
+        Self::with(config, |_| ())
+    }
+
+    /// A daemon whose command line the test may change.
+    pub(crate) fn with(config: &str, change: impl FnOnce(&mut Command)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        // Other users connect too.
+        std::fs::set_permissions(
+            directory.path(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o755),
+        )
+        .unwrap();
+        let socket = directory.path().join("d.sock");
+        let file = directory.path().join("viaductd.toml");
+        std::fs::write(&file, config).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viaductd"));
+        command
+            .args(["--log", "debug", "--ready-fd", "1", "--socket"])
+            .arg(&socket)
+            .arg("--config")
+            .arg(&file);
+        change(&mut command);
+        Self::spawn(command, socket, directory)
+    }
+
+    /// `viaductd --embedded`.
+    pub(crate) fn embedded() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("new").join("d.sock");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_viaductd"));
+        command
+            .args(["--embedded", "--ready-fd", "1", "--socket"])
+            .arg(&socket);
+        Self::spawn(command, socket, directory)
+    }
+
+    fn spawn(mut command: Command, socket: PathBuf, directory: tempfile::TempDir) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = child.stderr.take().unwrap();
+        let (lines, log) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).lines() {
+                let Ok(line) = line else { return };
+                if lines.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let mut ready = [0; 1];
+        let mut stdout = child.stdout.take().unwrap();
+        if stdout.read_exact(&mut ready).is_err() {
+            let log: Vec<_> = log.iter().collect();
+            panic!("the daemon did not start: {log:#?}");
+        }
+        Self {
+            child,
+            socket,
+            log,
+            _directory: directory,
+        }
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().try_into().unwrap())
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// Waits for it to end by itself.
+    pub(crate) fn wait(&mut self) -> Option<i32> {
+        let deadline = std::time::Instant::now() + WATCHDOG;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status.code();
+            }
+            assert!(std::time::Instant::now() < deadline, "the daemon goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Ends it by `signal` and returns its exit code.
+    pub(crate) fn stop(&mut self, signal: Signal) -> Option<i32> {
+        kill(self.pid(), signal).unwrap();
+        self.wait()
+    }
+
+    /// Lines logged so far.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.try_iter().collect()
+    }
+
+    /// Descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
+            .unwrap()
+            .count()
+    }
+
+    /// A report, as the tools get it.
+    pub(crate) fn report(&self, what: u32, session: u64) -> serde_json::Value {
+        Tool::connect(&self.socket).ask(what, session)
+    }
+
+    /// A program that has said HELLO.
+    pub(crate) fn program(&self) -> Program {
+        Program::hello(&self.socket, 0)
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            std::thread::sleep(Duration::from_millis(50));
+            eprintln!("daemon's log:\n{}", self.log().join("\n"));
+        }
+    }
+}
+
+/// A message and its descriptors; text lives as long as the test.
+pub(crate) type Incoming = (Message<'static>, Vec<OwnedFd>);
+
+/// A control socket.
+pub(crate) struct Wire {
+    pub(crate) socket: OwnedFd,
+    inbox: Inbox,
+}
+
+impl Wire {
+    pub(crate) fn connect(path: &Path) -> Self {
+        Self::try_connect(path).unwrap()
+    }
+
+    pub(crate) fn try_connect(path: &Path) -> std::io::Result<Self> {
+        let socket = rustix::net::socket_with(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::CLOEXEC,
+            None,
+        )?;
+        rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+        Ok(Self {
+            socket,
+            inbox: Inbox::default(),
+        })
+    }
+
+    pub(crate) fn send(&self, message: &Message<'_>, fds: &[BorrowedFd<'_>]) {
+        let mut buffer = vec![0; MESSAGE_MAX];
+        let length = message.emit(&mut buffer).unwrap();
+        self.send_bytes(&buffer[..length], fds);
+    }
+
+    pub(crate) fn send_bytes(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) {
+        self.try_send_bytes(bytes, fds).unwrap();
+    }
+
+    pub(crate) fn try_send_bytes(
+        &self,
+        bytes: &[u8],
+        fds: &[BorrowedFd<'_>],
+    ) -> std::io::Result<()> {
+        loop {
+            match packet::send(&self.socket, bytes, fds) {
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLOUT);
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn wait(&self, what: PollFlags) {
+        let mut fds = [PollFd::new(self.socket.as_fd(), what)];
+        let timeout = PollTimeout::try_from(WATCHDOG).unwrap();
+        assert_eq!(poll(&mut fds, timeout), Ok(1), "nothing came in time");
+    }
+
+    /// The next message; `None` at the end.
+    pub(crate) fn receive(&mut self) -> Option<Incoming> {
+        loop {
+            match self.inbox.receive(&self.socket) {
+                Ok(received) if received.length == 0 => return None,
+                Ok(received) => {
+                    let bytes = self.inbox.bytes(received.length).to_vec().leak();
+                    let message = parse(bytes, received.fds.len()).unwrap();
+                    return Some((message, received.fds));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.wait(PollFlags::POLLIN);
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => {}
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    /// Whether nothing has come by the time the daemon has handled everything sent before: it
+    /// answers a CONTEXT in order.
+    pub(crate) fn expect_end(&mut self) {
+        if let Some((message, _)) = self.receive() {
+            panic!("{message:?} instead of the end");
+        }
+    }
+
+    /// The daemon's complaint, and the end of the connection behind it.
+    pub(crate) fn expect_failure(&mut self) -> (Reason, &'static str) {
+        match self.receive() {
+            Some((Message::Failure(body, text), _)) => {
+                self.expect_end();
+                (Reason::from_code(body.more).unwrap(), text)
+            }
+            other => panic!("{other:?} instead of FAILURE"),
+        }
+    }
+}
+
+/// A tool.
+pub(crate) struct Tool(pub(crate) Wire);
+
+impl Tool {
+    pub(crate) fn connect(path: &Path) -> Self {
+        Self(Wire::connect(path))
+    }
+
+    pub(crate) fn ask(&mut self, what: u32, session: u64) -> serde_json::Value {
+        let query = Query {
+            what,
+            reserved: 0,
+            session,
+        };
+        self.0.send(&Message::Query(query), &[]);
+        let mut text = String::new();
+        loop {
+            match self.0.receive() {
+                Some((Message::Report(body, piece), _)) => {
+                    text.push_str(piece);
+                    if body.more == 0 {
+                        return serde_json::from_str(&text).unwrap();
+                    }
+                }
+                other => panic!("{other:?} instead of REPORT"),
+            }
+        }
+    }
+}
+
+/// What a program's library has.
+pub(crate) struct Program {
+    pub(crate) wire: Wire,
+    pub(crate) slots: SlotArena,
+    pub(crate) welcome: Welcome,
+    pub(crate) events: OwnedFd,
+}
+
+impl Program {
+    pub(crate) fn hello(path: &Path, session: u64) -> Self {
+        Self::say_hello(Wire::connect(path), session)
+    }
+
+    pub(crate) fn say_hello(mut wire: Wire, session: u64) -> Self {
+        let memory = slot_memory();
+        let slots = SlotArena::new(&memory).unwrap();
+        let netlink = netlink();
+        let hello = Hello {
+            layout_version: LAYOUT_VERSION,
+            ring_log2: RING_LOG2_MIN,
+            session,
+        };
+        wire.send(&Message::Hello(hello), &[memory.as_fd(), netlink.as_fd()]);
+        match wire.receive() {
+            Some((Message::Welcome(welcome), fds)) => {
+                let [events] = <[OwnedFd; 1]>::try_from(fds).unwrap();
+                Mapping::of_sealed(&events, EVENT_BYTES).unwrap();
+                Self {
+                    wire,
+                    slots,
+                    welcome,
+                    events,
+                }
+            }
+            other => panic!("{other:?} instead of WELCOME"),
+        }
+    }
+
+    pub(crate) fn receive(&mut self) -> Incoming {
+        self.wire.receive().expect("the daemon goes on")
+    }
+
+    pub(crate) fn mailbox(&self) -> u32 {
+        self.slots.header().mailbox.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn register(&self, slot: u32, socket: impl AsFd, body: &Register) {
+        let path = path_of(socket);
+        let body = Register { slot, ..*body };
+        self.wire.send(&Message::Register(body), &[path.as_fd()]);
+    }
+
+    pub(crate) fn unregister(&self, slot: u32) {
+        let slot = SlotRef {
+            slot,
+            generation: 7,
+        };
+        self.wire.send(&Message::Unregister(slot), &[]);
+    }
+
+    pub(crate) fn add_context(&self, context: u32, bell: impl AsFd) {
+        let context = Context {
+            context,
+            reserved: 0,
+        };
+        self.wire.send(&Message::Context(context), &[bell.as_fd()]);
+    }
+
+    /// Has the daemon handle everything sent so far; returns what it said meanwhile.
+    pub(crate) fn sync(&mut self) -> Vec<Incoming> {
+        let bell = eventfd();
+        self.add_context(255, &bell);
+        let mut said = Vec::new();
+        loop {
+            let incoming = self.receive();
+            match incoming.0 {
+                Message::ContextKnown(known) if known.context == 255 => return said,
+                _ => said.push(incoming),
+            }
+        }
+    }
+
+    pub(crate) fn expect_refusal(&mut self, slot: u32) -> Reason {
+        match self.receive().0 {
+            Message::Refused(refused) => {
+                assert_eq!((refused.slot, refused.generation), (slot, 7));
+                Reason::from_code(refused.reason).unwrap()
+            }
+            other => panic!("{other:?} instead of REFUSED"),
+        }
+    }
+
+    /// Reads up to PAIRED and returns it with the arena, if it came along.
+    pub(crate) fn expect_pair(&mut self) -> (Paired, Option<OwnedFd>) {
+        loop {
+            let (message, mut fds) = self.receive();
+            match message {
+                Message::Paired(paired) => return (paired, fds.pop()),
+                Message::Peer(_) | Message::PeerContext(_) => {}
+                other => panic!("{other:?} instead of PAIRED"),
+            }
+        }
+    }
+}
+
+/// A slot arena as the library makes it.
+pub(crate) fn slot_memory() -> OwnedFd {
+    let memory = sealed_memory("test-slots", ARENA_BYTES as u64).unwrap();
+    let slots = SlotArena::new(&memory).unwrap();
+    let header = slots.header();
+    header.magic.store(ARENA_MAGIC, Ordering::SeqCst);
+    header.version.store(LAYOUT_VERSION, Ordering::SeqCst);
+    memory
+}
+
+pub(crate) fn netlink() -> OwnedFd {
+    rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        Some(rustix::net::netlink::SOCK_DIAG),
+    )
+    .unwrap()
+}
+
+pub(crate) fn eventfd() -> OwnedFd {
+    rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap()
+}
+
+/// An O_PATH descriptor of whatever `fd` is.
+pub(crate) fn path_of(fd: impl AsFd) -> OwnedFd {
+    let name = format!("/proc/self/fd/{}", fd.as_fd().as_raw_fd());
+    rustix::fs::open(name, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).unwrap()
+}
+
+/// A loopback connection: the connecting and the accepting end.
+pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+    let (server, _) = listener.accept().unwrap();
+    (client, server)
+}
+
+/// The registration of an end; `side` is 1 for the connecting one.
+pub(crate) fn registration(socket: &TcpStream, side: u8) -> Register {
+    let (own, far) = (socket.local_addr().unwrap(), socket.peer_addr().unwrap());
+    Register {
+        slot: 0,
+        generation: 7,
+        cookie: rustix::net::sockopt::socket_cookie(socket).unwrap(),
+        connects: u32::from(side == 1),
+        side,
+        family: if own.is_ipv4() { 4 } else { 6 },
+        own_port: own.port(),
+        far_port: far.port(),
+        reserved: [0; 6],
+        own_addr: octets(own),
+        far_addr: octets(far),
+    }
+}
+
+fn octets(addr: SocketAddr) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    match addr.ip() {
+        IpAddr::V4(v4) => bytes[..4].copy_from_slice(&v4.octets()),
+        IpAddr::V6(v6) => bytes.copy_from_slice(&v6.octets()),
+    }
+    bytes
+}
+
+/// Two programs that share one connection: each with its socket in slot 0.
+pub(crate) struct Couple {
+    pub(crate) one: Program,
+    pub(crate) other: Program,
+    pub(crate) sockets: (TcpStream, TcpStream),
+    pub(crate) paired: (Paired, Paired),
+    pub(crate) arena: OwnedFd,
+}
+
+impl Couple {
+    pub(crate) fn new(daemon: &Daemon) -> Self {
+        Self::of(daemon.program(), daemon.program())
+    }
+
+    pub(crate) fn of(mut one: Program, mut other: Program) -> Self {
+        let sockets = tcp_pair();
+        one.register(0, &sockets.0, &registration(&sockets.0, 1));
+        other.register(0, &sockets.1, &registration(&sockets.1, 2));
+        let (first, arena) = one.expect_pair();
+        let (second, _) = other.expect_pair();
+        Self {
+            one,
+            other,
+            sockets,
+            paired: (first, second),
+            arena: arena.unwrap(),
+        }
+    }
+}
