@@ -3,7 +3,10 @@
 //! All calls are non-blocking except [`Client::receive_blocking`], which takes a timeout. Received
 //! descriptors are close-on-exec; those that a message should not have are closed.
 
-#![expect(unsafe_code, reason = "the control socket's number can change under the program's dup2")]
+#![expect(
+    unsafe_code,
+    reason = "the control socket's number can change under the program's dup2"
+)]
 
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicI32, Ordering};
@@ -15,9 +18,9 @@ use rdma_core::control::{FDS_MAX, Message, ParseError, parse};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg, sendmsg,
-    socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
+    connect, recvmsg, sendmsg, socket_with,
 };
 
 use crate::descriptor::lift;
@@ -60,7 +63,9 @@ impl Client {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
         connect(&socket, &SocketAddrUnix::new(path)?)?;
-        Ok(Self { socket: AtomicI32::new(lift(socket)?.into_raw_fd()) })
+        Ok(Self {
+            socket: AtomicI32::new(lift(socket)?.into_raw_fd()),
+        })
     }
 
     /// The descriptor's number.
@@ -74,8 +79,11 @@ impl Client {
     /// # Errors
     /// `EMFILE`: the client is unusable from now on.
     pub fn relocate(&self) -> Result<RawFd, Errno> {
-        let new = fcntl_dupfd_cloexec(self.fd(), 3).and_then(lift).map(IntoRawFd::into_raw_fd);
-        self.socket.store(*new.as_ref().unwrap_or(&-1), Ordering::Release);
+        let new = fcntl_dupfd_cloexec(self.fd(), 3)
+            .and_then(lift)
+            .map(IntoRawFd::into_raw_fd);
+        self.socket
+            .store(*new.as_ref().unwrap_or(&-1), Ordering::Release);
         new
     }
 
@@ -142,7 +150,9 @@ impl Client {
                 }
             }
         }
-        if received.flags.contains(ReturnFlags::TRUNC) || received.flags.contains(ReturnFlags::CTRUNC) {
+        if received.flags.contains(ReturnFlags::TRUNC)
+            || received.flags.contains(ReturnFlags::CTRUNC)
+        {
             return Err(ParseError::Long(received.bytes).into());
         }
         let message = parse(buffer.get(..received.bytes).unwrap_or_default(), count)?;

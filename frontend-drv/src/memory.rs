@@ -6,12 +6,16 @@ use core::ptr::NonNull;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rdma_core::mem::Region;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
+use rustix::fs::{
+    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 
 /// Seals without which no memory of another process is mapped: it can no longer shrink.
-pub const SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW).union(SealFlags::SEAL);
+pub const SEALS: SealFlags = SealFlags::SHRINK
+    .union(SealFlags::GROW)
+    .union(SealFlags::SEAL);
 
 /// New memory of `bytes` bytes, zero, sparse and sealed against resizing.
 ///
@@ -37,7 +41,14 @@ pub fn map(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
     }
     // SAFETY: a fresh mapping at an address the kernel chooses.
     let base = unsafe {
-        mmap(core::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::SHARED, fd, 0)
+        mmap(
+            core::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            fd,
+            0,
+        )
     }?;
     region(base, bytes)
 }
@@ -49,8 +60,14 @@ pub fn map(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
 pub fn reserve(bytes: usize) -> Result<Region, Errno> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
     // SAFETY: a fresh mapping at an address the kernel chooses.
-    let base =
-        unsafe { mmap_anonymous(core::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags) }?;
+    let base = unsafe {
+        mmap_anonymous(
+            core::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            flags,
+        )
+    }?;
     region(base, bytes)
 }
 

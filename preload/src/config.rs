@@ -46,7 +46,10 @@ pub(crate) fn config() -> Option<&'static Config> {
 /// Data calls and bytes after which a connection registers.
 #[inline]
 pub(crate) fn upgrade_after() -> (u32, u64) {
-    (UPGRADE_CALLS.load(Ordering::Relaxed), UPGRADE_BYTES.load(Ordering::Relaxed))
+    (
+        UPGRADE_CALLS.load(Ordering::Relaxed),
+        UPGRADE_BYTES.load(Ordering::Relaxed),
+    )
 }
 
 /// Longest spin in microseconds.
@@ -63,18 +66,27 @@ pub(crate) fn load() -> Result<(), String> {
     if var("VIADUCT_DISABLE").is_some_and(|value| value != "0" && !value.is_empty()) {
         return Ok(());
     }
-    let Some(peers) = var("VIADUCT_PEERS") else { return Ok(()) };
+    let Some(peers) = var("VIADUCT_PEERS") else {
+        return Ok(());
+    };
     let policy = Policy::parse(&peers).map_err(|error| error.to_string())?;
     if let Some(value) = var("VIADUCT_UPGRADE_AFTER") {
-        let (calls, bytes) = upgrade(&value)
-            .ok_or_else(|| format!("VIADUCT_UPGRADE_AFTER: \"{value}\" is not CALLS[,BYTES] (0 = at once)"))?;
+        let (calls, bytes) = upgrade(&value).ok_or_else(|| {
+            format!("VIADUCT_UPGRADE_AFTER: \"{value}\" is not CALLS[,BYTES] (0 = at once)")
+        })?;
         UPGRADE_CALLS.store(calls, Ordering::Relaxed);
         UPGRADE_BYTES.store(bytes, Ordering::Relaxed);
     }
     if let Some(value) = var("VIADUCT_SPIN_US") {
-        let spin = value.parse().ok().filter(|&us: &u32| us <= 1_000_000).ok_or_else(|| {
-            format!("VIADUCT_SPIN_US: \"{value}\" is not a number of microseconds from 0 to 1000000")
-        })?;
+        let spin = value
+            .parse()
+            .ok()
+            .filter(|&us: &u32| us <= 1_000_000)
+            .ok_or_else(|| {
+                format!(
+                    "VIADUCT_SPIN_US: \"{value}\" is not a number of microseconds from 0 to 1000000"
+                )
+            })?;
         SPIN_US.store(spin, Ordering::Relaxed);
     }
     let ring_log2 = match var("VIADUCT_RING_BYTES") {
@@ -88,7 +100,9 @@ pub(crate) fn load() -> Result<(), String> {
                 format!("VIADUCT_RING_BYTES: \"{value}\" is not a number of bytes from 65536 to 1073741824")
             })?,
     };
-    let session = var("VIADUCT_SESSION").and_then(|value| u64::from_str_radix(&value, 16).ok()).unwrap_or(0);
+    let session = var("VIADUCT_SESSION")
+        .and_then(|value| u64::from_str_radix(&value, 16).ok())
+        .unwrap_or(0);
     let config = Config {
         policy,
         socket: var("VIADUCT_SOCKET").unwrap_or_else(|| DEFAULT_SOCKET.to_owned()),

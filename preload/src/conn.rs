@@ -1,6 +1,9 @@
 //! The connections of this process: what it keeps beside the shared end slot.
 
-#![expect(unsafe_code, reason = "the attached view is written once, before the flag that announces it")]
+#![expect(
+    unsafe_code,
+    reason = "the attached view is written once, before the flag that announces it"
+)]
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -97,7 +100,8 @@ impl Conn {
     /// Starts a new connection in this place.
     pub(crate) fn begin(&self, slot: &'static Slot, slot_index: u32) {
         self.refs.store(1, Ordering::Relaxed);
-        self.slot.store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+        self.slot
+            .store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
         self.slot_index.store(slot_index, Ordering::Relaxed);
         self.attached.store(0, Ordering::Relaxed);
         self.calls.store(0, Ordering::Relaxed);
@@ -123,7 +127,8 @@ impl Conn {
 
     /// The connection moves to another slot; the caller is its only user.
     pub(crate) fn move_slot(&self, slot: &'static Slot, slot_index: u32) {
-        self.slot.store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
+        self.slot
+            .store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
         self.slot_index.store(slot_index, Ordering::Relaxed);
     }
 
@@ -170,7 +175,9 @@ impl Conn {
 
     /// Says that the connection must stay on TCP. The first reason stays.
     pub(crate) fn veto(&self, reason: Reason) {
-        let _ = self.veto.compare_exchange(0, reason.code(), Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self
+            .veto
+            .compare_exchange(0, reason.code(), Ordering::Relaxed, Ordering::Relaxed);
     }
 
     /// Why the connection must stay on TCP.
@@ -227,7 +234,10 @@ impl<const N: usize> Numbers<N> {
             let free = self.free.load(Ordering::Relaxed);
             if free > 0 {
                 self.free.store(free - 1, Ordering::Relaxed);
-                return self.stack.get(free as usize - 1).map(|word| word.load(Ordering::Relaxed));
+                return self
+                    .stack
+                    .get(free as usize - 1)
+                    .map(|word| word.load(Ordering::Relaxed));
             }
             let fresh = self.fresh.load(Ordering::Relaxed);
             if (fresh as usize) < N {
@@ -268,7 +278,10 @@ impl<const N: usize> Numbers<N> {
         let me = crate::tls::token();
         // The lock is held for a few instructions; give up only if the holder is ourselves.
         loop {
-            match self.busy.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+            match self
+                .busy
+                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => break,
                 Err(owner) if owner == me => return None,
                 Err(_) => rustix::thread::sched_yield(),

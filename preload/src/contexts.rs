@@ -4,7 +4,10 @@
 //! A thread borrows a context while it sleeps; an epoll set owns one for its life. There are as many as
 //! ever slept at once, whatever the number of connections.
 
-#![expect(unsafe_code, reason = "references into event memory that is never unmapped")]
+#![expect(
+    unsafe_code,
+    reason = "references into event memory that is never unmapped"
+)]
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
@@ -29,7 +32,11 @@ pub(crate) struct Context {
 }
 
 static TABLE: [Context; COUNT] = [const {
-    Context { bell: AtomicI32::new(0), busy: AtomicU32::new(0), known: AtomicU32::new(0) }
+    Context {
+        bell: AtomicI32::new(0),
+        busy: AtomicU32::new(0),
+        known: AtomicU32::new(0),
+    }
 }; COUNT];
 
 /// Contexts made so far.
@@ -40,7 +47,10 @@ static MADE: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn borrow() -> Option<u16> {
     for (number, context) in TABLE.iter().enumerate() {
         if context.busy.load(Ordering::Relaxed) != 0
-            || context.busy.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err()
+            || context
+                .busy
+                .compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+                .is_err()
         {
             continue;
         }
@@ -96,7 +106,11 @@ impl Context {
         }
         // SAFETY: ours.
         let old = unsafe { BorrowedFd::borrow_raw(from) };
-        if let Ok(new) = old.try_clone_to_owned().map_err(|_| ()).and_then(|fd| lift(fd).map_err(|_| ())) {
+        if let Ok(new) = old
+            .try_clone_to_owned()
+            .map_err(|_| ())
+            .and_then(|fd| lift(fd).map_err(|_| ()))
+        {
             fds::insert(new.as_raw_fd(), Entry::INTERNAL);
             self.bell.store(new.into_raw_fd() + 1, Ordering::Release);
         }
@@ -106,10 +120,14 @@ impl Context {
 
 fn make(number: usize, context: &Context) -> bool {
     let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-    let Ok(bell) = eventfd(0, flags).and_then(lift) else { return false };
+    let Ok(bell) = eventfd(0, flags).and_then(lift) else {
+        return false;
+    };
     keep(&bell);
     context.known.store(0, Ordering::Relaxed);
-    context.bell.store(bell.into_raw_fd() + 1, Ordering::Release);
+    context
+        .bell
+        .store(bell.into_raw_fd() + 1, Ordering::Release);
     MADE.fetch_max(u32::try_from(number).unwrap_or(0) + 1, Ordering::AcqRel);
     crate::control::announce(u16::try_from(number).unwrap_or(0));
     true
@@ -150,13 +168,19 @@ pub(crate) struct RegionCell {
 impl RegionCell {
     /// Not mapped.
     pub(crate) const fn new() -> Self {
-        Self { base: AtomicU64::new(0), len: AtomicU64::new(0) }
+        Self {
+            base: AtomicU64::new(0),
+            len: AtomicU64::new(0),
+        }
     }
 
     /// Announces the mapping.
     pub(crate) fn set(&self, region: &Region) {
         self.len.store(region.len() as u64, Ordering::Relaxed);
-        self.base.store(region.base().as_ptr().expose_provenance() as u64, Ordering::Release);
+        self.base.store(
+            region.base().as_ptr().expose_provenance() as u64,
+            Ordering::Release,
+        );
     }
 
     /// Forgets the mapping.
@@ -166,7 +190,10 @@ impl RegionCell {
 
     /// The mapping.
     #[inline]
-    #[expect(clippy::cast_possible_truncation, reason = "an address and a length of this machine")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "an address and a length of this machine"
+    )]
     pub(crate) fn get(&self) -> Option<Region> {
         let base = self.base.load(Ordering::Acquire) as usize;
         let base = core::ptr::NonNull::new(core::ptr::with_exposed_provenance_mut::<u8>(base))?;

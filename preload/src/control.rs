@@ -23,7 +23,9 @@ use crate::config::Config;
 use crate::contexts::{self, RegionCell};
 use crate::tls;
 
-pub(crate) use tables::{SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session};
+pub(crate) use tables::{
+    SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session,
+};
 
 /// Who works on the control state; 0 nobody.
 static BUSY: AtomicU32 = AtomicU32::new(0);
@@ -61,13 +63,20 @@ pub(crate) fn make_arena() -> Option<ArenaView> {
 /// As [`make_arena`], for a caller that holds the control lock.
 pub(crate) fn make_arena_locked() -> Option<ArenaView> {
     if ARENA.get().is_none() {
-        let Ok(fd) = memory::create(c"viaduct-slots", ARENA_BYTES).and_then(lift) else { return None };
-        let Ok(region) = memory::map(&fd, ARENA_BYTES) else { return None };
+        let Ok(fd) = memory::create(c"viaduct-slots", ARENA_BYTES).and_then(lift) else {
+            return None;
+        };
+        let Ok(region) = memory::map(&fd, ARENA_BYTES) else {
+            return None;
+        };
         if let Some(view) = ArenaView::new(region) {
             let header = view.header();
             header.magic.store(ARENA_MAGIC, Ordering::Relaxed);
             header.version.store(LAYOUT_VERSION, Ordering::Relaxed);
-            let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+            let pid = rustix::process::getpid()
+                .as_raw_nonzero()
+                .get()
+                .unsigned_abs();
             header.pid.store(pid, Ordering::Relaxed);
             contexts::keep(&fd);
             let raw = fd.into_raw_fd();
@@ -80,7 +89,10 @@ pub(crate) fn make_arena_locked() -> Option<ArenaView> {
 
 /// Runs `work` unless somebody else (or the code that this signal handler interrupted) is at it.
 pub(crate) fn locked<T>(work: impl FnOnce() -> T) -> Option<T> {
-    if BUSY.compare_exchange(0, tls::token(), Ordering::Acquire, Ordering::Relaxed).is_err() {
+    if BUSY
+        .compare_exchange(0, tls::token(), Ordering::Acquire, Ordering::Relaxed)
+        .is_err()
+    {
         return None;
     }
     let result = work();
@@ -109,18 +121,31 @@ pub(crate) fn ensure(config: &Config) -> Result<&'static Session, Reason> {
 }
 
 fn open(config: &Config) -> Result<&'static Session, Reason> {
-    let arena = ARENA_FD.load(Ordering::Relaxed).checked_sub(1).ok_or(Reason::MapLimit)?;
+    let arena = ARENA_FD
+        .load(Ordering::Relaxed)
+        .checked_sub(1)
+        .ok_or(Reason::MapLimit)?;
     let client = Client::connect(&config.socket).map_err(|error| match error {
         rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => Reason::FdLimit,
         _ => Reason::NoDaemon,
     })?;
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let diag = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::SOCK_DIAG))
-        .map_err(|_| Reason::Identity)?;
-    let hello =
-        Hello { layout_version: LAYOUT_VERSION, ring_log2: config.ring_log2, session: config.session };
+    let diag = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        flags,
+        Some(netlink::SOCK_DIAG),
+    )
+    .map_err(|_| Reason::Identity)?;
+    let hello = Hello {
+        layout_version: LAYOUT_VERSION,
+        ring_log2: config.ring_log2,
+        session: config.session,
+    };
     let arena = tables::borrow(arena);
-    client.send(&Message::Hello(hello), &[arena, diag.as_fd()]).map_err(|_| Reason::NoDaemon)?;
+    client
+        .send(&Message::Hello(hello), &[arena, diag.as_fd()])
+        .map_err(|_| Reason::NoDaemon)?;
     let session = tables::begin_session(client).ok_or(Reason::NoDaemon)?;
     CURRENT.store(session.index() + 1, Ordering::Release);
     // One context from the start: the doorbell then reaches every peer before the first pairing.
@@ -144,8 +169,13 @@ pub(crate) fn announce(number: u16) {
 }
 
 fn announce_to(session: &Session, number: u16) {
-    let Some(bell) = contexts::context(number).and_then(contexts::Context::bell) else { return };
-    let message = Message::Context(Context { context: u32::from(number), reserved: 0 });
+    let Some(bell) = contexts::context(number).and_then(contexts::Context::bell) else {
+        return;
+    };
+    let message = Message::Context(Context {
+        context: u32::from(number),
+        reserved: 0,
+    });
     session.send(&message, &[tables::borrow(bell.unsigned_abs())]);
 }
 
@@ -213,7 +243,10 @@ pub(crate) fn make_way(fd: RawFd) {
     }
     if ARENA_FD.load(Ordering::Relaxed) == fd.unsigned_abs() + 1 {
         // Only needed to greet another daemon; its mapping stays.
-        let new = tables::borrow(fd.unsigned_abs()).try_clone_to_owned().ok().and_then(|new| lift(new).ok());
+        let new = tables::borrow(fd.unsigned_abs())
+            .try_clone_to_owned()
+            .ok()
+            .and_then(|new| lift(new).ok());
         let new = new.map_or(0, |new| {
             contexts::keep(&new);
             new.into_raw_fd().unsigned_abs() + 1

@@ -45,14 +45,22 @@ impl Entry {
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "28 bits")]
     pub(crate) const fn as_conn(self) -> Option<u32> {
-        if self.0 & TAG_MASK == TAG_CONN { Some((self.0 as u32) >> 4) } else { None }
+        if self.0 & TAG_MASK == TAG_CONN {
+            Some((self.0 as u32) >> 4)
+        } else {
+            None
+        }
     }
 
     /// The epoll set's index, if it is one.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "28 bits")]
     pub(crate) const fn as_epoll(self) -> Option<u32> {
-        if self.0 & TAG_MASK == TAG_EPOLL { Some((self.0 as u32) >> 4) } else { None }
+        if self.0 & TAG_MASK == TAG_EPOLL {
+            Some((self.0 as u32) >> 4)
+        } else {
+            None
+        }
     }
 
     /// Whether it is one of the library's own.
@@ -76,7 +84,10 @@ impl Entry {
 
 /// What `fd` is.
 #[inline(always)]
-#[expect(clippy::cast_sign_loss, reason = "a negative descriptor becomes an index beyond the table")]
+#[expect(
+    clippy::cast_sign_loss,
+    reason = "a negative descriptor becomes an index beyond the table"
+)]
 pub(crate) fn lookup(fd: c_int) -> Entry {
     match TABLE.get(fd as u32 as usize) {
         Some(word) => Entry(word.load(Ordering::Acquire)),
@@ -97,7 +108,8 @@ pub(crate) fn replace(fd: c_int, entry: Entry) -> Entry {
 #[expect(clippy::cast_sign_loss, reason = "as in lookup")]
 pub(crate) fn take(fd: c_int, entry: Entry) -> bool {
     TABLE.get(fd as u32 as usize).is_some_and(|word| {
-        word.compare_exchange(entry.0, 0, Ordering::SeqCst, Ordering::Relaxed).is_ok()
+        word.compare_exchange(entry.0, 0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
     })
 }
 

@@ -6,7 +6,10 @@
 //!
 //! Nothing is opened and nobody is spoken to before the first connection to a peer.
 
-#![expect(unsafe_code, reason = "the constructor's section, pthread_atfork and _exit")]
+#![expect(
+    unsafe_code,
+    reason = "the constructor's section, pthread_atfork and _exit"
+)]
 
 use std::os::fd::BorrowedFd;
 
@@ -23,7 +26,11 @@ extern "C" fn init() {
     real::resolve_all();
     if let Err(line) = config::load() {
         if config::strict() {
-            die(&[b"viaduct: ", line.as_bytes(), b"; refusing to run (VIADUCT_STRICT)"]);
+            die(&[
+                b"viaduct: ",
+                line.as_bytes(),
+                b"; refusing to run (VIADUCT_STRICT)",
+            ]);
         }
         say(&[b"viaduct: ", line.as_bytes(), b"; running plain"]);
     }

@@ -46,7 +46,10 @@ impl TcpInfo {
     }
 
     fn u64_at(&self, at: usize) -> u64 {
-        self.0.get(at..at + 8).and_then(|b| b.try_into().ok()).map_or(0, u64::from_ne_bytes)
+        self.0
+            .get(at..at + 8)
+            .and_then(|b| b.try_into().ok())
+            .map_or(0, u64::from_ne_bytes)
     }
 
     fn state(&self) -> u8 {
@@ -63,7 +66,12 @@ impl TcpInfo {
 }
 
 /// Reads an option into `value`; the length that the kernel wrote.
-fn option<const N: usize>(fd: c_int, level: c_int, name: c_int, value: &mut [u8; N]) -> Option<usize> {
+fn option<const N: usize>(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: &mut [u8; N],
+) -> Option<usize> {
     errno::preserved(|| {
         let mut len = socklen_t::try_from(N).ok()?;
         // SAFETY: value has N writable bytes.
@@ -91,7 +99,9 @@ pub(crate) fn timeout_ns(fd: c_int, name: c_int) -> Option<u64> {
     option(fd, libc::SOL_SOCKET, name, &mut value)?;
     let seconds = value.get(..8)?.try_into().ok().map(u64::from_ne_bytes)?;
     let micros = value.get(8..)?.try_into().ok().map(u64::from_ne_bytes)?;
-    let ns = seconds.saturating_mul(1_000_000_000).saturating_add(micros.saturating_mul(1000));
+    let ns = seconds
+        .saturating_mul(1_000_000_000)
+        .saturating_add(micros.saturating_mul(1000));
     (ns != 0).then_some(ns)
 }
 
@@ -111,7 +121,11 @@ fn queue(fd: c_int, request: u64) -> Option<u64> {
         let mut value: c_int = 0;
         // SAFETY: the request writes one int.
         let rc = unsafe { real::ioctl(fd, request, (&raw mut value).addr()) };
-        if rc == 0 { u64::try_from(value).ok() } else { None }
+        if rc == 0 {
+            u64::try_from(value).ok()
+        } else {
+            None
+        }
     })
 }
 
@@ -161,7 +175,9 @@ pub(crate) fn push(fd: c_int) {
     if queue(fd, SIOCOUTQNSD) == Some(0) {
         return;
     }
-    let Some(before) = option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY) else { return };
+    let Some(before) = option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY) else {
+        return;
+    };
     set_option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
     if before == 0 {
         set_option_int(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 0);
@@ -178,10 +194,19 @@ fn set_option_int(fd: c_int, level: c_int, name: c_int, value: c_int) {
 /// Makes the coming close send RST, as TCP does when unread bytes are thrown away.
 pub(crate) fn reset_on_close(fd: c_int) {
     errno::preserved(|| {
-        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        let linger = libc::linger {
+            l_onoff: 1,
+            l_linger: 0,
+        };
         // SAFETY: a linger structure of its size.
         unsafe {
-            real::setsockopt(fd, libc::SOL_SOCKET, libc::SO_LINGER, (&raw const linger).cast::<c_void>(), 8)
+            real::setsockopt(
+                fd,
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                (&raw const linger).cast::<c_void>(),
+                8,
+            )
         };
     });
 }
@@ -198,7 +223,11 @@ pub(crate) fn is_nonblocking(fd: c_int) -> bool {
 /// What the kernel says of the socket now: poll(2) bits.
 pub(crate) fn poll_now(fd: c_int, events: i16) -> i16 {
     errno::preserved(|| {
-        let mut entry = pollfd { fd, events, revents: 0 };
+        let mut entry = pollfd {
+            fd,
+            events,
+            revents: 0,
+        };
         // SAFETY: one entry.
         unsafe { real::poll(&raw mut entry, 1, 0) };
         entry.revents
@@ -212,7 +241,12 @@ pub(crate) fn peek(fd: c_int) -> Result<bool, c_int> {
         let mut byte = 0u8;
         // SAFETY: one writable byte.
         let rc = unsafe {
-            real::recv(fd, (&raw mut byte).cast(), 1, libc::MSG_PEEK | libc::MSG_DONTWAIT)
+            real::recv(
+                fd,
+                (&raw mut byte).cast(),
+                1,
+                libc::MSG_PEEK | libc::MSG_DONTWAIT,
+            )
         };
         match rc {
             0 => Ok(false),
@@ -230,11 +264,19 @@ pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
         let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
         // SAFETY: storage has len bytes. getsockname is not hooked.
         let rc = unsafe { libc::getsockname(fd, (&raw mut storage).cast(), &raw mut len) };
-        let own = if rc == 0 { address(&storage)? } else { return None };
+        let own = if rc == 0 {
+            address(&storage)?
+        } else {
+            return None;
+        };
         let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
         // SAFETY: as above.
         let rc = unsafe { libc::getpeername(fd, (&raw mut storage).cast(), &raw mut len) };
-        let far = if rc == 0 { address(&storage)? } else { return None };
+        let far = if rc == 0 {
+            address(&storage)?
+        } else {
+            return None;
+        };
         Some((own, far))
     })
 }
@@ -251,7 +293,9 @@ pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option
     let mut storage: sockaddr_storage = unsafe { core::mem::zeroed() };
     let take = (len as usize).min(size_of::<libc::sockaddr_in6>());
     // SAFETY: `take` bytes are readable by contract and fit the storage.
-    unsafe { core::ptr::copy_nonoverlapping(addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), take) };
+    unsafe {
+        core::ptr::copy_nonoverlapping(addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), take)
+    };
     if storage.ss_family != AF_INET && take < size_of::<libc::sockaddr_in6>() {
         return None;
     }

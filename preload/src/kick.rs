@@ -50,13 +50,18 @@ fn wake(conn: &Conn, view: &ConnView, what: WaitFor) {
 /// Posts to one context; true if its doorbell was rung.
 fn ring(conn: &Conn, who: WaitRef) -> bool {
     let session = conn.session.load(Ordering::Relaxed);
-    let usual = control::peer(conn.peer.load(Ordering::Relaxed)).filter(|peer| peer.is(session, who.process));
+    let usual = control::peer(conn.peer.load(Ordering::Relaxed))
+        .filter(|peer| peer.is(session, who.process));
     let Some(peer) =
         usual.or_else(|| control::peer_of_process(session, who.process).map(|(_, peer)| peer))
     else {
         return kick_by_daemon(session, who);
     };
-    let Some(words) = peer.events.get().and_then(|events| contexts::words(&events, who.context)) else {
+    let Some(words) = peer
+        .events
+        .get()
+        .and_then(|events| contexts::words(&events, who.context))
+    else {
         return kick_by_daemon(session, who);
     };
     if let Some(bit) = who.bit {
@@ -86,7 +91,9 @@ fn strike(bell: RawFd) -> bool {
 }
 
 fn kick_by_daemon(session: u32, who: WaitRef) -> bool {
-    let message =
-        Message::Kick(ContextRef { process: who.process, context: u32::from(who.context) });
+    let message = Message::Kick(ContextRef {
+        process: who.process,
+        context: u32::from(who.context),
+    });
     control::session(session).is_some_and(|session| control::send(session, &message, &[]))
 }

@@ -4,12 +4,12 @@ use core::ffi::c_int;
 use core::net::SocketAddr;
 use core::sync::atomic::Ordering;
 
+use rdma_core::Reason;
 use rdma_core::control::{Message, SlotRef};
 use rdma_core::event::WaitFor;
 use rdma_core::policy::Verdict;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::{ARENA_BYTES, RxState, SLOTS, Slot, Stage};
-use rdma_core::Reason;
 
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
@@ -33,13 +33,19 @@ pub(crate) enum Side {
 /// A connection was made (or, for a non-blocking connect, begun): if its far end is a peer, it becomes
 /// a candidate.
 pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
-    let Some(config) = config::config() else { return };
+    let Some(config) = config::config() else {
+        return;
+    };
     let entry = fds::lookup(fd);
     if entry.as_conn().is_some() {
         if side == Side::Connected {
             // The second connect of a non-blocking socket, or a reconnect.
             if let Some(index) = entry.as_conn() {
-                conn(index).slot().meta.connects.fetch_add(1, Ordering::Relaxed);
+                conn(index)
+                    .slot()
+                    .meta
+                    .connects
+                    .fetch_add(1, Ordering::Relaxed);
             }
             return;
         }
@@ -64,7 +70,9 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     {
         return;
     }
-    let Some(arena) = control::make_arena() else { return };
+    let Some(arena) = control::make_arena() else {
+        return;
+    };
     let Some((index, slot)) = new_slot(&arena) else {
         arena.header().counters.count_reason(Reason::SlotLimit);
         return;
@@ -77,7 +85,9 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     slot.meta.holders.store(1, Ordering::Relaxed);
     slot.meta.side.store(side as u32, Ordering::Relaxed);
     slot.meta.connects.store(1, Ordering::Relaxed);
-    slot.meta.nonblocking.store(u32::from(nonblocking), Ordering::Relaxed);
+    slot.meta
+        .nonblocking
+        .store(u32::from(nonblocking), Ordering::Relaxed);
     slot.set_stage(Stage::Candidate);
     conn.begin(slot, index);
     control::bind_slot(index, Some(number));
@@ -93,7 +103,10 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
 fn new_slot(arena: &rdma_core::slot::ArenaView) -> Option<(u32, &'static Slot)> {
     let index = SLOT_NUMBERS.take()?;
     let slot = arena.slot(index)?;
-    arena.header().slots_used.fetch_max(index + 1, Ordering::Relaxed);
+    arena
+        .header()
+        .slots_used
+        .fetch_max(index + 1, Ordering::Relaxed);
     slot.reset();
     Some((index, slot))
 }
@@ -114,9 +127,15 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
     to.holders.store(1, Ordering::Relaxed);
-    slot.rx.lowat.store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
-    slot.rx.tcp_bytes.store(old.rx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-    slot.tx.tcp_bytes.store(old.tx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.rx
+        .lowat
+        .store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.rx
+        .tcp_bytes
+        .store(old.rx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.tx
+        .tcp_bytes
+        .store(old.tx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
     slot.set_stage(Stage::Candidate);
     conn.move_slot(slot, index);
     control::bind_slot(index, Some(conn.index()));
@@ -212,8 +231,10 @@ fn last_descriptor(conn: &'static Conn, fd: c_int) {
         let rx = &slot.rx;
         let locked = lock::take(&rx.lock).is_ok();
         let mut cursor = rx.cursor();
-        let unread = matches!(rx.state(), RxState::Ring | RxState::Armed | RxState::Draining)
-            && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
+        let unread = matches!(
+            rx.state(),
+            RxState::Ring | RxState::Armed | RxState::Draining
+        ) && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
         view.mine.state.leave();
         if locked {
             lock::free(&rx.lock);
@@ -228,15 +249,26 @@ fn last_descriptor(conn: &'static Conn, fd: c_int) {
 
 /// Adds what the connection did to the process's counters.
 fn count(conn: &Conn) {
-    let Some(arena) = control::arena() else { return };
+    let Some(arena) = control::arena() else {
+        return;
+    };
     let counters = &arena.header().counters;
     let slot = conn.slot();
     for (total, part) in [
         (&counters.ring_tx_bytes, slot.tx.cursor().tail),
         (&counters.ring_rx_bytes, slot.rx.cursor().head),
-        (&counters.tcp_tx_bytes, slot.tx.tcp_bytes.load(Ordering::Relaxed)),
-        (&counters.tcp_rx_bytes, slot.rx.tcp_bytes.load(Ordering::Relaxed)),
-        (&counters.wakeups_sent, slot.tx.kicks.load(Ordering::Relaxed)),
+        (
+            &counters.tcp_tx_bytes,
+            slot.tx.tcp_bytes.load(Ordering::Relaxed),
+        ),
+        (
+            &counters.tcp_rx_bytes,
+            slot.rx.tcp_bytes.load(Ordering::Relaxed),
+        ),
+        (
+            &counters.wakeups_sent,
+            slot.tx.kicks.load(Ordering::Relaxed),
+        ),
         (&counters.sleeps, slot.rx.sleeps.load(Ordering::Relaxed)),
     ] {
         if part != 0 {
@@ -288,16 +320,25 @@ fn unregister(conn: &Conn, slot: &Slot, index: u32) {
         _ => control::current(),
     };
     let generation = slot.meta.generation.load(Ordering::Relaxed);
-    let slot_number = if index == u32::MAX { conn.inherited_slot() } else { index };
+    let slot_number = if index == u32::MAX {
+        conn.inherited_slot()
+    } else {
+        index
+    };
     if let Some(session) = session {
-        let message = Message::Unregister(SlotRef { slot: slot_number, generation });
+        let message = Message::Unregister(SlotRef {
+            slot: slot_number,
+            generation,
+        });
         control::send(session, &message, &[]);
     }
 }
 
 /// shutdown(2), before the kernel's.
 pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
-    let Some(index) = fds::lookup(fd).as_conn() else { return };
+    let Some(index) = fds::lookup(fd).as_conn() else {
+        return;
+    };
     let conn = conn(index);
     if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
         conn.shut.fetch_or(SHUT_WRITE, Ordering::Relaxed);
@@ -370,7 +411,9 @@ pub(crate) fn to_stdio(fd: c_int) {
 }
 
 fn leave_to_others(fd: c_int, reason: Reason) {
-    let Some(index) = fds::lookup(fd).as_conn() else { return };
+    let Some(index) = fds::lookup(fd).as_conn() else {
+        return;
+    };
     let conn = conn(index);
     conn.veto(reason);
     if let Some(view) = conn.view()
@@ -384,7 +427,10 @@ fn leave_to_others(fd: c_int, reason: Reason) {
 pub(crate) fn make_way(fd: c_int) {
     errno::preserved(|| {
         let moved = (0..contexts::made()).any(|number| {
-            u16::try_from(number).ok().and_then(contexts::context).is_some_and(|context| context.move_bell(fd))
+            u16::try_from(number)
+                .ok()
+                .and_then(contexts::context)
+                .is_some_and(|context| context.move_bell(fd))
         });
         if !moved {
             control::make_way(fd);
@@ -395,7 +441,10 @@ pub(crate) fn make_way(fd: c_int) {
 
 /// Whether this process's memory is its own: false in a vfork child, which must not change it.
 pub(crate) fn is_own_memory() -> bool {
-    let pid = rustix::process::getpid().as_raw_nonzero().get().unsigned_abs();
+    let pid = rustix::process::getpid()
+        .as_raw_nonzero()
+        .get()
+        .unsigned_abs();
     match OWN_PID.load(Ordering::Relaxed) {
         0 => {
             OWN_PID.store(pid, Ordering::Relaxed);

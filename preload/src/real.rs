@@ -9,8 +9,8 @@ use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
-    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd, sigaction as SigAction,
-    sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
+    epoll_event, fd_set, iovec, mmsghdr, msghdr, nfds_t, off_t, pid_t, pollfd,
+    sigaction as SigAction, sigset_t, size_t, sockaddr, socklen_t, ssize_t, timespec, timeval,
 };
 
 macro_rules! originals {
@@ -62,13 +62,20 @@ struct Symbol {
 
 impl Symbol {
     const fn new(name: &'static CStr) -> Self {
-        Self { name, address: AtomicPtr::new(core::ptr::null_mut()) }
+        Self {
+            name,
+            address: AtomicPtr::new(core::ptr::null_mut()),
+        }
     }
 
     #[inline(always)]
     fn address(&self) -> *mut c_void {
         let address = self.address.load(Ordering::Relaxed);
-        if address.is_null() { self.resolve() } else { address }
+        if address.is_null() {
+            self.resolve()
+        } else {
+            address
+        }
     }
 
     #[cold]

@@ -22,7 +22,12 @@ static HANDLERS: [AtomicUsize; SIGNALS] = [const { AtomicUsize::new(0) }; SIGNAL
 
 unsafe extern "C-unwind" fn trampoline(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     tls::count_interrupt();
-    let Some(word) = usize::try_from(signal).ok().and_then(|signal| HANDLERS.get(signal)) else { return };
+    let Some(word) = usize::try_from(signal)
+        .ok()
+        .and_then(|signal| HANDLERS.get(signal))
+    else {
+        return;
+    };
     let address = word.load(Ordering::Acquire);
     if address <= SIG_IGN {
         return;
@@ -44,7 +49,9 @@ fn trampoline_address() -> usize {
 /// # Safety
 /// As sigaction itself.
 pub(crate) unsafe fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int {
-    let word = usize::try_from(signal).ok().and_then(|signal| HANDLERS.get(signal));
+    let word = usize::try_from(signal)
+        .ok()
+        .and_then(|signal| HANDLERS.get(signal));
     let (Some(word), true) = (word, config::config().is_some()) else {
         // SAFETY: by contract.
         return unsafe { real::sigaction(signal, new, old) };
@@ -54,7 +61,9 @@ pub(crate) unsafe fn sigaction(signal: c_int, new: *const SigAction, old: *mut S
     if new.addr() >= 4096 {
         // SAFETY: by contract an action.
         let asked = unsafe { new.read() };
-        if asked.sa_flags & SA_RESTART == 0 && asked.sa_sigaction != SIG_DFL && asked.sa_sigaction != SIG_IGN
+        if asked.sa_flags & SA_RESTART == 0
+            && asked.sa_sigaction != SIG_DFL
+            && asked.sa_sigaction != SIG_IGN
         {
             // Stored first: the handler may run before sigaction returns.
             word.store(asked.sa_sigaction, Ordering::Release);
@@ -92,5 +101,9 @@ pub(crate) unsafe fn signal(signal: c_int, handler: usize, flags: c_int) -> usiz
     let mut old: SigAction = unsafe { core::mem::zeroed() };
     // SAFETY: two local actions.
     let rc = unsafe { sigaction(signal, &raw const action, &raw mut old) };
-    if rc == 0 { old.sa_sigaction } else { libc::SIG_ERR }
+    if rc == 0 {
+        old.sa_sigaction
+    } else {
+        libc::SIG_ERR
+    }
 }

@@ -1,7 +1,10 @@
 //! What a thread keeps: const-initialised, without destructors, so that it can be used from signal
 //! handlers, during thread exit and after fork.
 
-#![expect(unsafe_code, reason = "the restartable-sequence area is read through the thread pointer")]
+#![expect(
+    unsafe_code,
+    reason = "the restartable-sequence area is read through the thread pointer"
+)]
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicIsize, Ordering};
@@ -22,7 +25,10 @@ pub(crate) fn token() -> u32 {
 
 #[cold]
 fn fresh_token() -> u32 {
-    let token = rustix::thread::gettid().as_raw_nonzero().get().unsigned_abs();
+    let token = rustix::thread::gettid()
+        .as_raw_nonzero()
+        .get()
+        .unsigned_abs();
     TOKEN.set(token);
     token
 }

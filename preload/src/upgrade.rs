@@ -20,7 +20,10 @@ use crate::{config, control, kernel, kick};
 pub(crate) fn note(conn: &'static Conn, fd: c_int, bytes: usize) {
     let calls = conn.calls.load(Ordering::Relaxed).saturating_add(1);
     conn.calls.store(calls, Ordering::Relaxed);
-    let total = conn.bytes.load(Ordering::Relaxed).saturating_add(bytes as u64);
+    let total = conn
+        .bytes
+        .load(Ordering::Relaxed)
+        .saturating_add(bytes as u64);
     conn.bytes.store(total, Ordering::Relaxed);
     match conn.slot().stage() {
         Stage::Candidate => {
@@ -44,18 +47,28 @@ pub(crate) fn decline(conn: &Conn, reason: Reason) {
     slot.set_stage(Stage::Plain);
     slot.meta.reason.store(reason.code(), Ordering::Relaxed);
     if let Some(arena) = control::arena() {
-        arena.header().counters.declined.fetch_add(1, Ordering::Relaxed);
+        arena
+            .header()
+            .counters
+            .declined
+            .fetch_add(1, Ordering::Relaxed);
         arena.header().counters.count_reason(reason);
     }
     if config::config().is_some_and(|config| config.strict) {
-        crate::init::die(&[b"viaduct: a peer connection was declined (", reason.name().as_bytes(), b"), and VIADUCT_STRICT is set"]);
+        crate::init::die(&[
+            b"viaduct: a peer connection was declined (",
+            reason.name().as_bytes(),
+            b"), and VIADUCT_STRICT is set",
+        ]);
     }
 }
 
 /// Registers a candidate with the daemon. What fails for now is tried again after as many calls more.
 #[cold]
 pub(crate) fn register(conn: &'static Conn, fd: c_int) {
-    let Some(config) = config::config() else { return };
+    let Some(config) = config::config() else {
+        return;
+    };
     if let Some(reason) = conn.vetoed() {
         decline(conn, reason);
         return;
@@ -72,7 +85,11 @@ pub(crate) fn register(conn: &'static Conn, fd: c_int) {
 }
 
 /// `Err(None)`: not now, perhaps later.
-fn try_register(conn: &'static Conn, fd: c_int, config: &config::Config) -> Result<(), Option<Reason>> {
+fn try_register(
+    conn: &'static Conn,
+    fd: c_int,
+    config: &config::Config,
+) -> Result<(), Option<Reason>> {
     let slot = conn.slot();
     if slot.meta.holders.load(Ordering::Acquire) != 1 {
         return Err(None);
@@ -127,7 +144,11 @@ fn try_register(conn: &'static Conn, fd: c_int, config: &config::Config) -> Resu
         own_addr,
         far_addr: octets(far.ip()).1,
     };
-    if control::send(session, &Message::Register(register), &[identity.as_fd()]) { Ok(()) } else { Err(None) }
+    if control::send(session, &Message::Register(register), &[identity.as_fd()]) {
+        Ok(())
+    } else {
+        Err(None)
+    }
 }
 
 /// Notes the addresses for `viaduct status`.
@@ -149,7 +170,10 @@ pub(crate) fn record_addresses(conn: &Conn, own: SocketAddr, far: SocketAddr) {
     for (place, word) in meta.far_addr.iter().zip(far_words) {
         place.store(word, Ordering::Relaxed);
     }
-    meta.ports.store(u32::from(own.port()) | u32::from(far.port()) << 16, Ordering::Relaxed);
+    meta.ports.store(
+        u32::from(own.port()) | u32::from(far.port()) << 16,
+        Ordering::Relaxed,
+    );
     meta.family.store(u32::from(family), Ordering::Relaxed);
 }
 
@@ -179,7 +203,11 @@ fn proc_path(buffer: &mut [u8; 32], fd: c_int) -> Option<&core::ffi::CStr> {
             break;
         }
     }
-    for (place, digit) in buffer.get_mut(PREFIX..PREFIX + used)?.iter_mut().zip(digits[..used].iter().rev()) {
+    for (place, digit) in buffer
+        .get_mut(PREFIX..PREFIX + used)?
+        .iter_mut()
+        .zip(digits[..used].iter().rev())
+    {
         *place = *digit;
     }
     core::ffi::CStr::from_bytes_until_nul(buffer).ok()
@@ -250,10 +278,18 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
 #[cold]
 pub(crate) fn begin_draining(conn: &'static Conn, fd: c_int, at: u64) -> bool {
     let rx = &conn.slot().rx;
-    let Some(read) = kernel::bytes_read(fd) else { return true };
-    let Some(left) = at.checked_sub(read) else { return false };
+    let Some(read) = kernel::bytes_read(fd) else {
+        return true;
+    };
+    let Some(left) = at.checked_sub(read) else {
+        return false;
+    };
     rx.kernel_left.store(left, Ordering::Relaxed);
-    rx.set_state(if left == 0 { RxState::Ring } else { RxState::Draining });
+    rx.set_state(if left == 0 {
+        RxState::Ring
+    } else {
+        RxState::Draining
+    });
     if left == 0 {
         crate::ops::epoll::on_change(conn, fd);
     }
@@ -267,8 +303,14 @@ mod tests {
     #[test]
     fn proc_paths_are_written_without_allocating() {
         let mut buffer = *b"/proc/thread-self/fd/\0\0\0\0\0\0\0\0\0\0\0";
-        assert_eq!(proc_path(&mut buffer, 0).unwrap(), c"/proc/thread-self/fd/0");
-        assert_eq!(proc_path(&mut buffer, 1_048_575).unwrap(), c"/proc/thread-self/fd/1048575");
+        assert_eq!(
+            proc_path(&mut buffer, 0).unwrap(),
+            c"/proc/thread-self/fd/0"
+        );
+        assert_eq!(
+            proc_path(&mut buffer, 1_048_575).unwrap(),
+            c"/proc/thread-self/fd/1048575"
+        );
         assert!(proc_path(&mut buffer, -1).is_none());
     }
 }

@@ -38,7 +38,10 @@ impl Buffers {
         Self {
             vec: core::ptr::null(),
             count: 1,
-            one: iovec { iov_base: base, iov_len: total },
+            one: iovec {
+                iov_base: base,
+                iov_len: total,
+            },
             total,
             done: 0,
             index: 0,
@@ -54,7 +57,10 @@ impl Buffers {
     /// # Safety
     /// `vec` points to `count` entries, or is null.
     pub(crate) unsafe fn vector(vec: *const iovec, count: c_int) -> Result<Self, c_int> {
-        let count = usize::try_from(count).ok().filter(|&n| n <= IOV_MAX).ok_or(libc::EINVAL)?;
+        let count = usize::try_from(count)
+            .ok()
+            .filter(|&n| n <= IOV_MAX)
+            .ok_or(libc::EINVAL)?;
         if count > 0 && vec.is_null() {
             return Err(libc::EFAULT);
         }
@@ -67,8 +73,19 @@ impl Buffers {
             }
             total = total.saturating_add(len).min(LENGTH_MAX);
         }
-        let one = iovec { iov_base: core::ptr::null_mut(), iov_len: 0 };
-        Ok(Self { vec, count, one, total, done: 0, index: 0, offset: 0 })
+        let one = iovec {
+            iov_base: core::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Ok(Self {
+            vec,
+            count,
+            one,
+            total,
+            done: 0,
+            index: 0,
+            offset: 0,
+        })
     }
 
     /// Bytes not yet worked off.
@@ -139,7 +156,12 @@ impl Buffers {
     /// # Errors
     /// [`Corrupt`]; what was copied before stays counted.
     #[inline(always)]
-    pub(crate) fn drain(&mut self, ring: &Consumer, cursor: &mut RxCursor, max: usize) -> Result<(), Corrupt> {
+    pub(crate) fn drain(
+        &mut self,
+        ring: &Consumer,
+        cursor: &mut RxCursor,
+        max: usize,
+    ) -> Result<(), Corrupt> {
         let mut left = max;
         while left > 0 {
             let (at, len) = self.run(left);
@@ -159,7 +181,12 @@ impl Buffers {
     ///
     /// # Errors
     /// As [`Buffers::drain`].
-    pub(crate) fn peek(&mut self, ring: &Consumer, cursor: &RxCursor, max: usize) -> Result<(), Corrupt> {
+    pub(crate) fn peek(
+        &mut self,
+        ring: &Consumer,
+        cursor: &RxCursor,
+        max: usize,
+    ) -> Result<(), Corrupt> {
         let mut skip = 0;
         while skip < max {
             let (at, len) = self.run(max - skip);
@@ -190,7 +217,10 @@ impl Buffers {
     /// The rest as an array for a system call, at most `max` bytes in at most `N` parts.
     pub(crate) fn rest<const N: usize>(&self, max: usize) -> ([iovec; N], usize) {
         let mut copy = *self;
-        let mut out = [iovec { iov_base: core::ptr::null_mut(), iov_len: 0 }; N];
+        let mut out = [iovec {
+            iov_base: core::ptr::null_mut(),
+            iov_len: 0,
+        }; N];
         let mut used = 0;
         let mut left = max;
         for part in &mut out {
@@ -198,7 +228,10 @@ impl Buffers {
             if len == 0 {
                 break;
             }
-            *part = iovec { iov_base: at.cast(), iov_len: len };
+            *part = iovec {
+                iov_base: at.cast(),
+                iov_len: len,
+            };
             copy.advance(len);
             left -= len;
             used += 1;
@@ -213,15 +246,32 @@ mod tests {
 
     #[test]
     fn vectors_are_checked_as_the_kernel_does() {
-        let entry = iovec { iov_base: core::ptr::null_mut(), iov_len: usize::MAX };
+        let entry = iovec {
+            iov_base: core::ptr::null_mut(),
+            iov_len: usize::MAX,
+        };
         // SAFETY: one entry.
-        assert_eq!(unsafe { Buffers::vector(&raw const entry, 1) }.unwrap_err(), libc::EINVAL);
+        assert_eq!(
+            unsafe { Buffers::vector(&raw const entry, 1) }.unwrap_err(),
+            libc::EINVAL
+        );
         // SAFETY: never read.
-        assert_eq!(unsafe { Buffers::vector(&raw const entry, -1) }.unwrap_err(), libc::EINVAL);
+        assert_eq!(
+            unsafe { Buffers::vector(&raw const entry, -1) }.unwrap_err(),
+            libc::EINVAL
+        );
         // SAFETY: never read.
-        assert_eq!(unsafe { Buffers::vector(core::ptr::null(), 1) }.unwrap_err(), libc::EFAULT);
+        assert_eq!(
+            unsafe { Buffers::vector(core::ptr::null(), 1) }.unwrap_err(),
+            libc::EFAULT
+        );
         // SAFETY: no entries.
-        assert_eq!(unsafe { Buffers::vector(core::ptr::null(), 0) }.unwrap().left(), 0);
+        assert_eq!(
+            unsafe { Buffers::vector(core::ptr::null(), 0) }
+                .unwrap()
+                .left(),
+            0
+        );
     }
 
     #[test]
@@ -229,10 +279,22 @@ mod tests {
         let mut data = [0u8; 10];
         let base = data.as_mut_ptr().cast();
         let vec = [
-            iovec { iov_base: base, iov_len: 0 },
-            iovec { iov_base: base, iov_len: 4 },
-            iovec { iov_base: base, iov_len: 0 },
-            iovec { iov_base: base, iov_len: 6 },
+            iovec {
+                iov_base: base,
+                iov_len: 0,
+            },
+            iovec {
+                iov_base: base,
+                iov_len: 4,
+            },
+            iovec {
+                iov_base: base,
+                iov_len: 0,
+            },
+            iovec {
+                iov_base: base,
+                iov_len: 6,
+            },
         ];
         // SAFETY: four entries.
         let mut buffers = unsafe { Buffers::vector(vec.as_ptr(), 4) }.unwrap();

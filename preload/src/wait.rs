@@ -74,7 +74,10 @@ pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
     }
     let mut window = WINDOW_NS.load(Ordering::Relaxed).min(cap);
     if window == 0 {
-        if !IDLE_WAITS.fetch_add(1, Ordering::Relaxed).is_multiple_of(PROBE_EVERY) {
+        if !IDLE_WAITS
+            .fetch_add(1, Ordering::Relaxed)
+            .is_multiple_of(PROBE_EVERY)
+        {
             return false;
         }
         window = PROBE_NS.min(cap);
@@ -87,7 +90,9 @@ pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
         }
         for _ in 0..LOOKS {
             if ready() {
-                let grown = window.saturating_add(window / 4).saturating_add(WINDOW_MIN_NS);
+                let grown = window
+                    .saturating_add(window / 4)
+                    .saturating_add(WINDOW_MIN_NS);
                 WINDOW_NS.store(grown.min(cap), Ordering::Relaxed);
                 return true;
             }
@@ -99,7 +104,10 @@ pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
         elapsed = monotonic_ns() - start;
     }
     let shrunk = window - window / 4;
-    WINDOW_NS.store(if shrunk < WINDOW_MIN_NS { 0 } else { shrunk }, Ordering::Relaxed);
+    WINDOW_NS.store(
+        if shrunk < WINDOW_MIN_NS { 0 } else { shrunk },
+        Ordering::Relaxed,
+    );
     false
 }
 
@@ -127,8 +135,18 @@ impl Sleeper {
         if process == 0 {
             return None;
         }
-        let known = contexts::context(self.number)?.known.load(Ordering::Acquire) == session.index() + 1;
-        Some((WaitRef { process, context: self.number, bit: None }, known))
+        let known = contexts::context(self.number)?
+            .known
+            .load(Ordering::Acquire)
+            == session.index() + 1;
+        Some((
+            WaitRef {
+                process,
+                context: self.number,
+                bit: None,
+            },
+            known,
+        ))
     }
 
     /// The shared words of the context in the session of `conn`.
@@ -139,7 +157,9 @@ impl Sleeper {
 
     /// The doorbell.
     pub(crate) fn bell(&self) -> c_int {
-        contexts::context(self.number).and_then(contexts::Context::bell).unwrap_or(-1)
+        contexts::context(self.number)
+            .and_then(contexts::Context::bell)
+            .unwrap_or(-1)
     }
 }
 
@@ -174,7 +194,13 @@ pub(crate) fn sleep(
     let woken = if ready() {
         Woken::Again
     } else {
-        poll_both(fd, events, entered.map(|(sleeper, _)| sleeper), deadline, blind)
+        poll_both(
+            fd,
+            events,
+            entered.map(|(sleeper, _)| sleeper),
+            deadline,
+            blind,
+        )
     };
     // A signal handler that waited itself may have cleaned up after us.
     if reference.is_none() || forget(conn, sleeper, what) {
@@ -191,7 +217,13 @@ pub(crate) fn sleep(
     woken
 }
 
-fn poll_both(fd: c_int, events: i16, sleeper: Option<Sleeper>, deadline: Option<u64>, blind: bool) -> Woken {
+fn poll_both(
+    fd: c_int,
+    events: i16,
+    sleeper: Option<Sleeper>,
+    deadline: Option<u64>,
+    blind: bool,
+) -> Woken {
     let bell = sleeper.map_or(-1, |sleeper| sleeper.bell());
     let mut left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
     let mut cut = false;
@@ -201,8 +233,16 @@ fn poll_both(fd: c_int, events: i16, sleeper: Option<Sleeper>, deadline: Option<
         left = Some(left.map_or(slice, |left| left.min(slice)));
     }
     let mut entries = [
-        libc::pollfd { fd, events, revents: 0 },
-        libc::pollfd { fd: bell, events: libc::POLLIN, revents: 0 },
+        libc::pollfd {
+            fd,
+            events,
+            revents: 0,
+        },
+        libc::pollfd {
+            fd: bell,
+            events: libc::POLLIN,
+            revents: 0,
+        },
     ];
     let rc = ops::ready::kernel_poll(&mut entries, left);
     let [socket, doorbell] = entries;
@@ -221,7 +261,10 @@ fn poll_both(fd: c_int, events: i16, sleeper: Option<Sleeper>, deadline: Option<
 }
 
 fn token(conn: &Conn, number: u16, what: WaitFor) -> u64 {
-    1 << 63 | u64::from(conn.index()) << 32 | u64::from(number) << 1 | u64::from(what == WaitFor::Space)
+    1 << 63
+        | u64::from(conn.index()) << 32
+        | u64::from(number) << 1
+        | u64::from(what == WaitFor::Space)
 }
 
 fn remember(conn: &Conn, number: u16, what: WaitFor) {
@@ -244,7 +287,11 @@ fn clean_up() {
     }
     let number = u16::try_from(left >> 1 & 0xffff).unwrap_or(0);
     let owner = conn(u32::try_from(left >> 32 & 0x0fff_ffff).unwrap_or(0));
-    let what = if left & 1 == 0 { WaitFor::Data } else { WaitFor::Space };
+    let what = if left & 1 == 0 {
+        WaitFor::Data
+    } else {
+        WaitFor::Space
+    };
     let sleeper = Sleeper { number };
     if let (Some((who, _)), Some(view)) = (sleeper.reference(owner), owner.view()) {
         view.mine.waits.leave(what, who);

@@ -5,12 +5,12 @@ use core::sync::atomic::Ordering;
 use frontend_drv::client::Fds;
 use frontend_drv::descriptor::lift;
 use frontend_drv::memory;
+use rdma_core::Reason;
 use rdma_core::control::{Message, Paired, SlotRef};
 use rdma_core::event::EVENT_BYTES;
 use rdma_core::layout::{ConnView, End, conn_bytes};
 use rdma_core::mem::Region;
 use rdma_core::slot::{Slot, Stage};
-use rdma_core::Reason;
 
 use super::tables::{self, Session};
 use super::{arena, owned};
@@ -55,7 +55,10 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
         Message::Paired(body) => {
             if let Err(reason) = attach(session, &body, &mut fds) {
                 refuse(body.slot, body.generation, reason);
-                let gone = SlotRef { slot: body.slot, generation: body.generation };
+                let gone = SlotRef {
+                    slot: body.slot,
+                    generation: body.generation,
+                };
                 session.send(&Message::Unregister(gone), &[]);
             }
         }
@@ -97,9 +100,14 @@ fn refuse(slot: u32, generation: u32, reason: Reason) {
 }
 
 fn attach(session: &'static Session, paired: &Paired, fds: &mut Fds) -> Result<(), Reason> {
-    let (arena, region) =
-        tables::use_arena(session.index(), paired.arena, paired.peer, paired.arena_bytes, owned(fds))
-            .ok_or(Reason::MapLimit)?;
+    let (arena, region) = tables::use_arena(
+        session.index(),
+        paired.arena,
+        paired.peer,
+        paired.arena_bytes,
+        owned(fds),
+    )
+    .ok_or(Reason::MapLimit)?;
     let attached = attach_in(session, paired, arena, &region);
     if attached.is_err() {
         tables::release_arena(arena);
@@ -107,7 +115,12 @@ fn attach(session: &'static Session, paired: &Paired, fds: &mut Fds) -> Result<(
     attached
 }
 
-fn attach_in(session: &'static Session, paired: &Paired, index: u32, region: &Region) -> Result<(), Reason> {
+fn attach_in(
+    session: &'static Session,
+    paired: &Paired,
+    index: u32,
+    region: &Region,
+) -> Result<(), Reason> {
     let Some((conn, slot)) = find(paired.slot, paired.generation) else {
         return Err(Reason::NotEstablished);
     };
@@ -125,7 +138,11 @@ fn attach_in(session: &'static Session, paired: &Paired, index: u32, region: &Re
     conn.attach(view, peer, session.index(), index);
     slot.set_stage(Stage::Attached);
     if let Some(arena) = arena() {
-        arena.header().counters.upgraded.fetch_add(1, Ordering::Relaxed);
+        arena
+            .header()
+            .counters
+            .upgraded
+            .fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
 }

@@ -56,7 +56,9 @@ pub(crate) fn session(index: u32) -> Option<&'static Session> {
 
 /// A session over a new control socket.
 pub(super) fn begin_session(client: Client) -> Option<&'static Session> {
-    let session = SESSIONS.iter().find(|session| session.state.load(Ordering::Relaxed) == 0)?;
+    let session = SESSIONS
+        .iter()
+        .find(|session| session.state.load(Ordering::Relaxed) == 0)?;
     fds::insert(client.raw(), Entry::INTERNAL);
     session.client.set(client).ok()?;
     session.state.store(LIVE, Ordering::Release);
@@ -84,22 +86,35 @@ impl Session {
     pub(super) fn send(&self, message: &Message<'_>, fds: &[BorrowedFd<'_>]) -> bool {
         let state = self.state.load(Ordering::Acquire);
         (state == LIVE || state == INHERITED)
-            && self.client.get().is_some_and(|client| client.send(message, fds).is_ok())
+            && self
+                .client
+                .get()
+                .is_some_and(|client| client.send(message, fds).is_ok())
     }
 
     /// Receives.
-    pub(super) fn receive<'b>(&self, buffer: &'b mut [u8]) -> Result<(Message<'b>, Fds), ReceiveError> {
-        self.client.get().ok_or(ReceiveError::Closed)?.receive(buffer)
+    pub(super) fn receive<'b>(
+        &self,
+        buffer: &'b mut [u8],
+    ) -> Result<(Message<'b>, Fds), ReceiveError> {
+        self.client
+            .get()
+            .ok_or(ReceiveError::Closed)?
+            .receive(buffer)
     }
 
     /// The daemon has left. The descriptor stays open: closing it would let the number be reused.
     pub(super) fn end(&self) {
-        let _ = self.state.compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self
+            .state
+            .compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
     }
 
     /// The program wants this number for a descriptor of its own: the control socket moves.
     pub(super) fn make_way(&self, fd: RawFd) -> bool {
-        let Some(client) = self.client.get().filter(|client| client.raw() == fd) else { return false };
+        let Some(client) = self.client.get().filter(|client| client.raw() == fd) else {
+            return false;
+        };
         match client.relocate() {
             Ok(new) => {
                 fds::insert(new, Entry::INTERNAL);
@@ -142,7 +157,9 @@ pub(crate) fn peer(index: u32) -> Option<&'static Peer> {
 /// The peer with this number in that session, and its index.
 pub(crate) fn peer_of_process(session: u32, process: u32) -> Option<(u32, &'static Peer)> {
     let key = peer_key(session, process);
-    let index = PEERS.iter().position(|peer| peer.key.load(Ordering::Acquire) == key)?;
+    let index = PEERS
+        .iter()
+        .position(|peer| peer.key.load(Ordering::Acquire) == key)?;
     Some((u32::try_from(index).ok()?, PEERS.get(index)?))
 }
 
@@ -151,13 +168,21 @@ pub(super) fn add_peer(session: u32, process: u32, events: &OwnedFd) -> bool {
     if peer_of_process(session, process).is_some() {
         return true;
     }
-    let Some(peer) = PEERS.iter().find(|peer| peer.key.load(Ordering::Relaxed) == 0) else { return false };
-    let Ok(region) = memory::map(events, EVENT_BYTES) else { return false };
+    let Some(peer) = PEERS
+        .iter()
+        .find(|peer| peer.key.load(Ordering::Relaxed) == 0)
+    else {
+        return false;
+    };
+    let Ok(region) = memory::map(events, EVENT_BYTES) else {
+        return false;
+    };
     for bell in &peer.bells {
         bell.store(0, Ordering::Relaxed);
     }
     peer.events.set(&region);
-    peer.key.store(peer_key(session, process), Ordering::Release);
+    peer.key
+        .store(peer_key(session, process), Ordering::Release);
     true
 }
 
@@ -171,7 +196,11 @@ impl Peer {
     /// The doorbell of one of its contexts.
     #[inline]
     pub(crate) fn bell(&self, context: u16) -> Option<RawFd> {
-        match self.bells.get(usize::from(context))?.load(Ordering::Acquire) {
+        match self
+            .bells
+            .get(usize::from(context))?
+            .load(Ordering::Acquire)
+        {
             0 => None,
             fd => Some(fd - 1),
         }
@@ -179,7 +208,9 @@ impl Peer {
 
     /// Stores a doorbell.
     pub(super) fn set_bell(&self, context: u32, bell: OwnedFd) {
-        let Some(place) = self.bells.get(context as usize) else { return };
+        let Some(place) = self.bells.get(context as usize) else {
+            return;
+        };
         fds::insert(bell.as_raw_fd(), Entry::INTERNAL);
         let old = place.swap(bell.into_raw_fd() + 1, Ordering::AcqRel);
         if old != 0 {
@@ -194,7 +225,10 @@ impl Peer {
         if !crate::kick::nobody() {
             return;
         }
-        for peer in PEERS.iter().filter(|peer| peer.key.load(Ordering::Relaxed) == GONE) {
+        for peer in PEERS
+            .iter()
+            .filter(|peer| peer.key.load(Ordering::Relaxed) == GONE)
+        {
             for bell in &peer.bells {
                 let old = bell.swap(0, Ordering::AcqRel);
                 if old != 0 {
@@ -219,7 +253,10 @@ pub(super) fn make_way_for_bell(fd: RawFd) {
     for bell in PEERS.iter().flat_map(|peer| &peer.bells) {
         if bell.load(Ordering::Relaxed) == fd + 1 {
             // SAFETY: ours.
-            let new = unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned().ok().and_then(|new| lift(new).ok());
+            let new = unsafe { BorrowedFd::borrow_raw(fd) }
+                .try_clone_to_owned()
+                .ok()
+                .and_then(|new| lift(new).ok());
             let new = new.map_or(0, |new| {
                 fds::insert(new.as_raw_fd(), Entry::INTERNAL);
                 new.into_raw_fd() + 1
@@ -272,12 +309,16 @@ pub(super) fn use_arena(
     fd: Option<OwnedFd>,
 ) -> Option<(u32, Region)> {
     let key = u64::from(session + 1) << 32 | u64::from(number);
-    let found = ARENAS.iter().position(|arena| arena.key.load(Ordering::Acquire) == key);
+    let found = ARENAS
+        .iter()
+        .position(|arena| arena.key.load(Ordering::Acquire) == key);
     let (index, region) = match found {
         Some(index) => (index, ARENAS.get(index)?.region.get()?),
         None => {
             reclaim_arenas();
-            let index = ARENAS.iter().position(|arena| arena.key.load(Ordering::Relaxed) == 0)?;
+            let index = ARENAS
+                .iter()
+                .position(|arena| arena.key.load(Ordering::Relaxed) == 0)?;
             let arena = ARENAS.get(index)?;
             let region = memory::map(fd?.as_fd(), usize::try_from(bytes).ok()?).ok()?;
             arena.region.set(&region);
@@ -307,7 +348,9 @@ pub(super) fn abandon_arenas(session: u32, process: u32, now: u64) {
         if arena.key.load(Ordering::Relaxed) >> 32 == u64::from(session + 1)
             && arena.peer.load(Ordering::Relaxed) == process
         {
-            let _ = arena.gone_at.compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = arena
+                .gone_at
+                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
         }
     }
     reclaim_arenas();
@@ -343,13 +386,19 @@ pub(crate) fn bind_slot(slot: u32, conn: Option<u32>) {
 
 /// The connection in a slot.
 pub(super) fn conn_in_slot(slot: u32) -> Option<u32> {
-    SLOT_CONNS.get(slot as usize)?.load(Ordering::Acquire).checked_sub(1)
+    SLOT_CONNS
+        .get(slot as usize)?
+        .load(Ordering::Acquire)
+        .checked_sub(1)
 }
 
 /// In a forked child: sessions are the parent's.
 pub(super) fn after_fork() {
     for session in &SESSIONS {
-        let _ = session.state.compare_exchange(LIVE, INHERITED, Ordering::Relaxed, Ordering::Relaxed);
+        let _ =
+            session
+                .state
+                .compare_exchange(LIVE, INHERITED, Ordering::Relaxed, Ordering::Relaxed);
     }
     for word in &SLOT_CONNS {
         word.store(0, Ordering::Relaxed);

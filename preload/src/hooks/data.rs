@@ -16,7 +16,14 @@ macro_rules! receive_one {
         let entry = fds::lookup($fd);
         match entry.as_conn() {
             None => $native(),
-            Some(index) => recv::recv($fd, entry, index, &mut Buffers::one($buf, $len), $flags, $native),
+            Some(index) => recv::recv(
+                $fd,
+                entry,
+                index,
+                &mut Buffers::one($buf, $len),
+                $flags,
+                $native,
+            ),
         }
     }};
 }
@@ -206,12 +213,18 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
     // SAFETY: by contract.
     let native = || unsafe { real::recvmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
-    let Some(index) = entry.as_conn().filter(|_| msg.addr() >= 4096) else { return native() };
+    let Some(index) = entry.as_conn().filter(|_| msg.addr() >= 4096) else {
+        return native();
+    };
     // SAFETY: not null; the program's header.
     let header = unsafe { msg.read() };
-    let Ok(count) = c_int::try_from(header.msg_iovlen) else { return native() };
+    let Ok(count) = c_int::try_from(header.msg_iovlen) else {
+        return native();
+    };
     // SAFETY: by contract.
-    let Ok(mut buffers) = (unsafe { Buffers::vector(header.msg_iov, count) }) else { return native() };
+    let Ok(mut buffers) = (unsafe { Buffers::vector(header.msg_iov, count) }) else {
+        return native();
+    };
     let got = recv::recv(fd, entry, index, &mut buffers, flags, native);
     if got > 0 && buffers.done() > 0 {
         // Not written by the kernel: what TCP reports beside data.
@@ -240,11 +253,13 @@ unsafe fn receive_messages(
     if !timeout.is_null() {
         // SAFETY: not null; the program's timeout.
         let time = unsafe { timeout.read() };
-        let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec)) else {
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec))
+        else {
             errno::set(libc::EINVAL);
             return -1;
         };
-        deadline = Some(crate::control::monotonic_ns().saturating_add(seconds * 1_000_000_000 + nanos));
+        deadline =
+            Some(crate::control::monotonic_ns().saturating_add(seconds * 1_000_000_000 + nanos));
     }
     let one = flags & libc::MSG_WAITFORONE != 0;
     flags &= !libc::MSG_WAITFORONE;
@@ -265,7 +280,11 @@ unsafe fn receive_messages(
             break;
         }
     }
-    if done == 0 && count > 0 { -1 } else { done.cast_signed() }
+    if done == 0 && count > 0 {
+        -1
+    } else {
+        done.cast_signed()
+    }
 }
 
 /// # Safety
@@ -286,7 +305,9 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     }
     // SAFETY: not null; the program's header.
     let header = unsafe { msg.read() };
-    let Ok(count) = c_int::try_from(header.msg_iovlen) else { return native() };
+    let Ok(count) = c_int::try_from(header.msg_iovlen) else {
+        return native();
+    };
     // SAFETY: by contract.
     match unsafe { Buffers::vector(header.msg_iov, count) } {
         Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, flags, native),
@@ -338,5 +359,9 @@ unsafe fn send_messages(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int)
         unsafe { (*entry).msg_len = len };
         done += 1;
     }
-    if done == 0 && count > 0 { -1 } else { done.cast_signed() }
+    if done == 0 && count > 0 {
+        -1
+    } else {
+        done.cast_signed()
+    }
 }

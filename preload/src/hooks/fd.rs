@@ -161,7 +161,8 @@ fn close_ours(fd: c_int) -> c_int {
 /// dup2 and dup3: what stood at `new` is closed by the same call.
 fn over(old: c_int, new: c_int, native: impl Fn() -> c_int) -> c_int {
     let there = fds::lookup(new);
-    if old == new || (there.is_none() && fds::lookup(old).is_none()) || !lifecycle::is_own_memory() {
+    if old == new || (there.is_none() && fds::lookup(old).is_none()) || !lifecycle::is_own_memory()
+    {
         return native();
     }
     // SAFETY: F_GETFD takes no argument.

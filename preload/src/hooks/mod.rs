@@ -9,7 +9,10 @@
 //!   `extern "C"` with its catch would abort. Variadic functions take their arguments in fixed
 //!   places, which is how the x86-64 and AArch64 ABIs pass them.
 
-#![expect(unsafe_code, reason = "exported C symbols and calls of libc's own functions")]
+#![expect(
+    unsafe_code,
+    reason = "exported C symbols and calls of libc's own functions"
+)]
 
 /// Exports a function under its libc name.
 macro_rules! export {

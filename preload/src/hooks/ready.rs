@@ -31,7 +31,9 @@ unsafe fn from_timespec(time: *const timespec) -> Result<Option<u64>, ()> {
     if nanos >= 1_000_000_000 {
         return Err(());
     }
-    Ok(Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos)))
+    Ok(Some(
+        seconds.saturating_mul(1_000_000_000).saturating_add(nanos),
+    ))
 }
 
 /// poll and its relatives.
@@ -49,7 +51,9 @@ unsafe fn poll_any(
     if config::config().is_none() {
         return native();
     }
-    let Ok(entries) = usize::try_from(count) else { return native() };
+    let Ok(entries) = usize::try_from(count) else {
+        return native();
+    };
     // SAFETY: by contract.
     match unsafe { ready::poll(fds, entries, timeout, mask) } {
         Some(result) => result,

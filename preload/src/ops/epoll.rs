@@ -23,7 +23,8 @@ use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::slot::{RxState, TxState};
 
 pub(crate) use set::{
-    Interest, adopt_watched, after_fork, create, forget_fd, forget_set, make_set, mark_shared, share_fd,
+    Interest, adopt_watched, after_fork, create, forget_fd, forget_set, make_set, mark_shared,
+    share_fd,
 };
 pub(crate) use wait::wait;
 
@@ -44,7 +45,8 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     if entry.as_epoll().is_some() && op == libc::EPOLL_CTL_ADD {
         mark_shared(fd);
     }
-    let is_ours = entry.as_conn().is_some() || set::is_watched(fd) || set::is_unconnected_tcp(fd, entry);
+    let is_ours =
+        entry.as_conn().is_some() || set::is_watched(fd) || set::is_unconnected_tcp(fd, entry);
     if !is_ours {
         return native();
     }
@@ -58,7 +60,11 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
         libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD if event.addr() >= 4096 => {
             // SAFETY: not null, by contract an event (packed on x86-64, so read unaligned).
             let asked = unsafe { event.read_unaligned() };
-            if op == libc::EPOLL_CTL_ADD { add(set, epfd, fd, asked) } else { modify(set, epfd, fd, asked) }
+            if op == libc::EPOLL_CTL_ADD {
+                add(set, epfd, fd, asked)
+            } else {
+                modify(set, epfd, fd, asked)
+            }
         }
         libc::EPOLL_CTL_DEL => {
             let rc = native();
@@ -88,7 +94,10 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
         // SAFETY: a local event.
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     };
-    let mut event = epoll_event { events: interest.kernel_events(), u64: set::cookie(number) };
+    let mut event = epoll_event {
+        events: interest.kernel_events(),
+        u64: set::cookie(number),
+    };
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     if rc < 0 {
@@ -108,7 +117,10 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
     };
     interest.ask(asked);
-    let mut event = epoll_event { events: interest.kernel_events(), u64: set::cookie(number) };
+    let mut event = epoll_event {
+        events: interest.kernel_events(),
+        u64: set::cookie(number),
+    };
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
     if rc == 0 {
@@ -123,7 +135,9 @@ fn engage(interest: &'static Interest) {
     if !involves_ring(conn) {
         return;
     }
-    let (Some(set), Some(view)) = (interest.set(), conn.view()) else { return };
+    let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
+        return;
+    };
     if let Some(who) = reference(set, conn) {
         let waits = &view.mine.waits;
         while waits.leave(WaitFor::Data, who) {}
@@ -131,9 +145,7 @@ fn engage(interest: &'static Interest) {
         if conn.slot().rx.state() != RxState::Kernel {
             waits.enter(WaitFor::Data, who);
         }
-        if conn.slot().tx.state() == TxState::Ring
-            && interest.asks_for_space()
-        {
+        if conn.slot().tx.state() == TxState::Ring && interest.asks_for_space() {
             waits.enter(WaitFor::Space, who);
         }
     }
@@ -149,13 +161,19 @@ fn reference(set: &Set, conn: &Conn) -> Option<WaitRef> {
         return None;
     }
     let bit = u16::try_from(conn.index()).ok()?;
-    Some(WaitRef { process, context: set.context()?, bit: Some(bit) })
+    Some(WaitRef {
+        process,
+        context: set.context()?,
+        bit: Some(bit),
+    })
 }
 
 /// Whether all sets that hold the connection could serve it from a ring.
 pub(crate) fn may_arm(conn: &Conn) -> bool {
     for interest in interests_of(conn) {
-        let Some(set) = interest.set() else { return false };
+        let Some(set) = interest.set() else {
+            return false;
+        };
         if set.is_shared() {
             conn.veto(Reason::SharedEpoll);
             return false;
@@ -173,15 +191,18 @@ pub(crate) fn may_arm(conn: &Conn) -> bool {
 pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
     for interest in interests_of(conn) {
         let Some(set) = interest.set() else { continue };
-        let mut event =
-            epoll_event { events: interest.kernel_events(), u64: set::cookie(interest.number()) };
+        let mut event = epoll_event {
+            events: interest.kernel_events(),
+            u64: set::cookie(interest.number()),
+        };
         let (epfd, fd) = (set.epfd(), interest.fd());
         errno::preserved(|| {
             // SAFETY: a local event.
             unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) }
         });
         let bits = kernel::poll_now(fd, libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT);
-        conn.kernel_bits.store(u32::from(bits.cast_unsigned()), Ordering::Relaxed);
+        conn.kernel_bits
+            .store(u32::from(bits.cast_unsigned()), Ordering::Relaxed);
         engage(interest);
     }
 }
@@ -202,7 +223,10 @@ pub(crate) fn forget_conn(conn: &Conn) {
 /// Puts every interest of the connection in `set` on its ready list: a pending bit was found.
 fn post_conn(set: &'static Set, index: u16) {
     for interest in interests_of(conn(u32::from(index))) {
-        if interest.set().is_some_and(|owner| core::ptr::eq(owner, set)) {
+        if interest
+            .set()
+            .is_some_and(|owner| core::ptr::eq(owner, set))
+        {
             set.push(interest);
         }
     }

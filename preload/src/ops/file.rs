@@ -1,6 +1,9 @@
 //! sendfile and splice on a socket.
 
-#![expect(unsafe_code, reason = "libc's own calls and a buffer of ours on the stack")]
+#![expect(
+    unsafe_code,
+    reason = "libc's own calls and a buffer of ours on the stack"
+)]
 
 use core::ffi::c_int;
 
@@ -25,7 +28,9 @@ pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
     // SAFETY: by contract.
     let native = || unsafe { real::sendfile(out, input, offset, count) };
     let entry = fds::lookup(out);
-    let Some(index) = entry.as_conn() else { return native() };
+    let Some(index) = entry.as_conn() else {
+        return native();
+    };
     let socket = conn(index);
     if socket.view().is_none() || socket.slot().tx.state() != TxState::Ring {
         // Counted as any other send, so that a file server's connections prove their worth.

@@ -1,6 +1,9 @@
 //! Options and requests that concern the state of a connection: ioctl, fcntl, getsockopt, setsockopt.
 
-#![expect(unsafe_code, reason = "the program's option values and libc's own calls")]
+#![expect(
+    unsafe_code,
+    reason = "the program's option values and libc's own calls"
+)]
 
 use core::ffi::{c_int, c_ulong};
 use core::sync::atomic::Ordering;
@@ -28,14 +31,18 @@ const FIOASYNC: c_ulong = 0x5452;
 pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
     // SAFETY: by contract.
     let native = || unsafe { real::ioctl(fd, request, arg) };
-    let Some(index) = fds::lookup(fd).as_conn() else { return native() };
+    let Some(index) = fds::lookup(fd).as_conn() else {
+        return native();
+    };
     let conn = conn(index);
     match request {
         FIONREAD if arg >= 4096 => match recv::readable(conn, fd) {
             Some(bytes) => {
                 let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
                 // SAFETY: FIONREAD's argument points to an int.
-                unsafe { core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value) };
+                unsafe {
+                    core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value)
+                };
                 0
             }
             None => native(),
@@ -90,17 +97,27 @@ fn refresh_nonblocking(conn: &Conn, fd: c_int) {
 ///
 /// # Safety
 /// As setsockopt itself.
-pub(crate) unsafe fn set(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int {
+pub(crate) unsafe fn set(
+    fd: c_int,
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> c_int {
     // SAFETY: by contract.
     let native = || unsafe { real::setsockopt(fd, level, name, value, len) };
-    let Some(index) = fds::lookup(fd).as_conn() else { return native() };
+    let Some(index) = fds::lookup(fd).as_conn() else {
+        return native();
+    };
     let conn = conn(index);
     let veto = match (level, name) {
         (libc::SOL_SOCKET, SO_ZEROCOPY) => Some(Reason::ZeroCopy),
         (libc::SOL_SOCKET, SO_PEEK_OFF) => Some(Reason::PeekOffset),
         (libc::SOL_SOCKET, libc::SO_OOBINLINE) => Some(Reason::OutOfBand),
         (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => Some(Reason::SocketOption),
-        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => Some(Reason::SocketOption),
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => {
+            Some(Reason::SocketOption)
+        }
         _ => None,
     };
     if let Some(reason) = veto {
@@ -116,7 +133,10 @@ pub(crate) unsafe fn set(fd: c_int, level: c_int, name: c_int, value: *const c_v
         && (level, name) == (libc::SOL_SOCKET, libc::SO_RCVLOWAT)
         && let Some(lowat) = kernel::option_int(fd, level, name)
     {
-        conn.slot().rx.lowat.store(lowat.max(0).cast_unsigned(), Ordering::Relaxed);
+        conn.slot()
+            .rx
+            .lowat
+            .store(lowat.max(0).cast_unsigned(), Ordering::Relaxed);
     }
     rc
 }

@@ -1,11 +1,17 @@
 //! poll and select over kernel and ring descriptors alike.
 
-#![expect(unsafe_code, reason = "arrays and sets of the program, and libc's ppoll")]
+#![expect(
+    unsafe_code,
+    reason = "arrays and sets of the program, and libc's ppoll"
+)]
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
-use libc::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDHUP, fd_set, pollfd, sigset_t, timespec};
+use libc::{
+    POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDHUP, fd_set, pollfd, sigset_t,
+    timespec,
+};
 use rdma_core::event::WaitFor;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::{RxState, TxState};
@@ -35,12 +41,23 @@ pub(crate) fn kernel_poll(entries: &mut [pollfd], timeout_ns: Option<u64>) -> Re
     kernel_ppoll(entries, timeout_ns, core::ptr::null())
 }
 
-fn kernel_ppoll(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigset_t) -> Result<usize, c_int> {
+fn kernel_ppoll(
+    entries: &mut [pollfd],
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> Result<usize, c_int> {
     let time = timeout_ns.map(to_timespec);
     let time = time.as_ref().map_or(core::ptr::null(), core::ptr::from_ref);
     let before = errno::get();
     // SAFETY: the entries are a slice; time and mask are null or valid.
-    let rc = unsafe { real::ppoll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, time, mask) };
+    let rc = unsafe {
+        real::ppoll(
+            entries.as_mut_ptr(),
+            entries.len() as libc::nfds_t,
+            time,
+            mask,
+        )
+    };
     match usize::try_from(rc) {
         Ok(count) => Ok(count),
         Err(_) => {
@@ -71,14 +88,17 @@ pub(crate) fn involves_ring(conn: &Conn) -> bool {
 
 /// The readiness of a connection that involves a ring, given what the kernel says of the socket.
 pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
-    let Some(view) = conn.view() else { return kernel_bits };
+    let Some(view) = conn.view() else {
+        return kernel_bits;
+    };
     let slot = conn.slot();
     let mut bits = kernel_bits;
     if slot.rx.state() == RxState::Armed
         && let Some(at) = view.theirs.state.switched_at()
         && lock::take(&slot.rx.lock).is_ok()
     {
-        if slot.rx.state() == RxState::Armed && !upgrade::begin_draining(conn_static(conn), fd, at) {
+        if slot.rx.state() == RxState::Armed && !upgrade::begin_draining(conn_static(conn), fd, at)
+        {
             recv::break_conn(conn, view, rdma_core::Reason::UnseenWriter);
         }
         lock::free(&slot.rx.lock);
@@ -124,7 +144,9 @@ fn kernel_interest(conn: &Conn, events: i16) -> i16 {
     if conn.slot().tx.state() == TxState::Ring {
         ask &= !WRITE_BITS;
     }
-    if conn.slot().rx.state() == RxState::Ring && conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+    if conn.slot().rx.state() == RxState::Ring
+        && conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+    {
         // Its end is known; asking again would only wake us.
         ask &= !(READ_BITS | POLLRDHUP);
     }
@@ -171,7 +193,11 @@ pub(crate) unsafe fn delivered(fds: *const pollfd, count: usize) {
         if entry.revents != 0
             && let Some(index) = fds::lookup(entry.fd).as_conn()
         {
-            conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+            conn(index)
+                .slot()
+                .meta
+                .delivered
+                .store(1, Ordering::Relaxed);
         }
     }
 }
@@ -179,7 +205,11 @@ pub(crate) unsafe fn delivered(fds: *const pollfd, count: usize) {
 fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigset_t) -> c_int {
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
     if entries.len() < ON_STACK {
-        let mut copy = [pollfd { fd: -1, events: 0, revents: 0 }; ON_STACK];
+        let mut copy = [pollfd {
+            fd: -1,
+            events: 0,
+            revents: 0,
+        }; ON_STACK];
         return poll_with(entries, &mut copy, deadline, mask);
     }
     let bytes = (entries.len() + 1) * size_of::<pollfd>();
@@ -188,19 +218,27 @@ fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigs
         return -1;
     };
     // SAFETY: fresh zero memory of that size, aligned to a page.
-    let copy = unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1) };
+    let copy = unsafe {
+        core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1)
+    };
     let result = poll_with(entries, copy, deadline, mask);
     // SAFETY: the copy is not used any more.
     unsafe { frontend_drv::memory::unmap(region) };
     result
 }
 
-fn poll_with(entries: &mut [pollfd], copy: &mut [pollfd], deadline: Option<u64>, mask: *const sigset_t) -> c_int {
+fn poll_with(
+    entries: &mut [pollfd],
+    copy: &mut [pollfd],
+    deadline: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
     let bell = entries.len();
     let mut spun = false;
     loop {
         let ring_ready = prepare(entries, copy);
-        let at_once = ring_ready || !spun || deadline.is_some_and(|at| at <= control::monotonic_ns());
+        let at_once =
+            ring_ready || !spun || deadline.is_some_and(|at| at <= control::monotonic_ns());
         let result = if at_once {
             kernel_ppoll(&mut copy[..bell], Some(0), mask)
         } else {
@@ -225,7 +263,11 @@ fn poll_with(entries: &mut [pollfd], copy: &mut [pollfd], deadline: Option<u64>,
 fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
     let mut ready = false;
     for (entry, ask) in entries.iter().zip(copy.iter_mut()) {
-        *ask = pollfd { fd: entry.fd, events: entry.events, revents: 0 };
+        *ask = pollfd {
+            fd: entry.fd,
+            events: entry.events,
+            revents: 0,
+        };
         if let Some(conn) = ring_conn(entry.fd) {
             ask.events = kernel_interest(conn, entry.events);
             ready |= ring_bits(conn, entry) != 0;
@@ -251,7 +293,11 @@ fn collect(entries: &mut [pollfd], copy: &[pollfd]) -> usize {
         if entry.revents != 0 {
             ready += 1;
             if let Some(index) = fds::lookup(entry.fd).as_conn() {
-                conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+                conn(index)
+                    .slot()
+                    .meta
+                    .delivered
+                    .store(1, Ordering::Relaxed);
             }
         }
     }
@@ -260,9 +306,13 @@ fn collect(entries: &mut [pollfd], copy: &[pollfd]) -> usize {
 
 /// Spins on the rings of the connections asked about.
 fn spin(entries: &[pollfd]) {
-    let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else { return };
+    let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else {
+        return;
+    };
     wait::spin(view, || {
-        entries.iter().any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0))
+        entries
+            .iter()
+            .any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0))
     });
 }
 
@@ -286,14 +336,20 @@ fn sleep(
             }
         }
     }
-    let ready = entries.iter().any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0));
+    let ready = entries
+        .iter()
+        .any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0));
     let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
     if ready {
         left = Some(0);
     } else if blind {
         left = Some(left.map_or(BLIND_NS, |left| left.min(BLIND_NS)));
     }
-    copy[bell] = pollfd { fd: sleeper.map_or(-1, |sleeper| sleeper.bell()), events: POLLIN, revents: 0 };
+    copy[bell] = pollfd {
+        fd: sleeper.map_or(-1, |sleeper| sleeper.bell()),
+        events: POLLIN,
+        revents: 0,
+    };
     let result = kernel_ppoll(&mut copy[..=bell], left, mask);
     if let Some(sleeper) = sleeper {
         if copy[bell].revents != 0
@@ -313,7 +369,9 @@ fn sleep(
 
 /// Enters a sleeper into what a caller of poll waits for; false if the far end might not ring.
 fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
-    let (Some(view), Some((who, known))) = (conn.view(), sleeper.reference(conn)) else { return false };
+    let (Some(view), Some((who, known))) = (conn.view(), sleeper.reference(conn)) else {
+        return false;
+    };
     let mut good = known;
     if events & (READ_BITS | POLLRDHUP) != 0 && conn.slot().rx.state() != RxState::Kernel {
         good &= view.mine.waits.enter(WaitFor::Data, who);
@@ -325,7 +383,9 @@ fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
 }
 
 fn leave(conn: &Conn, sleeper: &Sleeper) {
-    let (Some(view), Some((who, _))) = (conn.view(), sleeper.reference(conn)) else { return };
+    let (Some(view), Some((who, _))) = (conn.view(), sleeper.reference(conn)) else {
+        return;
+    };
     while view.mine.waits.leave(WaitFor::Data, who) {}
     while view.mine.waits.leave(WaitFor::Space, who) {}
     if let Some(words) = sleeper.words(conn) {
@@ -347,7 +407,8 @@ pub(crate) unsafe fn select(
     let count = usize::try_from(count).ok().filter(|&n| n <= 1 << 20)?;
     let any = (0..count).any(|fd| {
         // SAFETY: fd < count.
-        (0..3).any(|i| unsafe { is_set(sets[i], fd) }) && c_int::try_from(fd).is_ok_and(|fd| ring_conn(fd).is_some())
+        (0..3).any(|i| unsafe { is_set(sets[i], fd) })
+            && c_int::try_from(fd).is_ok_and(|fd| ring_conn(fd).is_some())
     });
     if !any {
         return None;
@@ -358,15 +419,23 @@ pub(crate) unsafe fn select(
         return Some(-1);
     };
     // SAFETY: fresh zero memory of that size, aligned to a page.
-    let all = unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), 2 * count + 1) };
+    let all = unsafe {
+        core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), 2 * count + 1)
+    };
     let (entries, copy) = all.split_at_mut(count);
     let mut used = 0;
     for fd in 0..count {
         let bits = [POLLIN, POLLOUT, POLLPRI];
         // SAFETY: fd < count.
-        let events = (0..3).filter(|&i| unsafe { is_set(sets[i], fd) }).fold(0, |all, i| all | bits[i]);
+        let events = (0..3)
+            .filter(|&i| unsafe { is_set(sets[i], fd) })
+            .fold(0, |all, i| all | bits[i]);
         if events != 0 {
-            entries[used] = pollfd { fd: c_int::try_from(fd).unwrap_or(-1), events, revents: 0 };
+            entries[used] = pollfd {
+                fd: c_int::try_from(fd).unwrap_or(-1),
+                events,
+                revents: 0,
+            };
             used += 1;
         }
     }
@@ -394,7 +463,9 @@ pub(crate) unsafe fn select(
 unsafe fn write_sets(entries: &[pollfd], sets: [*mut fd_set; 3]) -> c_int {
     let mut total = 0;
     for entry in entries {
-        let Ok(fd) = usize::try_from(entry.fd) else { continue };
+        let Ok(fd) = usize::try_from(entry.fd) else {
+            continue;
+        };
         let hit = [
             entry.events & POLLIN != 0 && entry.revents & (READ_BITS | POLLHUP | POLLERR) != 0,
             entry.events & POLLOUT != 0 && entry.revents & (WRITE_BITS | POLLERR) != 0,
@@ -421,12 +492,18 @@ unsafe fn write_sets(entries: &[pollfd], sets: [*mut fd_set; 3]) -> c_int {
 /// As [`select`].
 pub(crate) unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
     for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
-        let Ok(number) = c_int::try_from(fd) else { break };
+        let Ok(number) = c_int::try_from(fd) else {
+            break;
+        };
         if let Some(index) = fds::lookup(number).as_conn()
             // SAFETY: fd < count.
             && (0..2).any(|i| unsafe { is_set(sets[i], fd) })
         {
-            conn(index).slot().meta.delivered.store(1, Ordering::Relaxed);
+            conn(index)
+                .slot()
+                .meta
+                .delivered
+                .store(1, Ordering::Relaxed);
         }
     }
 }
@@ -454,5 +531,8 @@ unsafe fn clear(set: *mut fd_set, fd: usize) {
 
 /// Asks the kernel now, for connections whose directions are not both on rings.
 pub(crate) fn kernel_now(fd: c_int) -> i16 {
-    kernel::poll_now(fd, POLLIN | POLLPRI | POLLOUT | POLLRDHUP | READ_BITS | WRITE_BITS)
+    kernel::poll_now(
+        fd,
+        POLLIN | POLLPRI | POLLOUT | POLLRDHUP | READ_BITS | WRITE_BITS,
+    )
 }

@@ -5,7 +5,10 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
-use libc::{MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
+use libc::{
+    MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_ERRQUEUE, MSG_NOSIGNAL, MSG_OOB, MSG_PEEK, MSG_TRUNC,
+    MSG_WAITALL,
+};
 use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
@@ -45,7 +48,13 @@ pub(crate) fn recv(
 
 /// The fast path: bytes are in the ring. `None`: anything else.
 #[inline(always)]
-fn from_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mut Buffers) -> Option<isize> {
+fn from_ring(
+    conn: &Conn,
+    view: &ConnView,
+    fd: c_int,
+    entry: Entry,
+    buffers: &mut Buffers,
+) -> Option<isize> {
     let rx = &conn.slot().rx;
     if rx.state() != RxState::Ring || rx.lock.try_lock(tls::token()).is_err() {
         return None;
@@ -73,7 +82,11 @@ fn from_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mu
         kick::after_publish(conn, view, WaitFor::Space);
     }
     // 0 is never answered here: it would say end of stream.
-    if len > 0 { isize::try_from(len).ok() } else { None }
+    if len > 0 {
+        isize::try_from(len).ok()
+    } else {
+        None
+    }
 }
 
 /// Makes consumption visible; true if a waiting writer should be woken (half of the ring is free).
@@ -116,11 +129,19 @@ fn slow(
     }
     let dont_wait = flags & MSG_DONTWAIT != 0;
     let lowat = conn.slot().rx.lowat.load(Ordering::Relaxed).max(1) as usize;
-    let target = if flags & MSG_WAITALL != 0 { buffers.left() } else { lowat.min(buffers.left()) };
+    let target = if flags & MSG_WAITALL != 0 {
+        buffers.left()
+    } else {
+        lowat.min(buffers.left())
+    };
     let mut deadline = None;
     loop {
         if fds::lookup(fd) != entry {
-            return if buffers.done() > 0 { count(buffers) } else { native() };
+            return if buffers.done() > 0 {
+                count(buffers)
+            } else {
+                native()
+            };
         }
         let before = buffers.done();
         match step(conn, fd, buffers, flags, target) {
@@ -151,7 +172,14 @@ fn slow(
         if buffers.done() >= target && buffers.done() > 0 {
             return count(buffers);
         }
-        match block(conn, fd, flags, dont_wait, target - buffers.done(), &mut deadline) {
+        match block(
+            conn,
+            fd,
+            flags,
+            dont_wait,
+            target - buffers.done(),
+            &mut deadline,
+        ) {
             Ok(()) => {}
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
@@ -190,9 +218,17 @@ fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Op
 }
 
 /// One look at wherever the bytes come from now.
-fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, target: usize) -> Step {
+fn step(
+    conn: &'static Conn,
+    fd: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    target: usize,
+) -> Step {
     let rx = &conn.slot().rx;
-    let Some(view) = conn.view() else { return Step::Native };
+    let Some(view) = conn.view() else {
+        return Step::Native;
+    };
     if lock::take(&rx.lock).is_err() {
         return Step::Error(libc::EINTR);
     }
@@ -258,7 +294,13 @@ fn look(
 }
 
 /// Takes from the kernel what is there now, at most `most` bytes; the step and the bytes.
-fn kernel_now(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, most: usize) -> (Step, usize) {
+fn kernel_now(
+    conn: &Conn,
+    fd: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    most: usize,
+) -> (Step, usize) {
     let (mut parts, used) = buffers.rest::<64>(most);
     // SAFETY: zero is a valid msghdr.
     let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
@@ -272,7 +314,10 @@ fn kernel_now(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, most:
         Ok(0) => (Step::End, 0),
         Ok(bytes) => {
             if flags & MSG_PEEK == 0 {
-                conn.slot().rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                conn.slot()
+                    .rx
+                    .tcp_bytes
+                    .fetch_add(bytes as u64, Ordering::Relaxed);
             }
             buffers.skip(bytes);
             (Step::Moved, bytes)
@@ -280,7 +325,11 @@ fn kernel_now(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int, most:
         Err(_) => {
             let error = errno::get();
             errno::set(before);
-            if error == libc::EAGAIN { (Step::Empty, 0) } else { (Step::Error(error), 0) }
+            if error == libc::EAGAIN {
+                (Step::Empty, 0)
+            } else {
+                (Step::Error(error), 0)
+            }
         }
     }
 }
@@ -318,7 +367,13 @@ fn ring_now(
             rx.set_state(RxState::Done);
             return (Step::Native, false);
         }
-        if view.theirs.state.broken().or(view.mine.state.broken()).is_some() {
+        if view
+            .theirs
+            .state
+            .broken()
+            .or(view.mine.state.broken())
+            .is_some()
+        {
             return (Step::Error(libc::ECONNRESET), false);
         }
         if last != NO_FINAL {
@@ -366,13 +421,24 @@ fn block(
     need: usize,
     deadline: &mut Option<Option<u64>>,
 ) -> Result<(), c_int> {
-    let Some(view) = conn.view() else { return Ok(()) };
+    let Some(view) = conn.view() else {
+        return Ok(());
+    };
     let slot = conn.slot();
-    if dont_wait || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd)) {
+    if dont_wait
+        || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
+    {
         return Err(libc::EAGAIN);
     }
     let state = slot.rx.state();
-    let ready = || has_news(conn, view, state, if flags & MSG_PEEK != 0 { need } else { 1 });
+    let ready = || {
+        has_news(
+            conn,
+            view,
+            state,
+            if flags & MSG_PEEK != 0 { need } else { 1 },
+        )
+    };
     let started = control::monotonic_ns();
     if wait::spin(view, ready) {
         return Ok(());
@@ -381,8 +447,8 @@ fn block(
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         return Err(libc::EAGAIN);
     }
-    let deadline =
-        *deadline.get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
+    let deadline = *deadline
+        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
     let events = libc::POLLIN | libc::POLLRDHUP;
     match wait::sleep(conn, view, fd, WaitFor::Data, events, deadline, ready) {
@@ -393,7 +459,9 @@ fn block(
         }
         Woken::Timeout => Err(libc::EAGAIN),
         // With a timeout the kernel never restarts; without, SA_RESTART decides.
-        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => Err(libc::EINTR),
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+            Err(libc::EINTR)
+        }
         Woken::Interrupted => Ok(()),
     }
 }
@@ -414,7 +482,10 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
             let cursor = rx.cursor();
             if need > 1 {
                 let mut copy = cursor;
-                if ring.refresh(&mut copy).is_ok_and(|available| available >= need as u64) {
+                if ring
+                    .refresh(&mut copy)
+                    .is_ok_and(|available| available >= need as u64)
+                {
                     return true;
                 }
             } else if cursor.available() > 0 || ring.moved(&cursor) {
@@ -465,7 +536,8 @@ fn finish(conn: &Conn, view: &ConnView) {
         let sent = conn.slot().tx.cursor().tail;
         let read = view.theirs.consumer.head.load(Ordering::Acquire);
         if read < sent {
-            conn.pending_error.store(libc::ECONNRESET, Ordering::Relaxed);
+            conn.pending_error
+                .store(libc::ECONNRESET, Ordering::Relaxed);
         }
     }
     let end = view.theirs.state.ended_at().unwrap_or(tail);
@@ -479,7 +551,10 @@ pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
         return;
     }
     view.mine.state.break_with(reason);
-    conn.slot().meta.reason.store(reason.code(), Ordering::Relaxed);
+    conn.slot()
+        .meta
+        .reason
+        .store(reason.code(), Ordering::Relaxed);
     if let Some(arena) = control::arena() {
         arena.header().counters.count_reason(reason);
     }
@@ -499,7 +574,11 @@ pub(crate) fn readable(conn: &Conn, fd: c_int) -> Option<u64> {
         RxState::Draining => {
             let left = rx.kernel_left.load(Ordering::Relaxed);
             let there = kernel::readable(fd)?.min(left);
-            Some(if there == left { left + in_ring() } else { there })
+            Some(if there == left {
+                left + in_ring()
+            } else {
+                there
+            })
         }
         RxState::Ring => Some(in_ring()),
     }

@@ -5,7 +5,10 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
-use libc::{MSG_CONFIRM, MSG_DONTROUTE, MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY};
+use libc::{
+    MSG_CONFIRM, MSG_DONTROUTE, MSG_DONTWAIT, MSG_EOR, MSG_MORE, MSG_NOSIGNAL, MSG_OOB,
+    MSG_ZEROCOPY,
+};
 use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
@@ -21,7 +24,8 @@ use crate::wait::{self, Woken};
 use crate::{control, errno, kernel, kick, tls, upgrade};
 
 /// Flags that change nothing for a ring.
-const RING_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE;
+const RING_FLAGS: c_int =
+    MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE;
 
 /// A writer whose reader runs on the same processor hands over after this many bytes, so that the
 /// reader finds them in the cache.
@@ -50,7 +54,13 @@ pub(crate) fn send(
 
 /// The fast path: all bytes fit into the ring. `None`: anything else, and nothing was sent.
 #[inline(always)]
-fn to_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mut Buffers) -> Option<isize> {
+fn to_ring(
+    conn: &Conn,
+    view: &ConnView,
+    fd: c_int,
+    entry: Entry,
+    buffers: &mut Buffers,
+) -> Option<isize> {
     let tx = &conn.slot().tx;
     if tx.state() != TxState::Ring || tx.lock.try_lock(tls::token()).is_err() {
         return None;
@@ -67,7 +77,9 @@ fn to_ring(conn: &Conn, view: &ConnView, fd: c_int, entry: Entry, buffers: &mut 
         let mut cursor = tx.cursor();
         cursor.hint(conn.slot().rx.far_ack.load(Ordering::Relaxed));
         let fits = ring.free(&cursor) >= left as u64
-            || ring.refresh(&mut cursor).is_ok_and(|free| free >= left as u64);
+            || ring
+                .refresh(&mut cursor)
+                .is_ok_and(|free| free >= left as u64);
         if fits {
             buffers.fill(&ring, &mut cursor, left);
             publish(conn, &ring, &cursor);
@@ -126,7 +138,11 @@ fn slow(
     let mut deadline = None;
     loop {
         if fds::lookup(fd) != entry {
-            return if buffers.done() > 0 { count(buffers) } else { native() };
+            return if buffers.done() > 0 {
+                count(buffers)
+            } else {
+                native()
+            };
         }
         match step(conn, fd, buffers, dont_wait) {
             // The kernel says what happens to the rest at the program's next call.
@@ -160,14 +176,23 @@ fn count(buffers: &Buffers) -> isize {
 }
 
 /// Calls that never go to a ring: out-of-band data, zero-copy, nothing to send.
-fn unservable(conn: &Conn, buffers: &Buffers, flags: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+fn unservable(
+    conn: &Conn,
+    buffers: &Buffers,
+    flags: c_int,
+    native: &dyn Fn() -> isize,
+) -> Option<isize> {
     let on_ring = conn.slot().tx.state() == TxState::Ring && conn.view().is_some();
     if flags & (MSG_OOB | MSG_ZEROCOPY) != 0 {
         if on_ring {
             // The stream has left the kernel: the mark or the notification could not be exact.
             return Some(errno::fail(libc::EOPNOTSUPP));
         }
-        conn.veto(if flags & MSG_OOB != 0 { Reason::OutOfBand } else { Reason::ZeroCopy });
+        conn.veto(if flags & MSG_OOB != 0 {
+            Reason::OutOfBand
+        } else {
+            Reason::ZeroCopy
+        });
         return Some(native());
     }
     if buffers.left() == 0 {
@@ -200,7 +225,9 @@ fn to_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Opti
 /// One look at wherever the bytes go now.
 fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
     let tx = &conn.slot().tx;
-    let Some(view) = conn.view() else { return Step::Native };
+    let Some(view) = conn.view() else {
+        return Step::Native;
+    };
     if lock::take(&tx.lock).is_err() {
         return Step::Error(libc::EINTR);
     }
@@ -213,7 +240,13 @@ fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) 
 }
 
 /// As [`step`], under the lock.
-fn look(conn: &'static Conn, view: &ConnView, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
+fn look(
+    conn: &'static Conn,
+    view: &ConnView,
+    fd: c_int,
+    buffers: &mut Buffers,
+    dont_wait: bool,
+) -> Step {
     let tx = &conn.slot().tx;
     match tx.state() {
         TxState::Kernel if view.theirs.state.is_armed() => {
@@ -245,7 +278,9 @@ fn look(conn: &'static Conn, view: &ConnView, fd: c_int, buffers: &mut Buffers, 
         return Step::Error(libc::ECONNRESET);
     };
     tx.set_cursor(&cursor);
-    let len = buffers.left().min(usize::try_from(free).unwrap_or(usize::MAX));
+    let len = buffers
+        .left()
+        .min(usize::try_from(free).unwrap_or(usize::MAX));
     if len == 0 {
         return Step::Full;
     }
@@ -265,9 +300,13 @@ fn block(
     left: usize,
     deadline: &mut Option<Option<u64>>,
 ) -> Result<(), c_int> {
-    let Some(view) = conn.view() else { return Ok(()) };
+    let Some(view) = conn.view() else {
+        return Ok(());
+    };
     let slot = conn.slot();
-    if dont_wait || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd)) {
+    if dont_wait
+        || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
+    {
         return Err(libc::EAGAIN);
     }
     let ring = Producer::of(view);
@@ -276,7 +315,9 @@ fn block(
     let ready = || {
         let mut cursor = slot.tx.cursor();
         slot.tx.state() != TxState::Ring
-            || ring.refresh(&mut cursor).map_or(true, |free| free >= enough)
+            || ring
+                .refresh(&mut cursor)
+                .map_or(true, |free| free >= enough)
             || is_over(conn, view)
     };
     let started = control::monotonic_ns();
@@ -287,12 +328,13 @@ fn block(
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         return Err(libc::EAGAIN);
     }
-    let deadline =
-        *deadline.get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
+    let deadline = *deadline
+        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
     // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
     // unless its fate is not known yet.
-    let known = view.theirs.state.ended_at().is_some() || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
+    let known = view.theirs.state.ended_at().is_some()
+        || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
     let events = if known { 0 } else { libc::POLLRDHUP };
     match wait::sleep(conn, view, fd, WaitFor::Space, events, deadline, ready) {
         Woken::Again => Ok(()),
@@ -306,7 +348,9 @@ fn block(
             Ok(())
         }
         Woken::Timeout => Err(libc::EAGAIN),
-        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => Err(libc::EINTR),
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+            Err(libc::EINTR)
+        }
         Woken::Interrupted => Ok(()),
     }
 }

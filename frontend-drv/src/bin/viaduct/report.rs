@@ -1,7 +1,7 @@
 //! What the daemon reports, read from its JSON. A field that is missing or of another type reads as
 //! zero or empty, so that tool and daemon need not be of one build.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use rdma_core::control::CONTROL_VERSION;
@@ -15,6 +15,8 @@ pub(crate) struct Status {
     pub(crate) daemon: DaemonInfo,
     pub(crate) processes: Vec<Process>,
     pub(crate) connections: Vec<Connection>,
+    /// There were more connections than the daemon lists.
+    pub(crate) is_cut: bool,
 }
 
 /// Version and limits of a daemon.
@@ -27,7 +29,7 @@ pub(crate) struct DaemonInfo {
     pub(crate) pairs: u64,
     /// Control and layout version, where the daemon says them.
     protocol: (Option<u64>, Option<u64>),
-    /// Everything else it says about itself, in the order of the names.
+    /// Its limits by name, in the order of the names.
     pub(crate) limits: Vec<(String, String)>,
 }
 
@@ -86,11 +88,25 @@ impl Status {
             items.map(Vec::as_slice).unwrap_or_default()
         };
         let daemon = object.get("daemon").unwrap_or(&Value::Null);
-        Ok(Self {
+        let mut status = Self {
             daemon: DaemonInfo::read(daemon),
             processes: list("processes").iter().map(Process::read).collect(),
             connections: list("connections").iter().map(Connection::read).collect(),
-        })
+            is_cut: object.get("complete") == Some(&Value::Bool(false)),
+        };
+        status.count_living();
+        Ok(status)
+    }
+
+    /// A program adds a connection to its counters when it closes it: adds those that are open.
+    fn count_living(&mut self) {
+        let at: HashMap<u64, usize> = self.processes.iter().map(|p| p.process).zip(0..).collect();
+        for connection in &self.connections {
+            let process = at.get(&connection.process).copied();
+            if let Some(process) = process.and_then(|at| self.processes.get_mut(at)) {
+                process.totals.add(connection);
+            }
+        }
     }
 }
 
@@ -107,30 +123,8 @@ impl DaemonInfo {
     }
 
     fn read(value: &Value) -> Self {
-        const KNOWN: &[&str] = &[
-            "version",
-            "epoch",
-            "uptime_s",
-            "pid",
-            "clients",
-            "pairs",
-            "control_version",
-            "layout_version",
-        ];
         let mut limits = Vec::new();
-        let fields = value.as_object().into_iter().flatten();
-        for (name, value) in fields.filter(|(name, _)| !KNOWN.contains(&name.as_str())) {
-            match value {
-                Value::Object(inner) => {
-                    limits.extend(
-                        inner
-                            .iter()
-                            .map(|(name, value)| (name.clone(), plain(value))),
-                    );
-                }
-                other => limits.push((name.clone(), plain(other))),
-            }
-        }
+        flatten("", value.get("limits").unwrap_or(&Value::Null), &mut limits);
         let seconds = value.get("uptime_s").and_then(Value::as_f64).unwrap_or(0.0);
         Self {
             version: word(value, "version"),
@@ -184,8 +178,8 @@ impl Connection {
             pid: number(value, "pid"),
             slot: number(value, "slot"),
             conn_id: number(value, "conn_id"),
-            own: word(value, "own"),
-            far: word(value, "far"),
+            own: address(value, "own"),
+            far: address(value, "far"),
             stage: match value.get("stage").and_then(Value::as_u64) {
                 Some(code) => {
                     let stage = Stage::from_word(u32::try_from(code).unwrap_or(0));
@@ -250,6 +244,19 @@ impl Totals {
         }
     }
 
+    fn add(&mut self, connection: &Connection) {
+        for (total, more) in [
+            (&mut self.ring_tx_bytes, connection.ring_tx),
+            (&mut self.ring_rx_bytes, connection.ring_rx),
+            (&mut self.tcp_tx_bytes, connection.tcp_tx),
+            (&mut self.tcp_rx_bytes, connection.tcp_rx),
+            (&mut self.wakeups_sent, connection.wakeups),
+            (&mut self.sleeps, connection.sleeps),
+        ] {
+            *total = total.saturating_add(more);
+        }
+    }
+
     /// As `viaduct run --stats-json` writes them.
     pub(crate) fn to_json(&self) -> Value {
         serde_json::json!({
@@ -269,6 +276,17 @@ impl Totals {
     pub(crate) fn reasons_text(&self) -> String {
         let each = self.reasons.iter().map(|(name, n)| format!("{name} {n}"));
         each.collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// Adds each member of `value`, and of the objects in it as `outer.inner`.
+fn flatten(prefix: &str, value: &Value, into: &mut Vec<(String, String)>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let name = format!("{prefix}{name}");
+        match value {
+            Value::Object(_) => flatten(&format!("{name}."), value, into),
+            other => into.push((name, plain(other))),
+        }
     }
 }
 
@@ -299,6 +317,14 @@ fn command_of(pid: u64) -> String {
     }
 }
 
+/// An address; a candidate's is not looked up before it registers.
+fn address(value: &Value, name: &str) -> String {
+    match word(value, name) {
+        unknown if unknown == "0.0.0.0:0" || unknown.is_empty() => "-".to_owned(),
+        known => known,
+    }
+}
+
 fn number(value: &Value, name: &str) -> u64 {
     value.get(name).and_then(Value::as_u64).unwrap_or(0)
 }
@@ -324,16 +350,16 @@ mod tests {
     #[test]
     fn a_whole_status_is_read() {
         let text = r#"{"daemon": {"version": "0.1.0", "pid": 7, "uptime_s": 61.5, "clients": 2,
-              "pairs": 1, "limits": {"ring_bytes_max": 1024}, "quota": 9},
+              "pairs": 1, "limits": {"clients": 1024, "user": {"quota": 9}}},
             "processes": [{"process": 3, "pid": 4, "uid": 0, "command": "cat\u001b[2J",
-              "counters": {"upgraded": 1, "sleeps": 5}, "reasons": {"young": 2, "exec": 0}}],
+              "counters": {"upgraded": 1, "sleeps": 5, "ring_tx_bytes": 100}, "reasons": {"young": 2, "exec": 0}}],
             "connections": [{"process": 3, "slot": 1, "own": "127.0.0.1:1", "far": "127.0.0.1:2",
               "stage": "attached", "tx_state": "ring", "rx_state": 2, "reason": null,
               "ring_tx": 10, "tcp_rx": 1, "conn_id": 12}]}"#;
         let status = Status::parse(text).unwrap();
         assert_eq!(status.daemon.version, "0.1.0");
         assert_eq!(status.daemon.uptime.as_millis(), 61_500);
-        let limits = [("ring_bytes_max", "1024"), ("quota", "9")];
+        let limits = [("clients", "1024"), ("user.quota", "9")];
         assert_eq!(
             status.daemon.limits,
             limits.map(|(a, b)| (a.to_owned(), b.to_owned()))
@@ -341,6 +367,10 @@ mod tests {
         let process = status.processes.first().unwrap();
         assert_eq!(process.command, "cat?[2J");
         assert_eq!((process.totals.upgraded, process.totals.sleeps), (1, 5));
+        assert_eq!(
+            process.totals.ring_tx_bytes, 110,
+            "closed ones and the open one"
+        );
         assert_eq!(process.totals.reasons_text(), "young 2");
         let connection = status.connections.first().unwrap();
         assert_eq!(

@@ -72,6 +72,10 @@ fn tables(status: &Status) -> String {
         lines.push(String::new());
         lines.extend(processes(&status.processes));
     }
+    if status.is_cut {
+        lines.push(String::new());
+        lines.push("There are more connections than the daemon lists.".to_owned());
+    }
     let mut text = lines.join("\n");
     text.push('\n');
     text

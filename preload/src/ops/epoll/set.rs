@@ -1,6 +1,9 @@
 //! The tables: epoll sets, interests, and which socket is in which.
 
-#![expect(unsafe_code, reason = "system calls on the program's epoll descriptors")]
+#![expect(
+    unsafe_code,
+    reason = "system calls on the program's epoll descriptors"
+)]
 
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
@@ -106,12 +109,16 @@ pub(super) fn set_of(index: u32) -> Option<&'static Set> {
 /// Interest `number`.
 #[inline]
 pub(super) fn interest(number: u32) -> Option<&'static Interest> {
-    INTEREST_TABLE.get(number as usize).filter(|interest| interest.live.load(Ordering::Acquire) != 0)
+    INTEREST_TABLE
+        .get(number as usize)
+        .filter(|interest| interest.live.load(Ordering::Acquire) != 0)
 }
 
 /// What stands in the kernel for interest `number`: a generation tells a stale event apart.
 pub(super) fn cookie(number: u32) -> u64 {
-    let generation = INTEREST_TABLE.get(number as usize).map_or(0, |i| i.generation.load(Ordering::Relaxed));
+    let generation = INTEREST_TABLE
+        .get(number as usize)
+        .map_or(0, |i| i.generation.load(Ordering::Relaxed));
     COOKIE | u64::from(generation & 0xffff) << 16 | u64::from(number & 0xffff)
 }
 
@@ -150,10 +157,20 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
     let set = set_of(number)?;
     set.epfd.store(epfd, Ordering::Relaxed);
     set.refs.store(1, Ordering::Relaxed);
-    for word in [&set.context, &set.shared, &set.interests, &set.sleepers, &set.first, &set.last] {
+    for word in [
+        &set.context,
+        &set.shared,
+        &set.interests,
+        &set.sleepers,
+        &set.first,
+        &set.last,
+    ] {
         word.store(0, Ordering::Relaxed);
     }
-    fds::insert(epfd, Entry::epoll(number, set.generation.load(Ordering::Relaxed)));
+    fds::insert(
+        epfd,
+        Entry::epoll(number, set.generation.load(Ordering::Relaxed)),
+    );
     Some(set)
 }
 
@@ -168,7 +185,9 @@ pub(crate) fn forget_set(epfd: c_int, index: u32) {
         return;
     }
     for interest in INTEREST_TABLE.iter().take(INTEREST_NUMBERS.used() as usize) {
-        if interest.live.load(Ordering::Relaxed) != 0 && interest.set.load(Ordering::Relaxed) == index {
+        if interest.live.load(Ordering::Relaxed) != 0
+            && interest.set.load(Ordering::Relaxed) == index
+        {
             drop_interest(interest);
         }
     }
@@ -236,9 +255,16 @@ impl Set {
         if self.context().is_some() {
             return true;
         }
-        let Some(number) = contexts::borrow() else { return false };
-        let Some(bell) = contexts::context(number).and_then(contexts::Context::bell) else { return false };
-        let mut event = epoll_event { events: ET | 1, u64: CHANNEL_COOKIE };
+        let Some(number) = contexts::borrow() else {
+            return false;
+        };
+        let Some(bell) = contexts::context(number).and_then(contexts::Context::bell) else {
+            return false;
+        };
+        let mut event = epoll_event {
+            events: ET | 1,
+            u64: CHANNEL_COOKIE,
+        };
         let added = errno::preserved(|| {
             // SAFETY: a local event.
             unsafe { real::epoll_ctl(self.epfd(), libc::EPOLL_CTL_ADD, bell, &raw mut event) }
@@ -263,7 +289,10 @@ impl Set {
     fn locked<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
         let me = tls::token();
         loop {
-            match self.busy.compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed) {
+            match self
+                .busy
+                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            {
                 Ok(_) => break,
                 Err(owner) if owner == me => return None,
                 Err(_) => rustix::thread::sched_yield(),
@@ -317,7 +346,10 @@ impl Set {
     /// Something was put on the list by another thread than the sleeping one: ring our own doorbell.
     pub(crate) fn wake_sleepers(&self) {
         if self.sleepers.load(Ordering::SeqCst) > 0
-            && let Some(bell) = self.context().and_then(contexts::context).and_then(contexts::Context::bell)
+            && let Some(bell) = self
+                .context()
+                .and_then(contexts::context)
+                .and_then(contexts::Context::bell)
         {
             // SAFETY: a doorbell of ours.
             let bell = unsafe { std::os::fd::BorrowedFd::borrow_raw(bell) };
@@ -393,7 +425,9 @@ impl Interest {
     /// what only the kernel knows.
     pub(super) fn kernel_events(&self) -> u32 {
         let asked = self.events.load(Ordering::Relaxed);
-        let Some(conn) = self.conn().filter(|conn| involves_ring(conn)) else { return asked };
+        let Some(conn) = self.conn().filter(|conn| involves_ring(conn)) else {
+            return asked;
+        };
         let mut events = asked & !(ONESHOT | EXCLUSIVE) | ET | libc::EPOLLRDHUP.cast_unsigned();
         if asked & (ET | EXCLUSIVE) == EXCLUSIVE {
             events |= EXCLUSIVE;
@@ -408,7 +442,10 @@ impl Interest {
     fn bind(&'static self, conn: &Conn) -> bool {
         let number = self.number() + 1;
         for place in &conn.sets {
-            if place.compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            if place
+                .compare_exchange(0, number, Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+            {
                 let word = u64::from(conn.generation.load(Ordering::Relaxed)) << 32
                     | u64::from(conn.index() + 1);
                 self.conn.store(word, Ordering::Release);
@@ -421,7 +458,9 @@ impl Interest {
 
 /// The interests of a connection.
 pub(super) fn interests_of(conn: &Conn) -> impl Iterator<Item = &'static Interest> {
-    conn.sets.iter().filter_map(|place| interest(place.load(Ordering::Acquire).checked_sub(1)?))
+    conn.sets
+        .iter()
+        .filter_map(|place| interest(place.load(Ordering::Acquire).checked_sub(1)?))
 }
 
 /// The interest of `fd` in `set`.
@@ -442,7 +481,11 @@ pub(super) fn find(set: &Set, fd: c_int) -> Option<(u32, &'static Interest)> {
 }
 
 /// A new interest, bound to the connection if the socket has one. `None`: no room.
-pub(super) fn new_interest(set: &Set, fd: c_int, asked: epoll_event) -> Option<(u32, &'static Interest)> {
+pub(super) fn new_interest(
+    set: &Set,
+    fd: c_int,
+    asked: epoll_event,
+) -> Option<(u32, &'static Interest)> {
     let number = INTEREST_NUMBERS.take()?;
     let interest = INTEREST_TABLE.get(number as usize)?;
     interest.set.store(set.index(), Ordering::Relaxed);
@@ -462,7 +505,12 @@ pub(super) fn new_interest(set: &Set, fd: c_int, asked: epoll_event) -> Option<(
 pub(super) fn drop_interest(interest: &'static Interest) {
     if let Some(conn) = interest.conn() {
         for place in &conn.sets {
-            let _ = place.compare_exchange(interest.number() + 1, 0, Ordering::AcqRel, Ordering::Relaxed);
+            let _ = place.compare_exchange(
+                interest.number() + 1,
+                0,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            );
         }
     }
     if interest.live.swap(0, Ordering::AcqRel) != 0
@@ -486,7 +534,9 @@ fn unlist(set: &Set, interest: &Interest) {
     let mut at = set.first.load(Ordering::Relaxed);
     while at != 0 && at != target {
         before = at;
-        at = INTEREST_TABLE.get(at as usize - 1).map_or(0, |i| i.next.load(Ordering::Relaxed));
+        at = INTEREST_TABLE
+            .get(at as usize - 1)
+            .map_or(0, |i| i.next.load(Ordering::Relaxed));
     }
     if at == 0 {
         return;
@@ -510,7 +560,8 @@ pub(super) fn is_unconnected_tcp(fd: c_int, entry: Entry) -> bool {
     if !entry.is_none() || !fds::fits(fd) {
         return false;
     }
-    let tcp = kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP);
+    let tcp =
+        kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP);
     if tcp {
         fds::insert(fd, Entry::WATCHED);
     }

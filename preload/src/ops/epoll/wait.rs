@@ -42,8 +42,13 @@ pub(crate) unsafe fn wait(
         // Half for rings first, so that busy rings do not starve what the kernel has.
         let mut count = collect(set, out, out.len().div_ceil(2));
         let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
-        let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun) {
-            if count < out.len() { kernel(count, Some(0)) } else { 0 }
+        let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
+        {
+            if count < out.len() {
+                kernel(count, Some(0))
+            } else {
+                0
+            }
         } else {
             sleep(set, deadline, &kernel)
         };
@@ -83,7 +88,9 @@ unsafe fn kernel_wait(
 ) -> c_int {
     let whole = timeout_ns.is_none_or(|ns| ns % 1_000_000 == 0 && ns < 1_000_000_000_000);
     if whole {
-        let ms = timeout_ns.map_or(-1, |ns| c_int::try_from(ns / 1_000_000).unwrap_or(c_int::MAX));
+        let ms = timeout_ns.map_or(-1, |ns| {
+            c_int::try_from(ns / 1_000_000).unwrap_or(c_int::MAX)
+        });
         // SAFETY: by contract.
         return unsafe { real::epoll_pwait(epfd, events, max, ms, mask) };
     }
@@ -93,7 +100,9 @@ unsafe fn kernel_wait(
     let rc = unsafe { real::epoll_pwait2(epfd, events, max, &raw const time, mask) };
     if rc < 0 && errno::get() == libc::ENOSYS {
         errno::set(before);
-        let ms = timeout_ns.map_or(-1, |ns| c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(c_int::MAX));
+        let ms = timeout_ns.map_or(-1, |ns| {
+            c_int::try_from(ns.div_ceil(1_000_000)).unwrap_or(c_int::MAX)
+        });
         // SAFETY: by contract.
         return unsafe { real::epoll_pwait(epfd, events, max, ms, mask) };
     }
@@ -104,7 +113,9 @@ unsafe fn kernel_wait(
 fn take_pending(set: &'static Set) {
     let Some(number) = set.context() else { return };
     for session in &control::SESSIONS {
-        let Some(events) = session.events.get() else { continue };
+        let Some(events) = session.events.get() else {
+            continue;
+        };
         if let Some(words) = contexts::words(&events, number)
             && words.has_pending()
         {
@@ -115,7 +126,9 @@ fn take_pending(set: &'static Set) {
 
 /// Whether a bit is pending or the list is not empty.
 fn has_news(set: &Set) -> bool {
-    let Some(number) = set.context() else { return false };
+    let Some(number) = set.context() else {
+        return false;
+    };
     !set.is_quiet()
         || control::SESSIONS.iter().any(|session| {
             session
@@ -140,7 +153,9 @@ fn collect(set: &'static Set, out: &mut [epoll_event], most: usize) -> usize {
         if interest.live.load(Ordering::Acquire) == 0 {
             continue;
         }
-        let Some(conn) = interest.conn() else { continue };
+        let Some(conn) = interest.conn() else {
+            continue;
+        };
         let bits = bits(conn, interest.fd()) & interest.wanted();
         if bits == 0 || interest.wanted() == 0 {
             continue;
@@ -149,7 +164,10 @@ fn collect(set: &'static Set, out: &mut [epoll_event], most: usize) -> usize {
             set.push(interest);
             break;
         };
-        *place = epoll_event { events: bits, u64: interest.data() };
+        *place = epoll_event {
+            events: bits,
+            u64: interest.data(),
+        };
         count += 1;
         conn.slot().meta.delivered.store(1, Ordering::Relaxed);
         if !interest.spend() && !interest.is_edge() {
@@ -171,7 +189,11 @@ fn bits(conn: &Conn, fd: c_int) -> u32 {
     } else {
         ready::kernel_now(fd)
     };
-    let merged = if involves_ring(conn) { ready::merge(conn, fd, kernel) } else { kernel };
+    let merged = if involves_ring(conn) {
+        ready::merge(conn, fd, kernel)
+    } else {
+        kernel
+    };
     u32::from(merged.cast_unsigned())
 }
 
@@ -180,10 +202,14 @@ fn bits(conn: &Conn, fd: c_int) -> u32 {
 fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usize) -> usize {
     let mut count = from;
     for i in from..from + told {
-        let Some(event) = out.get(i).copied() else { break };
+        let Some(event) = out.get(i).copied() else {
+            break;
+        };
         let data = event.u64;
         if is_cookie(data) {
-            let Some(interest) = interest_of_cookie(data) else { continue };
+            let Some(interest) = interest_of_cookie(data) else {
+                continue;
+            };
             if let Some(conn) = interest.conn() {
                 if involves_ring(conn) {
                     conn.kernel_bits.store(event.events, Ordering::Relaxed);
@@ -201,7 +227,10 @@ fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usiz
                 if events == 0 {
                     continue;
                 }
-                *place = epoll_event { events, u64: interest.data() };
+                *place = epoll_event {
+                    events,
+                    u64: interest.data(),
+                };
             }
         } else if let Some(place) = out.get_mut(count) {
             *place = event;
@@ -220,19 +249,33 @@ fn spin(set: &'static Set) {
 }
 
 /// Sleeps in the kernel, announced to all far ends.
-fn sleep(set: &'static Set, deadline: Option<u64>, kernel: &dyn Fn(usize, Option<u64>) -> c_int) -> c_int {
+fn sleep(
+    set: &'static Set,
+    deadline: Option<u64>,
+    kernel: &dyn Fn(usize, Option<u64>) -> c_int,
+) -> c_int {
     let left = || deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
-    let Some(number) = set.context() else { return kernel(0, left()) };
+    let Some(number) = set.context() else {
+        return kernel(0, left());
+    };
     let each = |work: &dyn Fn(&rdma_core::event::EventContext)| {
         for session in &control::SESSIONS {
-            if let Some(words) = session.events.get().and_then(|events| contexts::words(&events, number)) {
+            if let Some(words) = session
+                .events
+                .get()
+                .and_then(|events| contexts::words(&events, number))
+            {
                 work(words);
             }
         }
     };
     set.sleepers.fetch_add(1, Ordering::SeqCst);
     each(&|words| words.prepare_sleep());
-    let told = if has_news(set) { kernel(0, Some(0)) } else { kernel(0, left()) };
+    let told = if has_news(set) {
+        kernel(0, Some(0))
+    } else {
+        kernel(0, left())
+    };
     if set.sleepers.fetch_sub(1, Ordering::SeqCst) > 1 {
         // Others still sleep here: later posts must ring again.
         each(&|words| words.prepare_sleep());

@@ -50,6 +50,9 @@ pub(super) struct NetperfArgs {
     /// A first impression in about a minute: 2 runs (3 for crr) of 1 second
     #[arg(long, help_heading = "What to measure")]
     pub(super) quick: bool,
+    /// Fail if a test of the main section sent less than this share of its bytes by ring, in percent
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100), help_heading = "What to measure")]
+    pub(super) min_ring_share: Option<u8>,
     /// Also compare with spinning off (VIADUCT_SPIN_US=0); rr unless --tests says otherwise
     #[arg(long, help_heading = "What to measure")]
     pub(super) spin_off: bool,

@@ -39,6 +39,7 @@ use anyhow::{Context, Result, bail};
 
 pub(crate) use args::BenchArgs;
 use args::{BenchCommand, NetperfArgs, RenderArgs};
+use plan::Section;
 use results::{Results, SCHEMA};
 
 /// Runs one `viaduct bench` command.
@@ -71,6 +72,25 @@ fn compare_netperf(args: &NetperfArgs) -> Result<()> {
             "{failures} of {} runs failed; the reasons are above and in results.json",
             plan.runs()
         );
+    }
+    match args.min_ring_share {
+        Some(percent) => require_ring_share(&results, percent),
+        None => Ok(()),
+    }
+}
+
+/// Fails unless every row that should ride the rings did.
+fn require_ring_share(results: &Results, percent: u8) -> Result<()> {
+    for row in results
+        .rows
+        .iter()
+        .filter(|row| row.section != Section::NonPeer)
+    {
+        let share = row.ring_share.unwrap_or(0.0) * 100.0;
+        if share < f64::from(percent) {
+            let title = &row.title;
+            bail!("{title}: {share:.2} % of the bytes went by ring, less than {percent} %");
+        }
     }
     Ok(())
 }
