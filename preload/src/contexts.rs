@@ -13,7 +13,8 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 
 use frontend_drv::descriptor::lift;
-use rdma_core::event::{CONTEXT_STRIDE, CONTEXTS, EventContext};
+use rdma_core::event::{CONTEXT_STRIDE, CONTEXTS, EventContext, WaitFor};
+use rdma_core::layout::EndWaits;
 use rdma_core::mem::Region;
 use rustix::event::{EventfdFlags, eventfd};
 
@@ -131,6 +132,19 @@ fn make(number: usize, context: &Context) -> bool {
     MADE.fetch_max(u32::try_from(number).unwrap_or(0) + 1, Ordering::AcqRel);
     crate::control::announce(u16::try_from(number).unwrap_or(0));
     true
+}
+
+/// Rings the doorbells of this process's own contexts among those who wait.
+pub(crate) fn ring_own(waits: &EndWaits) {
+    for what in [WaitFor::Data, WaitFor::Space] {
+        waits.each(what, |who| {
+            if let Some(bell) = context(who.context).and_then(Context::bell) {
+                // SAFETY: ours.
+                let bell = unsafe { BorrowedFd::borrow_raw(bell) };
+                let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+            }
+        });
+    }
 }
 
 /// Protects a descriptor of ours from the program's own close loops.

@@ -120,6 +120,11 @@ pub(crate) fn ensure(config: &Config) -> Result<&'static Session, Reason> {
     open(config)
 }
 
+/// Whether the daemon did not answer lately, so that asking again must wait.
+pub(crate) fn is_absent() -> bool {
+    !current().is_some_and(Session::is_live) && monotonic_ns() < RETRY_AT.load(Ordering::Relaxed)
+}
+
 fn open(config: &Config) -> Result<&'static Session, Reason> {
     let arena = ARENA_FD
         .load(Ordering::Relaxed)

@@ -17,6 +17,7 @@ const TAG_CONN: u64 = 1;
 const TAG_EPOLL: u64 = 2;
 const TAG_INTERNAL: u64 = 3;
 const TAG_WATCHED: u64 = 4;
+const TAG_PLAIN: u64 = 5;
 
 /// What a descriptor is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,8 +29,13 @@ impl Entry {
     /// One of the library's own descriptors.
     pub(crate) const INTERNAL: Self = Self(TAG_INTERNAL);
 
-    /// A TCP socket that stands in an epoll set and is not (yet) a connection to a peer.
-    pub(crate) const WATCHED: Self = Self(TAG_WATCHED);
+    /// A connection that is none of ours: its far end is no peer.
+    pub(crate) const PLAIN: Self = Self(TAG_PLAIN);
+
+    /// A TCP socket that stands in an epoll set by interest `number` and is not (yet) a connection.
+    pub(crate) const fn watched(number: u32) -> Self {
+        Self((number as u64) << 4 | TAG_WATCHED)
+    }
 
     /// Connection `index` in its `generation`.
     pub(crate) const fn conn(index: u32, generation: u32) -> Self {
@@ -69,10 +75,15 @@ impl Entry {
         self.0 & TAG_MASK == TAG_INTERNAL
     }
 
-    /// Whether it is a socket in an epoll set, without a connection of ours.
+    /// The interest of a socket in an epoll set that is no connection of ours.
     #[inline(always)]
-    pub(crate) const fn is_watched(self) -> bool {
-        self.0 & TAG_MASK == TAG_WATCHED
+    #[expect(clippy::cast_possible_truncation, reason = "28 bits")]
+    pub(crate) const fn as_watched(self) -> Option<u32> {
+        if self.0 & TAG_MASK == TAG_WATCHED {
+            Some((self.0 as u32) >> 4)
+        } else {
+            None
+        }
     }
 
     /// Whether nothing of ours is there.
@@ -118,29 +129,40 @@ pub(crate) fn fits(fd: c_int) -> bool {
     usize::try_from(fd).is_ok_and(|fd| fd < LIMIT)
 }
 
-/// Calls `found` for each descriptor of ours from `first` to `last`.
+/// Calls `found` for each descriptor of ours from `first` to `last`, in order.
 pub(crate) fn each(first: u32, last: u32, mut found: impl FnMut(c_int, Entry)) {
-    let last = (last as usize).min(LIMIT - 1);
-    // The highest descriptor in use bounds the walk; the table beyond was never touched.
-    let last = last.min(HIGHEST.load(Ordering::Relaxed) as usize);
-    for fd in first as usize..=last {
-        let Some(word) = TABLE.get(fd) else { break };
-        let entry = Entry(word.load(Ordering::Acquire));
-        if !entry.is_none()
-            && let Ok(fd) = c_int::try_from(fd)
-        {
-            found(fd, entry);
+    // The program's descriptors are low and ours are high: only these two stretches of the table
+    // were ever touched.
+    let middle = HIGHEST.load(Ordering::Relaxed);
+    let ours = OURS_FROM
+        .load(Ordering::Relaxed)
+        .max(middle.saturating_add(1));
+    for (from, to) in [(0, middle), (ours, OURS_TO.load(Ordering::Relaxed))] {
+        for fd in from.max(u64::from(first))..=to.min(u64::from(last)) {
+            let Ok(fd) = c_int::try_from(fd) else { break };
+            let entry = lookup(fd);
+            if !entry.is_none() {
+                found(fd, entry);
+            }
         }
     }
 }
 
-/// Highest descriptor that ever had an entry.
+/// Highest descriptor of the program that ever had an entry.
 static HIGHEST: AtomicU64 = AtomicU64::new(0);
+/// Lowest and highest of our own descriptors.
+static OURS_FROM: AtomicU64 = AtomicU64::new(u64::MAX);
+static OURS_TO: AtomicU64 = AtomicU64::new(0);
 
 /// Sets what `fd` is, remembering how far the table is used; see [`replace`].
 pub(crate) fn insert(fd: c_int, entry: Entry) -> Entry {
     if let Ok(number) = u64::try_from(fd) {
-        HIGHEST.fetch_max(number, Ordering::Relaxed);
+        if entry.is_internal() {
+            OURS_FROM.fetch_min(number, Ordering::Relaxed);
+            OURS_TO.fetch_max(number, Ordering::Relaxed);
+        } else {
+            HIGHEST.fetch_max(number, Ordering::Relaxed);
+        }
     }
     replace(fd, entry)
 }

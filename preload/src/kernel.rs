@@ -281,12 +281,21 @@ pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
     })
 }
 
+/// Whether the program asks connect to dissolve the connection (AF_UNSPEC).
+///
+/// # Safety
+/// As [`address_of`].
+pub(crate) unsafe fn is_unspecified(addr: *const sockaddr, len: socklen_t) -> bool {
+    // SAFETY: by contract at least the family is readable.
+    addr.addr() >= 4096 && len >= 2 && unsafe { (*addr).sa_family } == 0
+}
+
 /// An address given by the program.
 ///
 /// # Safety
 /// `addr` points to `len` readable bytes, or is null.
 pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
-    if addr.is_null() || (len as usize) < size_of::<libc::sockaddr_in>() {
+    if addr.addr() < 4096 || (len as usize) < size_of::<libc::sockaddr_in>() {
         return None;
     }
     // SAFETY: zero is a valid sockaddr_storage.
@@ -294,7 +303,7 @@ pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option
     let take = (len as usize).min(size_of::<libc::sockaddr_in6>());
     // SAFETY: `take` bytes are readable by contract and fit the storage.
     unsafe {
-        core::ptr::copy_nonoverlapping(addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), take)
+        core::ptr::copy_nonoverlapping(addr.cast::<u8>(), (&raw mut storage).cast::<u8>(), take);
     };
     if storage.ss_family != AF_INET && take < size_of::<libc::sockaddr_in6>() {
         return None;
@@ -302,8 +311,8 @@ pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option
     address(&storage)
 }
 
-const AF_INET: u16 = libc::AF_INET as u16;
-const AF_INET6: u16 = libc::AF_INET6 as u16;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
 
 /// The Internet address in `storage`.
 pub(crate) fn address(storage: &sockaddr_storage) -> Option<SocketAddr> {

@@ -8,6 +8,7 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rdma_core::control::{ContextRef, Message};
 use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
+use rdma_core::sync::full_barrier;
 
 use crate::conn::Conn;
 use crate::{contexts, control, fds};
@@ -19,6 +20,10 @@ static KICKING: AtomicU32 = AtomicU32::new(0);
 /// unlocking exchange).
 #[inline(always)]
 pub(crate) fn after_publish(conn: &Conn, view: &ConnView, what: WaitFor) {
+    // An exchange is a full barrier on x86-64 only.
+    if !cfg!(target_arch = "x86_64") {
+        full_barrier();
+    }
     if view.theirs.waits.any(what) {
         wake(conn, view, what);
     }
@@ -33,6 +38,11 @@ pub(crate) fn wake_all(conn: &Conn, view: &ConnView) {
 /// Whether no thread is using a peer's doorbell; its descriptors may then be closed.
 pub(crate) fn nobody() -> bool {
     KICKING.load(Ordering::SeqCst) == 0
+}
+
+/// In a forked child: the other threads are gone.
+pub(crate) fn after_fork() {
+    KICKING.store(0, Ordering::SeqCst);
 }
 
 #[cold]

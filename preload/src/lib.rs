@@ -18,6 +18,15 @@
 //! success; no frame with a destructor above a blocking libc call (`C-unwind`: cancellation and
 //! siglongjmp pass through us).
 
+#![cfg_attr(
+    test,
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "the exported symbols that use it would interpose the test program's own libc calls"
+    )
+)]
+
 mod config;
 mod conn;
 mod contexts;

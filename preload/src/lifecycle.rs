@@ -6,7 +6,6 @@ use core::sync::atomic::Ordering;
 
 use rdma_core::Reason;
 use rdma_core::control::{Message, SlotRef};
-use rdma_core::event::WaitFor;
 use rdma_core::policy::Verdict;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::{ARENA_BYTES, RxState, SLOTS, Slot, Stage};
@@ -58,6 +57,9 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
             if let Some(arena) = control::arena() {
                 arena.header().counters.count_reason(reason);
             }
+            if fds::fits(fd) && fds::lookup(fd).is_none() {
+                fds::insert(fd, Entry::PLAIN);
+            }
             return;
         }
     }
@@ -91,9 +93,8 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     slot.set_stage(Stage::Candidate);
     conn.begin(slot, index);
     control::bind_slot(index, Some(number));
-    let watched = fds::insert(fd, conn.entry()).is_watched();
-    if watched {
-        epoll::adopt_watched(fd, conn);
+    if let Some(first) = fds::insert(fd, conn.entry()).as_watched() {
+        epoll::adopt_watched(fd, first, conn);
     }
     if config::upgrade_after().0 == 0 {
         upgrade::register(conn, fd);
@@ -206,8 +207,8 @@ pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
         epoll::forget_set(fd, index);
         return None;
     }
-    if entry.is_watched() {
-        epoll::forget_fd(fd);
+    if let Some(first) = entry.as_watched() {
+        epoll::forget_watched(fd, first);
         return None;
     }
     let conn = conn(entry.as_conn()?);
@@ -240,6 +241,8 @@ fn last_descriptor(conn: &'static Conn, fd: c_int) {
             lock::free(&rx.lock);
         }
         kick::wake_all(conn, view);
+        // Threads of our own that sleep on the connection must not touch its memory later.
+        contexts::ring_own(&view.mine.waits);
         if unread {
             kernel::reset_on_close(fd);
         }
@@ -347,10 +350,12 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
     if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
         conn.shut.fetch_or(SHUT_READ, Ordering::Relaxed);
     }
-    if let Some(view) = conn.view() {
-        // Those of our own side who wait look again; the kernel wakes the sleepers among them.
-        let _ = view.mine.waits.any(WaitFor::Data);
-    }
+}
+
+/// connect(AF_UNSPEC), before the kernel's: the connection is dissolved, the descriptor stays.
+pub(crate) fn before_dissolve(fd: c_int) -> Option<Closing> {
+    fds::lookup(fd).as_conn()?;
+    begin_close(fd)
 }
 
 /// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
@@ -394,6 +399,7 @@ pub(crate) extern "C" fn in_forked_child() {
     CONN_NUMBERS.after_fork(false);
     SLOT_NUMBERS.after_fork(true);
     control::after_fork();
+    kick::after_fork();
     contexts::after_fork();
     epoll::after_fork(true);
     each_conn(|conn| conn.inherit());

@@ -44,9 +44,9 @@ macro_rules! originals {
                     crate::errno::set(libc::ENOSYS);
                     return -1 as $ret;
                 }
+                type Function = unsafe extern "C-unwind" fn($($type),*) -> $ret;
                 // SAFETY: the symbol of this name has this signature.
-                let function: unsafe extern "C-unwind" fn($($type),*) -> $ret =
-                    unsafe { core::mem::transmute(address) };
+                let function = unsafe { core::mem::transmute::<*mut c_void, Function>(address) };
                 // SAFETY: by the caller.
                 unsafe { function($($arg),*) }
             }

@@ -91,7 +91,7 @@ fn try_register(
     config: &config::Config,
 ) -> Result<(), Option<Reason>> {
     let slot = conn.slot();
-    if slot.meta.holders.load(Ordering::Acquire) != 1 {
+    if slot.meta.holders.load(Ordering::Acquire) != 1 || control::is_absent() {
         return Err(None);
     }
     match kernel::state(fd) {

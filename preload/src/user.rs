@@ -102,8 +102,8 @@ impl Buffers {
 
     /// Whether the first buffer cannot be one: the kernel would say EFAULT.
     #[inline(always)]
-    pub(crate) fn is_bad(&self) -> bool {
-        self.left() > 0 && self.vec.is_null() && self.one.iov_base.addr() < 4096
+    pub(crate) fn is_bad(&mut self) -> bool {
+        self.left() > 0 && self.run(1).0.addr() < 4096
     }
 
     /// The next run of contiguous memory, at most `max` bytes; empty at the end.

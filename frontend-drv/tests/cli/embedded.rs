@@ -19,11 +19,14 @@ struct Installation {
 impl Installation {
     fn new() -> Option<Self> {
         let dir = directory();
-        fs::hard_link(
+        let (built, tool) = (
             env!("CARGO_BIN_EXE_viaduct"),
             dir.path().join("viaduct-tool"),
-        )
-        .unwrap();
+        );
+        // Nobody may link to a file of somebody else's.
+        fs::hard_link(built, &tool)
+            .or_else(|_| fs::copy(built, &tool).map(drop))
+            .unwrap();
         let library = empty_library(dir.path())?;
         fs::rename(library, dir.path().join("libviaduct.so")).unwrap();
         script(&dir.path().join("viaductd"), &program_script());
@@ -198,4 +201,26 @@ fn a_daemon_of_another_version_is_left_alone() {
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     assert_ne!(ended.stdout().trim_end(), old.path());
     assert_eq!(place.starts(), 1);
+}
+
+/// Cleaners of /tmp remove old sockets under daemons that still serve their programs.
+#[test]
+fn a_daemon_that_lost_its_socket_is_left_alone() {
+    let Some(place) = Installation::new() else {
+        return;
+    };
+    let go = place.dir.path().join("go");
+    let program = format!(
+        "touch {0}.started; until [ -e {0} ]; do sleep 0.01; done",
+        go.display()
+    );
+    let mut first = place.command(&["sh", "-c", &program]).spawn().unwrap();
+    wait_until(|| go.with_extension("started").exists());
+    let socket = place.runtime().join("viaductd.sock");
+    fs::remove_file(&socket).unwrap();
+    let ended = finish(place.command(&["printenv", "VIADUCT_SOCKET"]));
+    assert_eq!(ended.code(), Some(0), "{ended:?}");
+    assert_ne!(ended.stdout().trim_end(), socket.to_str().unwrap());
+    fs::write(go, "").unwrap();
+    assert!(first.wait().unwrap().success());
 }

@@ -334,10 +334,12 @@ unsafe fn note_passed(msg: *const msghdr) {
             // SAFETY: only computes a length.
             let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
             let fds = part.cmsg_len.saturating_sub(overhead) / size_of::<c_int>();
+            // SAFETY: as above.
+            let data = unsafe { libc::CMSG_DATA(at) };
             for i in 0..fds {
                 // SAFETY: i is inside the part's data.
-                let fd = unsafe { libc::CMSG_DATA(at).cast::<c_int>().add(i).read_unaligned() };
-                lifecycle::passed_on(fd);
+                let bytes = unsafe { data.add(i * size_of::<c_int>()).cast::<[u8; 4]>().read() };
+                lifecycle::passed_on(c_int::from_ne_bytes(bytes));
             }
         }
         // SAFETY: as above.

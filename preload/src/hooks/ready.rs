@@ -54,16 +54,15 @@ unsafe fn poll_any(
     let Ok(entries) = usize::try_from(count) else {
         return native();
     };
-    // SAFETY: by contract.
-    match unsafe { ready::poll(fds, entries, timeout, mask) } {
-        Some(result) => result,
-        None => {
-            let result = native();
-            if result > 0 {
-                // SAFETY: by contract.
-                unsafe { ready::delivered(fds, entries) };
-            }
-            result
+    loop {
+        // SAFETY: by contract.
+        if let Some(result) = unsafe { ready::poll(fds, entries, timeout, mask) } {
+            return result;
+        }
+        // SAFETY: by contract.
+        let result = unsafe { ready::poll_in_kernel(fds, entries, &native) };
+        if result != ready::LOOK_AGAIN {
+            return result;
         }
     }
 }
@@ -127,17 +126,16 @@ export! {
         }
         let started = control::monotonic_ns();
         let sets = [read, write, except];
-        // SAFETY: see the top of the file.
-        let result = match unsafe { ready::select(count, sets, timeout, core::ptr::null()) } {
-            None => {
-                let result = native();
-                if result > 0 {
-                    // SAFETY: see the top of the file.
-                    unsafe { ready::delivered_sets(count, sets) };
-                }
+        let result = loop {
+            // SAFETY: see the top of the file.
+            if let Some(result) = unsafe { ready::select(count, sets, timeout, core::ptr::null()) } {
+                break result;
+            }
+            // SAFETY: see the top of the file.
+            let result = unsafe { ready::select_in_kernel(count, sets, native) };
+            if result != ready::LOOK_AGAIN {
                 return result;
             }
-            Some(result) => result,
         };
         if let Some(timeout) = timeout {
             // Linux tells the time that is left.
@@ -161,22 +159,21 @@ export! {
         // SAFETY: see the top of the file.
         let Ok(timeout) = (unsafe { from_timespec(time) }) else { return native() };
         let sets = [read, write, except];
-        // SAFETY: see the top of the file.
-        match unsafe { ready::select(count, sets, timeout, mask) } {
-            Some(result) => result,
-            None => {
-                let result = native();
-                if result > 0 {
-                    // SAFETY: see the top of the file.
-                    unsafe { ready::delivered_sets(count, sets) };
-                }
-                result
+        loop {
+            // SAFETY: see the top of the file.
+            if let Some(result) = unsafe { ready::select(count, sets, timeout, mask) } {
+                return result;
+            }
+            // SAFETY: see the top of the file.
+            let result = unsafe { ready::select_in_kernel(count, sets, native) };
+            if result != ready::LOOK_AGAIN {
+                return result;
             }
         }
     }
 
     unsafe fn epoll_wait(epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int) -> c_int {
-        match epoll::set_with_interests(epfd) {
+        match epoll::known_set(epfd) {
             // SAFETY: see the top of the file.
             None => unsafe { real::epoll_wait(epfd, events, max, timeout) },
             // SAFETY: see the top of the file.
@@ -187,7 +184,7 @@ export! {
     unsafe fn epoll_pwait(
         epfd: c_int, events: *mut epoll_event, max: c_int, timeout: c_int, mask: *const sigset_t,
     ) -> c_int {
-        match epoll::set_with_interests(epfd) {
+        match epoll::known_set(epfd) {
             // SAFETY: see the top of the file.
             None => unsafe { real::epoll_pwait(epfd, events, max, timeout, mask) },
             // SAFETY: see the top of the file.
@@ -200,7 +197,7 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::epoll_pwait2(epfd, events, max, time, mask) };
-        let Some(set) = epoll::set_with_interests(epfd) else { return native() };
+        let Some(set) = epoll::known_set(epfd) else { return native() };
         // SAFETY: see the top of the file.
         match unsafe { from_timespec(time) } {
             // SAFETY: see the top of the file.

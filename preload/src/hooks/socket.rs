@@ -48,10 +48,20 @@ redhook::hook! {
 export! {
     unsafe fn connect(fd: c_int, addr: *const sockaddr, len: socklen_t) -> c_int {
         // SAFETY: see the top of the file.
-        let rc = unsafe { real::connect(fd, addr, len) };
+        let native = || unsafe { real::connect(fd, addr, len) };
         if config::config().is_none() {
+            return native();
+        }
+        // SAFETY: see the top of the file.
+        if unsafe { kernel::is_unspecified(addr, len) } {
+            let closing = lifecycle::before_dissolve(fd);
+            let rc = native();
+            if let Some(closing) = closing {
+                errno::preserved(|| closing.finish());
+            }
             return rc;
         }
+        let rc = native();
         let begun = rc == 0 || matches!(errno::get(), libc::EINPROGRESS | libc::EINTR | libc::EALREADY);
         // SAFETY: see the top of the file.
         if begun && let Some(far) = unsafe { kernel::address_of(addr, len) } {

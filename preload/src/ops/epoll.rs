@@ -23,7 +23,7 @@ use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::slot::{RxState, TxState};
 
 pub(crate) use set::{
-    Interest, adopt_watched, after_fork, create, forget_fd, forget_set, make_set, mark_shared,
+    Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_shared,
     share_fd,
 };
 pub(crate) use wait::wait;
@@ -45,8 +45,9 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     if entry.as_epoll().is_some() && op == libc::EPOLL_CTL_ADD {
         mark_shared(fd);
     }
-    let is_ours =
-        entry.as_conn().is_some() || set::is_watched(fd) || set::is_unconnected_tcp(fd, entry);
+    let is_ours = entry.as_conn().is_some()
+        || entry.as_watched().is_some()
+        || set::is_unconnected_tcp(fd, entry);
     if !is_ours {
         return native();
     }
@@ -237,9 +238,8 @@ fn interest_of_cookie(data: u64) -> Option<&'static Interest> {
     interest(set::number_of_cookie(data)?)
 }
 
-/// Whether `epfd` is a set with interests of ours.
+/// The set behind `epfd`, if it was made through us or holds sockets of ours.
 #[inline]
-pub(crate) fn set_with_interests(epfd: c_int) -> Option<&'static Set> {
-    let set = set_of(fds::lookup(epfd).as_epoll()?)?;
-    (set.interests.load(Ordering::Relaxed) > 0).then_some(set)
+pub(crate) fn known_set(epfd: c_int) -> Option<&'static Set> {
+    set_of(fds::lookup(epfd).as_epoll()?)
 }

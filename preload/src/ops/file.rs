@@ -27,15 +27,15 @@ const CHUNK: usize = 64 * 1024;
 pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: usize) -> isize {
     // SAFETY: by contract.
     let native = || unsafe { real::sendfile(out, input, offset, count) };
-    let entry = fds::lookup(out);
-    let Some(index) = entry.as_conn() else {
+    let Some(index) = fds::lookup(out).as_conn() else {
         return native();
     };
     let socket = conn(index);
     if socket.view().is_none() || socket.slot().tx.state() != TxState::Ring {
         // Counted as any other send, so that a file server's connections prove their worth.
-        let mut nothing = Buffers::one(core::ptr::null_mut(), 0);
-        return send::send(out, entry, index, &mut nothing, 0, native);
+        if let Some(sent) = send::to_kernel(socket, out, &native) {
+            return sent;
+        }
     }
     // SAFETY: by contract.
     unsafe { through_ring(out, input, offset, count.min(LENGTH_MAX)) }

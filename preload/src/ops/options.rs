@@ -41,7 +41,7 @@ pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
                 let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
                 // SAFETY: FIONREAD's argument points to an int.
                 unsafe {
-                    core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value)
+                    core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value);
                 };
                 0
             }

@@ -153,8 +153,8 @@ fn kernel_interest(conn: &Conn, events: i16) -> i16 {
     ask
 }
 
-/// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, and then says so
-/// with [`delivered`]).
+/// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, by
+/// [`poll_in_kernel`]).
 ///
 /// # Safety
 /// `fds` points to `count` entries.
@@ -180,11 +180,95 @@ fn ring_conn(fd: c_int) -> Option<&'static Conn> {
     involves_ring(conn).then_some(conn)
 }
 
+/// Asks the kernel alone, for descriptors none of which involves a ring. Meanwhile the caller counts
+/// as a reader inside the kernel, so that no other thread arms a direction that it waits for.
+///
+/// # Safety
+/// `fds` points to `count` entries.
+pub(crate) unsafe fn poll_in_kernel(
+    fds: *mut pollfd,
+    count: usize,
+    native: impl Fn() -> c_int,
+) -> c_int {
+    if count == 0 || fds.addr() < 4096 || count > 1 << 20 {
+        return native();
+    }
+    // SAFETY: by contract.
+    let entries = || unsafe { core::slice::from_raw_parts(fds.cast_const(), count) }.iter();
+    let ours = |entry: &pollfd| Some(conn(fds::lookup(entry.fd).as_conn()?));
+    for conn in entries().filter_map(ours) {
+        conn.slot().rx.inside.enter();
+    }
+    // Armed between the first look and the entry: the caller looks again.
+    let armed = entries().filter_map(ours).any(involves_ring);
+    let result = if armed { 0 } else { native() };
+    for conn in entries().filter_map(ours) {
+        conn.slot().rx.inside.leave();
+    }
+    if armed {
+        return LOOK_AGAIN;
+    }
+    if result > 0 {
+        // SAFETY: by contract.
+        unsafe { delivered(fds, count) };
+    }
+    result
+}
+
+/// Answer of [`poll_in_kernel`] and [`select_in_kernel`]: some direction was armed meanwhile.
+pub(crate) const LOOK_AGAIN: c_int = c_int::MIN;
+
+/// As [`poll_in_kernel`], for select.
+///
+/// # Safety
+/// As [`select`].
+pub(crate) unsafe fn select_in_kernel(
+    count: c_int,
+    sets: [*mut fd_set; 3],
+    native: impl Fn() -> c_int,
+) -> c_int {
+    let each = |work: &mut dyn FnMut(&'static Conn)| {
+        for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
+            let Ok(number) = c_int::try_from(fd) else {
+                break;
+            };
+            if let Some(index) = fds::lookup(number).as_conn() {
+                work(conn(index));
+            }
+        }
+    };
+    each(&mut |conn| conn.slot().rx.inside.enter());
+    // SAFETY: by contract.
+    let armed = unsafe { any_ring(count, sets) };
+    let result = if armed { 0 } else { native() };
+    each(&mut |conn| conn.slot().rx.inside.leave());
+    if armed {
+        return LOOK_AGAIN;
+    }
+    if result > 0 {
+        // SAFETY: by contract.
+        unsafe { delivered_sets(count, sets) };
+    }
+    result
+}
+
+/// Whether a descriptor in the sets involves a ring.
+///
+/// # Safety
+/// As [`select`].
+unsafe fn any_ring(count: c_int, sets: [*mut fd_set; 3]) -> bool {
+    (0..usize::try_from(count).unwrap_or(0)).any(|fd| {
+        c_int::try_from(fd).is_ok_and(|number| ring_conn(number).is_some())
+            // SAFETY: fd < count.
+            && (0..3).any(|i| unsafe { is_set(sets[i], fd) })
+    })
+}
+
 /// The program has been told the readiness of these descriptors, through us.
 ///
 /// # Safety
 /// `fds` points to `count` entries.
-pub(crate) unsafe fn delivered(fds: *const pollfd, count: usize) {
+unsafe fn delivered(fds: *const pollfd, count: usize) {
     if fds.addr() < 4096 || count > 1 << 20 {
         return;
     }
@@ -393,8 +477,8 @@ fn leave(conn: &Conn, sleeper: &Sleeper) {
     }
 }
 
-/// select and pselect. `None`: no descriptor involves a ring; the caller asks the kernel, then calls
-/// [`delivered_sets`]. Sets are written and the remaining time is left to the caller.
+/// select and pselect. `None`: no descriptor involves a ring; the caller asks the kernel, by
+/// [`select_in_kernel`]. Sets are written and the remaining time is left to the caller.
 ///
 /// # Safety
 /// The sets are null or have room for `count` descriptors.
@@ -490,7 +574,7 @@ unsafe fn write_sets(entries: &[pollfd], sets: [*mut fd_set; 3]) -> c_int {
 ///
 /// # Safety
 /// As [`select`].
-pub(crate) unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
+unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
     for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
         let Ok(number) = c_int::try_from(fd) else {
             break;

@@ -135,12 +135,14 @@ fn slow(
         lowat.min(buffers.left())
     };
     let mut deadline = None;
+    let mut slept = false;
     loop {
         if fds::lookup(fd) != entry {
-            return if buffers.done() > 0 {
-                count(buffers)
-            } else {
-                native()
+            // Closed by another thread. After a wait the number may name something else by now.
+            return match buffers.done() {
+                0 if slept => errno::fail(libc::EBADF),
+                0 => native(),
+                _ => count(buffers),
             };
         }
         let before = buffers.done();
@@ -180,7 +182,7 @@ fn slow(
             target - buffers.done(),
             &mut deadline,
         ) {
-            Ok(()) => {}
+            Ok(()) => slept = true,
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
         }
@@ -390,6 +392,9 @@ fn ring_now(
     // SO_RCVLOWAT and MSG_WAITALL|MSG_PEEK: not yet enough to look at.
     if flags & MSG_PEEK != 0 && available < target && end.is_none() && flags & MSG_WAITALL != 0 {
         return (Step::Empty, false);
+    }
+    if buffers.is_bad() && flags & MSG_TRUNC == 0 {
+        return (Step::Error(libc::EFAULT), false);
     }
     let len = available.min(buffers.left());
     let result = if flags & MSG_PEEK != 0 {

@@ -13,7 +13,7 @@ use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::Producer;
-use rdma_core::slot::{Stage, TxState};
+use rdma_core::slot::TxState;
 
 use super::lock;
 use super::recv::{break_conn, on_kernel_event};
@@ -26,10 +26,6 @@ use crate::{control, errno, kernel, kick, tls, upgrade};
 /// Flags that change nothing for a ring.
 const RING_FLAGS: c_int =
     MSG_DONTWAIT | MSG_NOSIGNAL | MSG_MORE | MSG_EOR | MSG_CONFIRM | MSG_DONTROUTE;
-
-/// A writer whose reader runs on the same processor hands over after this many bytes, so that the
-/// reader finds them in the cache.
-const HAND_OVER: u64 = 256 * 1024;
 
 /// Sends on connection `index`, which `fd` named when the caller looked. `native` is the libc call
 /// that the program made.
@@ -136,12 +132,14 @@ fn slow(
     }
     let dont_wait = flags & MSG_DONTWAIT != 0;
     let mut deadline = None;
+    let mut slept = false;
     loop {
         if fds::lookup(fd) != entry {
-            return if buffers.done() > 0 {
-                count(buffers)
-            } else {
-                native()
+            // Closed by another thread. After a wait the number may name something else by now.
+            return match buffers.done() {
+                0 if slept => errno::fail(libc::EBADF),
+                0 => native(),
+                _ => count(buffers),
             };
         }
         match step(conn, fd, buffers, dont_wait) {
@@ -164,7 +162,7 @@ fn slow(
             Step::Full => {}
         }
         match block(conn, fd, dont_wait, buffers.left(), &mut deadline) {
-            Ok(()) => {}
+            Ok(()) => slept = true,
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
         }
@@ -203,7 +201,11 @@ fn unservable(
 }
 
 /// The program's own call, counted. `None`: the direction was switched meanwhile; look again.
-fn to_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+pub(super) fn to_kernel(
+    conn: &'static Conn,
+    fd: c_int,
+    native: &dyn Fn() -> isize,
+) -> Option<isize> {
     let tx = &conn.slot().tx;
     tx.inside.enter();
     let state = tx.state();
@@ -382,19 +384,4 @@ pub(crate) fn writable(conn: &Conn) -> Option<bool> {
         Ok(free) => free >= ring.capacity() / 3 || is_over(conn, view),
         Err(_) => true,
     })
-}
-
-/// After a large send on a processor that the reader shares: let it read while the bytes are warm.
-pub(crate) fn hand_over(conn: &Conn) {
-    let Some(view) = conn.view() else { return };
-    let tx = &conn.slot().tx;
-    let cpu = view.rx_words.cpu.load(Ordering::Relaxed);
-    if tx.state() == TxState::Ring
-        && conn.slot().stage() == Stage::Attached
-        && cpu != 0
-        && cpu == tls::cpu()
-        && tx.cursor().used() >= HAND_OVER
-    {
-        rustix::thread::sched_yield();
-    }
 }

@@ -38,9 +38,11 @@ impl Daemon {
     /// The first daemon that answers of those a tool may mean.
     pub(crate) fn find(option: Option<&Path>) -> Result<Self> {
         let mut tried = Vec::new();
-        for socket in candidates(option) {
-            match Self::reach(&socket) {
+        for (at, socket) in candidates(option).iter().enumerate() {
+            match Self::reach(socket) {
                 Ok(daemon) => return Ok(daemon),
+                // Rarely used, so not worth mentioning.
+                Err(QueryError::Absent(_)) if at > 1 => {}
                 Err(error) => tried.push(format!("{} ({error})", socket.display())),
             }
         }
@@ -60,15 +62,20 @@ pub(crate) fn named(option: Option<&Path>) -> Option<PathBuf> {
 }
 
 /// Where a daemon may be: the one that was named, else the system's, else this user's embedded one.
-fn candidates(option: Option<&Path>) -> Vec<PathBuf> {
+pub(crate) fn candidates(option: Option<&Path>) -> Vec<PathBuf> {
     match named(option) {
         Some(socket) => vec![socket],
-        None => vec![
-            PathBuf::from(DEFAULT_SOCKET),
-            runtime_dir::path().join(EMBEDDED_SOCKET),
-        ],
+        None => {
+            let dir = runtime_dir::path();
+            let embedded = EMBEDDED_SOCKETS.map(|name| dir.join(name));
+            std::iter::once(PathBuf::from(DEFAULT_SOCKET))
+                .chain(embedded)
+                .collect()
+        }
     }
 }
 
-/// Name of the embedded daemon's socket in its directory.
-pub(crate) const EMBEDDED_SOCKET: &str = "viaductd.sock";
+/// Names of an embedded daemon's socket in its directory. The first is the usual one; the others are
+/// for when that is taken by a daemon that cannot be used.
+pub(crate) const EMBEDDED_SOCKETS: [&str; 3] =
+    ["viaductd.sock", "viaductd-2.sock", "viaductd-3.sock"];

@@ -4,7 +4,7 @@
 //! * [`run`]: `viaduct run -- CMD`, with an embedded daemon where no other answers.
 //! * [`status`], [`top`]: what the daemon knows now, once or every second.
 //! * [`doctor`]: checks of this machine and of a program. [`peers`]: who is a peer, by which rule.
-//! * [`bench`]: the same benchmark over kernel TCP and over Viaduct.
+//! * [`bench`](mod@bench): the same benchmark over kernel TCP and over Viaduct.
 //! * [`daemon`], [`query`], [`report`]: which daemon, asking it, reading its answer.
 //! * [`program`]: what a program's file says about preloading. [`locate`]: where our own files are.
 //! * [`launch`]: starting programs with the signal state that we were started with.

@@ -76,6 +76,8 @@ pub(crate) struct Totals {
     pub(crate) wakeups_sent: u64,
     pub(crate) sleeps: u64,
     pub(crate) reasons: BTreeMap<String, u64>,
+    /// Programs that were counted, where the daemon says it.
+    pub(crate) programs: Option<u64>,
 }
 
 impl Status {
@@ -237,6 +239,7 @@ impl Totals {
             declined: number(counters, "declined"),
             wakeups_sent: number(counters, "wakeups_sent"),
             sleeps: number(counters, "sleeps"),
+            programs: value.get("processes").and_then(Value::as_u64),
             reasons: reasons
                 .map(|(name, count)| (name.clone(), count.as_u64().unwrap_or(0)))
                 .filter(|(_, count)| *count > 0)

@@ -262,7 +262,7 @@ impl Screen {
             .iter()
             .map(|line| format!("{line}{END_OF_LINE}"))
             .collect();
-        write(&format!("{HOME}{}{END_OF_SCREEN}", lines.join("\r\n")))
+        write(&format!("{HOME}{}{END_OF_SCREEN}", lines.join("\n")))
     }
 }
 

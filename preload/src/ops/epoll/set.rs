@@ -469,13 +469,11 @@ pub(super) fn find(set: &Set, fd: c_int) -> Option<(u32, &'static Interest)> {
     let fits = |interest: &&'static Interest| {
         interest.set.load(Ordering::Relaxed) == index && interest.fd() == fd
     };
-    let found = match fds::lookup(fd).as_conn() {
-        Some(number) => interests_of(conn(number)).find(fits)?,
-        None => INTEREST_TABLE
-            .iter()
-            .take(INTEREST_NUMBERS.used() as usize)
-            .filter(|interest| interest.live.load(Ordering::Relaxed) != 0)
-            .find(fits)?,
+    let entry = fds::lookup(fd);
+    let found = match (entry.as_conn(), entry.as_watched()) {
+        (Some(number), _) => interests_of(conn(number)).find(fits)?,
+        (None, Some(first)) => watched_interests(fd, first).find(fits)?,
+        (None, None) => return None,
     };
     Some((found.number(), found))
 }
@@ -492,11 +490,16 @@ pub(super) fn new_interest(
     interest.fd.store(fd, Ordering::Relaxed);
     interest.conn.store(0, Ordering::Relaxed);
     interest.ask(asked);
-    if let Some(index) = fds::lookup(fd).as_conn()
-        && !interest.bind(conn(index))
-    {
-        INTEREST_NUMBERS.give(number);
-        return None;
+    let entry = fds::lookup(fd);
+    if let Some(index) = entry.as_conn() {
+        if !interest.bind(conn(index)) {
+            INTEREST_NUMBERS.give(number);
+            return None;
+        }
+    } else if entry.as_watched().is_some() {
+        SEVERAL.store(1, Ordering::Relaxed);
+    } else {
+        fds::insert(fd, Entry::watched(number));
     }
     Some((number, interest))
 }
@@ -513,6 +516,7 @@ pub(super) fn drop_interest(interest: &'static Interest) {
             );
         }
     }
+    fds::take(interest.fd(), Entry::watched(interest.number()));
     if interest.live.swap(0, Ordering::AcqRel) != 0
         && let Some(set) = interest.set()
     {
@@ -550,45 +554,47 @@ fn unlist(set: &Set, interest: &Interest) {
     }
 }
 
-/// Whether an unconnected socket stands in a set through us.
-pub(super) fn is_watched(fd: c_int) -> bool {
-    fds::lookup(fd).is_watched()
+/// Whether `fd` is a TCP socket that may be connected later (or listens).
+pub(super) fn is_unconnected_tcp(fd: c_int, entry: Entry) -> bool {
+    entry.is_none()
+        && fds::fits(fd)
+        && kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
 }
 
-/// Whether `fd` is a TCP socket that may be connected later (or listens): it is entered as watched.
-pub(super) fn is_unconnected_tcp(fd: c_int, entry: Entry) -> bool {
-    if !entry.is_none() || !fds::fits(fd) {
-        return false;
-    }
-    let tcp =
-        kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP);
-    if tcp {
-        fds::insert(fd, Entry::WATCHED);
-    }
-    tcp
+/// Interests of a socket that is no connection: the first stands in its entry, others (in further
+/// sets) are looked for only if there are any.
+fn watched_interests(fd: c_int, first: u32) -> impl Iterator<Item = &'static Interest> {
+    let several = SEVERAL.load(Ordering::Relaxed) != 0;
+    let used = if several {
+        INTEREST_NUMBERS.used() as usize
+    } else {
+        0
+    };
+    let others = INTEREST_TABLE
+        .iter()
+        .take(used)
+        .filter(move |other| other.number() != first);
+    interest(first)
+        .into_iter()
+        .chain(others.filter(|other| other.live.load(Ordering::Relaxed) != 0))
+        .filter(move |found| found.fd() == fd && found.conn.load(Ordering::Relaxed) == 0)
 }
+
+/// Some unconnected socket stands in more than one set.
+static SEVERAL: AtomicU32 = AtomicU32::new(0);
 
 /// A watched socket has become a connection: its interests are the connection's.
-pub(crate) fn adopt_watched(fd: c_int, conn: &Conn) {
-    for interest in INTEREST_TABLE.iter().take(INTEREST_NUMBERS.used() as usize) {
-        if interest.live.load(Ordering::Relaxed) != 0
-            && interest.fd() == fd
-            && interest.conn.load(Ordering::Relaxed) == 0
-            && !interest.bind(conn)
-        {
+pub(crate) fn adopt_watched(fd: c_int, first: u32, conn: &Conn) {
+    for found in watched_interests(fd, first) {
+        if !found.bind(conn) {
             conn.veto(rdma_core::Reason::Waiters);
         }
     }
 }
 
 /// A watched socket was closed without ever being a connection.
-pub(crate) fn forget_fd(fd: c_int) {
-    for interest in INTEREST_TABLE.iter().take(INTEREST_NUMBERS.used() as usize) {
-        if interest.live.load(Ordering::Relaxed) != 0
-            && interest.fd() == fd
-            && interest.conn.load(Ordering::Relaxed) == 0
-        {
-            drop_interest(interest);
-        }
+pub(crate) fn forget_watched(fd: c_int, first: u32) {
+    for found in watched_interests(fd, first) {
+        drop_interest(found);
     }
 }

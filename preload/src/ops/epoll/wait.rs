@@ -12,7 +12,7 @@ use super::set::{Interest, Set, is_cookie};
 use super::{interest_of_cookie, post_conn};
 use crate::conn::Conn;
 use crate::ops::ready::{self, involves_ring};
-use crate::{config, contexts, control, errno, real, tls};
+use crate::{config, contexts, control, errno, real};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set with interests of ours.
 ///
@@ -29,7 +29,7 @@ pub(crate) unsafe fn wait(
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
     // SAFETY: by contract; what the kernel refuses (max, address) it refuses.
     let kernel = |at: usize, timeout: Option<u64>| unsafe {
-        kernel_wait(epfd, events.add(at), max - at as c_int, timeout, mask)
+        kernel_wait(epfd, events.add(at), max - number_of(at), timeout, mask)
     };
     if max <= 0 || events.addr() < 4096 {
         return kernel(0, timeout_ns);
@@ -54,7 +54,7 @@ pub(crate) unsafe fn wait(
         };
         if told < 0 {
             if count > 0 {
-                return count as c_int;
+                return number_of(count);
             }
             return told;
         }
@@ -66,13 +66,18 @@ pub(crate) unsafe fn wait(
             count += collect(set, rest, room);
         }
         if count > 0 || expired {
-            return count as c_int;
+            return number_of(count);
         }
         if !spun && set.context().is_some() {
             spun = true;
             spin(set);
         }
     }
+}
+
+/// A number of events as epoll_wait returns it; never more than the `max` it was given.
+fn number_of(events: usize) -> c_int {
+    c_int::try_from(events).unwrap_or(c_int::MAX)
 }
 
 /// libc's epoll wait with a timeout in nanoseconds.
@@ -216,17 +221,15 @@ fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usiz
                     set.push(interest);
                     continue;
                 }
-                if interest.wanted() == 0 {
-                    continue;
-                }
                 conn.slot().meta.delivered.store(1, Ordering::Relaxed);
             }
             if let Some(place) = out.get_mut(count) {
                 // An edge of the time before a ring was involved may carry more than was asked for.
-                let events = event.events & (interest.wanted() | 0x18);
+                let events = event.events & interest.wanted();
                 if events == 0 {
                     continue;
                 }
+                interest.spend();
                 *place = epoll_event {
                     events,
                     u64: interest.data(),
@@ -255,8 +258,12 @@ fn sleep(
     kernel: &dyn Fn(usize, Option<u64>) -> c_int,
 ) -> c_int {
     let left = || deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    // Counted first: who opens the event channel afterwards rings it, and we look again.
+    set.sleepers.fetch_add(1, Ordering::SeqCst);
     let Some(number) = set.context() else {
-        return kernel(0, left());
+        let told = kernel(0, left());
+        set.sleepers.fetch_sub(1, Ordering::SeqCst);
+        return told;
     };
     let each = |work: &dyn Fn(&rdma_core::event::EventContext)| {
         for session in &control::SESSIONS {
@@ -269,7 +276,6 @@ fn sleep(
             }
         }
     };
-    set.sleepers.fetch_add(1, Ordering::SeqCst);
     each(&|words| words.prepare_sleep());
     let told = if has_news(set) {
         kernel(0, Some(0))
@@ -284,6 +290,5 @@ fn sleep(
             words.finish_sleep();
         });
     }
-    let _ = tls::token();
     told
 }

@@ -8,9 +8,9 @@ use rdma_core::layout::{RING_LOG2_MAX, RING_LOG2_MIN};
 
 use super::Findings;
 use crate::daemon::{self, Daemon};
+use crate::locate;
 use crate::peers::PeerList;
 use crate::program::Image;
-use crate::{locate, runtime_dir};
 
 /// Finds the library and looks whether it is ours.
 pub(super) fn check_library(findings: &mut Findings, option: Option<&Path>) -> Option<Image> {
@@ -58,10 +58,9 @@ pub(super) fn check_daemon(findings: &mut Findings, option: Option<&Path>) {
         }
         return;
     }
-    let embedded = runtime_dir::path().join(daemon::EMBEDDED_SOCKET);
     let mut why = String::new();
-    for socket in [Path::new(DEFAULT_SOCKET), &embedded] {
-        match Daemon::reach(socket) {
+    for socket in daemon::candidates(None) {
+        match Daemon::reach(&socket) {
             Ok(daemon) => return describe(findings, &daemon),
             Err(error) if error.is_absent() => {}
             Err(error) => why = format!(" ({}: {error})", socket.display()),

@@ -19,25 +19,23 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::unistd::pipe2;
-use rdma_core::control::CONTROL_VERSION;
-use rdma_core::layout::LAYOUT_VERSION;
 
-use crate::daemon::{Daemon, EMBEDDED_SOCKET};
+use crate::daemon::{Daemon, EMBEDDED_SOCKETS};
 use crate::query::QueryError;
 use crate::{locate, runtime_dir};
 
 /// Finds this user's embedded daemon or starts it. It stays for as long as the result is held.
 pub(super) fn ensure() -> Result<Daemon> {
     let dir = runtime_dir::ensure()?;
-    let usual = Place::new(&dir, EMBEDDED_SOCKET);
-    match usual.ensure() {
-        // Left over from before an upgrade, with programs that still use it.
-        Err(error) if matches!(error.downcast_ref(), Some(QueryError::Version(_))) => {
-            let socket = format!("viaductd-{CONTROL_VERSION}.{LAYOUT_VERSION}.sock");
-            Place::new(&dir, &socket).ensure()
+    for socket in EMBEDDED_SOCKETS {
+        if let Some(daemon) = Place::new(&dir, socket).ensure()? {
+            return Ok(daemon);
         }
-        other => other,
     }
+    bail!(
+        "every place for a daemon in {} is taken by one that cannot be used: end those viaductd",
+        dir.display()
+    )
 }
 
 /// The files of one embedded daemon.
@@ -60,22 +58,37 @@ impl Place {
         }
     }
 
-    fn ensure(&self) -> Result<Daemon> {
-        let _starting = lock(&self.start_lock, START_PATIENCE * 2)?;
+    /// None if a daemon is here that cannot be used: one from before an upgrade, with programs that
+    /// still need it, or one whose socket somebody has removed.
+    fn ensure(&self) -> Result<Option<Daemon>> {
+        let Some(_starting) = lock(&self.start_lock, START_PATIENCE * 2)? else {
+            bail!(
+                "{} is locked: a viaduct run hangs, end it",
+                self.start_lock.display()
+            );
+        };
+        let socket = self.socket.display();
         match Daemon::reach(&self.socket) {
-            Ok(daemon) => return Ok(daemon),
-            Err(error) if error.is_absent() => tracing::info!("no embedded daemon: {error}"),
+            Ok(daemon) => return Ok(Some(daemon)),
+            Err(error) if error.is_absent() => tracing::info!("{socket}: {error}"),
+            Err(error @ QueryError::Version(_)) => {
+                tracing::info!("{socket}: {error}");
+                return Ok(None);
+            }
             Err(error) => {
-                let socket = self.socket.display();
                 return Err(error).with_context(|| format!("embedded daemon at {socket}"));
             }
         }
-        let life = lock(&self.life_lock, LEAVE_PATIENCE)?;
+        let Some(life) = lock(&self.life_lock, LEAVE_PATIENCE)? else {
+            tracing::info!("{socket}: its daemon lives, but does not answer there");
+            return Ok(None);
+        };
         self.start(&life)?;
-        Daemon::reach(&self.socket).with_context(|| {
-            let (socket, log) = (self.socket.display(), self.log.display());
+        let daemon = Daemon::reach(&self.socket).with_context(|| {
+            let log = self.log.display();
             format!("the embedded daemon does not answer at {socket}, see {log}")
-        })
+        })?;
+        Ok(Some(daemon))
     }
 
     /// Starts the daemon and waits until it is ready.
@@ -171,23 +184,20 @@ impl Place {
     }
 }
 
-/// Takes a lock, waiting for `patience` at most. It is the open file that holds the lock: closing our
-/// copy does not free it while a daemon has one.
-fn lock(path: &Path, patience: Duration) -> Result<File> {
+/// Takes a lock, waiting for `patience` at most; none if somebody else still holds it then. It is the
+/// open file that holds the lock: closing our copy does not free it while a daemon has one.
+fn lock(path: &Path, patience: Duration) -> Result<Option<File>> {
     let name = path.display();
     let file = private(path, |options| options.write(true))
         .with_context(|| format!("cannot open {name}"))?;
     let deadline = Instant::now() + patience;
     loop {
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => return Ok(Some(file)),
             Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
                 std::thread::sleep(LOCK_PAUSE);
             }
-            Err(TryLockError::WouldBlock) => bail!(
-                "{name} is still locked after {} s: an earlier viaductd or viaduct run hangs, end it",
-                patience.as_secs()
-            ),
+            Err(TryLockError::WouldBlock) => return Ok(None),
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| format!("cannot lock {name}"));
             }
@@ -208,7 +218,7 @@ fn private(path: &Path, how: impl Fn(&mut OpenOptions) -> &mut OpenOptions) -> i
 /// How long a daemon may take to listen; a loaded machine can take seconds.
 const START_PATIENCE: Duration = Duration::from_secs(10);
 /// How long a daemon without clients may take to leave.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(5);
+const LEAVE_PATIENCE: Duration = Duration::from_secs(3);
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 const LOG_MAX_BYTES: u64 = 1 << 20;
 
@@ -221,12 +231,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("lock");
         let held = lock(&path, Duration::ZERO).unwrap();
-        let error = lock(&path, Duration::from_millis(20))
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("still locked"), "{error}");
+        assert!(held.is_some());
+        assert!(lock(&path, Duration::from_millis(20)).unwrap().is_none());
         drop(held);
-        lock(&path, Duration::ZERO).unwrap();
+        assert!(lock(&path, Duration::ZERO).unwrap().is_some());
     }
 
     #[test]

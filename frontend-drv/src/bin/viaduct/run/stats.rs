@@ -34,6 +34,11 @@ pub(super) fn print(totals: &Totals) {
 }
 
 fn text(totals: &Totals) -> String {
+    if totals.programs == Some(0) {
+        return "viaduct: nothing to count: no connection to a peer lasted long enough to be \
+                registered, or the library was not loaded (see viaduct doctor -- CMD)\n"
+            .to_owned();
+    }
     let way = |sent, received| {
         let (sent, received) = (units::bytes(sent), units::bytes(received));
         format!("{sent} sent, {received} received")
@@ -157,5 +162,7 @@ mod tests {
         assert!(text(&totals).contains("2 declined\n"));
         totals.reasons.insert("young".to_owned(), 2);
         assert!(text(&totals).contains("2 declined (young 2)\n"));
+        totals.programs = Some(0);
+        assert!(text(&totals).contains("nothing to count"));
     }
 }
