@@ -27,6 +27,20 @@ pub(crate) const SHUT_WRITE: u32 = 2;
 /// [`Conn::final_tail`]: the far end may still send.
 pub(crate) const NO_FINAL: u64 = u64::MAX;
 
+/// A number that is only a hint, so that its exchange need not be atomic.
+#[derive(Debug)]
+pub(crate) struct Note(AtomicU64);
+
+impl Note {
+    /// Stores `value` and returns what was there.
+    #[inline(always)]
+    pub(crate) fn swap_relaxed(&self, value: u64) -> u64 {
+        let before = self.0.load(Ordering::Relaxed);
+        self.0.store(value, Ordering::Relaxed);
+        before
+    }
+}
+
 /// One connection to a peer.
 #[derive(Debug)]
 pub(crate) struct Conn {
@@ -62,8 +76,8 @@ pub(crate) struct Conn {
     pub sets: [AtomicU32; SETS],
     /// What the kernel last said of the socket, once both directions are on rings.
     pub kernel_bits: AtomicU32,
-    /// Set by the last doorbell that the program was told nothing of; see readiness.
-    pub edge: AtomicU32,
+    /// Bytes sent through the ring at the last receive.
+    pub sent_at_recv: Note,
 }
 
 #[derive(Debug)]
@@ -93,7 +107,7 @@ impl Conn {
             final_tail: AtomicU64::new(NO_FINAL),
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
-            edge: AtomicU32::new(0),
+            sent_at_recv: Note(AtomicU64::new(u64::MAX)),
         }
     }
 
@@ -114,7 +128,7 @@ impl Conn {
             set.store(0, Ordering::Relaxed);
         }
         self.kernel_bits.store(0, Ordering::Relaxed);
-        self.edge.store(0, Ordering::Relaxed);
+        self.sent_at_recv.swap_relaxed(u64::MAX);
     }
 
     /// The end slot.

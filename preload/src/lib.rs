@@ -18,6 +18,10 @@
 //! success; no frame with a destructor above a blocking libc call (`C-unwind`: cancellation and
 //! siglongjmp pass through us).
 
+#![expect(
+    rustdoc::private_intra_doc_links,
+    reason = "the library has no Rust interface: its documentation is for its developers"
+)]
 #![cfg_attr(
     test,
     expect(

@@ -49,29 +49,65 @@ const LOOKS: u32 = 32;
 /// Longest sleep when the far end cannot be relied on to ring (no doorbell, forked child).
 const BLIND_MS_MAX: u64 = 8;
 
-/// Spins until `ready` or the window ends; true if ready.
+/// A few looks without a clock: most answers of a busy far end come within them. True if ready.
+/// Not worth it if the far end last ran on our own processor.
 #[inline]
-pub(crate) fn spin(view: &ConnView, ready: impl Fn() -> bool) -> bool {
-    // Most answers come within the first looks: no clock, no window for those.
-    if config::spin_us() == 0 {
+pub(crate) fn glance(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
+    if config::spin_us() == 0 || is_own_cpu(far) {
         return false;
     }
-    let far = view.rx_words.cpu.load(Ordering::Relaxed);
-    spin_for(far, ready)
+    for _ in 0..LOOKS {
+        if ready() {
+            return true;
+        }
+        pause(pace as u32);
+    }
+    false
 }
 
-/// As [`spin`] without a single far end; `far` is its processor plus one, 0 if unknown.
-pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
-    let cap = config::spin_us().saturating_mul(1000);
-    let shared = far != 0 && far == tls::cpu();
-    if !shared {
-        for _ in 0..LOOKS {
-            if ready() {
-                return true;
-            }
-            core::hint::spin_loop();
-        }
+/// Whether pausing makes sense: the far end runs meanwhile.
+#[inline(always)]
+pub(crate) fn may_pause(far: u32) -> bool {
+    config::spin_us() != 0 && !is_own_cpu(far)
+}
+
+/// Passes a moment without touching shared memory.
+#[inline(always)]
+pub(crate) fn pause(hints: u32) {
+    for _ in 0..hints {
+        core::hint::spin_loop();
     }
+}
+
+/// Pauses between two looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pace {
+    /// An answer is awaited: look as often as possible.
+    Answer = 1,
+    /// A stream comes in: every look takes the line with the tail away from the writer, so look
+    /// rarely and take more at once.
+    Stream = 24,
+}
+
+/// Whether `far` (a processor plus one, 0 if unknown) is the one we run on.
+fn is_own_cpu(far: u32) -> bool {
+    far != 0 && far == tls::cpu()
+}
+
+/// The processor on which the far end last sent, plus one; 0 if unknown.
+#[inline]
+pub(crate) fn far_cpu(view: &ConnView) -> u32 {
+    view.rx_words.cpu.load(Ordering::Relaxed)
+}
+
+/// Spins until `ready` or the window ends; true if ready. `far` is the far end's processor plus one, 0
+/// if unknown or if there are several.
+pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
+    let cap = config::spin_us().saturating_mul(1000);
+    if cap == 0 {
+        return false;
+    }
+    let shared = is_own_cpu(far);
     let mut window = WINDOW_NS.load(Ordering::Relaxed).min(cap);
     if window == 0 {
         if !IDLE_WAITS
@@ -99,7 +135,7 @@ pub(crate) fn spin_for(far: u32, ready: impl Fn() -> bool) -> bool {
             if shared {
                 break;
             }
-            core::hint::spin_loop();
+            pause(pace as u32);
         }
         elapsed = monotonic_ns() - start;
     }

@@ -20,7 +20,7 @@
 
 use crate::layout::{EndWaits, WAIT_REFS};
 use crate::mem::Shared;
-use crate::sync::{AtomicU32, AtomicU64, Ordering, barrier_after_rmw, full_barrier};
+use crate::sync::{AtomicU32, AtomicU64, Ordering, barrier_after_rmw};
 
 /// Pending bits of a context: connections one process can hold on rings.
 pub const PENDING_BITS: u32 = 65_536;
@@ -104,14 +104,15 @@ impl EventContext {
 
     /// Owner: about to sleep. After this, look at everything once more, then sleep.
     ///
-    /// Where several threads sleep on one context, a thread that stops sleeping while others go on
-    /// (it has taken the doorbell, or its timeout passed) calls this again for them, then looks
-    /// whether anything is pending, and if so rings the doorbell itself: the word says whether
-    /// *somebody* sleeps, and `finish_sleep` has just said that nobody does.
+    /// Where several threads sleep on one context, the word says whether *any* of them does. They
+    /// count themselves before this call. A thread that wakes up calls `finish_sleep` first, then
+    /// uncounts itself, and if others are left calls this again for them; only then does it take what
+    /// is pending, and if it leaves some of that it rings the doorbell itself.
     #[inline]
     pub fn prepare_sleep(&self) {
-        self.sleeping.store(1, Ordering::SeqCst);
-        full_barrier();
+        // An exchange costs no more than such a store, and is its own barrier.
+        self.sleeping.swap(1, Ordering::SeqCst);
+        barrier_after_rmw();
     }
 
     /// Owner: awake (or decided not to sleep). Returns whether somebody took it upon himself to ring

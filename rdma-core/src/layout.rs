@@ -30,7 +30,11 @@ pub const CONN_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT1");
 pub const HEADER_BYTES: usize = 4096;
 
 /// Bytes of payload that share a 64-byte cache line with the producer's words.
-pub const INLINE_BYTES: usize = 64 - size_of::<ProducerWords>();
+pub const INLINE_BYTES: usize = if cfg!(loom) {
+    32
+} else {
+    64 - size_of::<ProducerWords>()
+};
 
 /// Smallest and largest ring, as powers of two: 64 KiB to 1 GiB.
 pub const RING_LOG2_MIN: u32 = 16;

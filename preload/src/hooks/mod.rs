@@ -4,7 +4,7 @@
 //! an operation. Two kinds of definitions:
 //!
 //! * Functions that never block are defined with redhook's `hook!`.
-//! * Cancellation points and everything that may block are defined with [`export!`]: `extern
+//! * Cancellation points and everything that may block are defined with `export!`: `extern
 //!   "C-unwind"`, so that pthread_cancel and siglongjmp pass through our frames, which redhook's
 //!   `extern "C"` with its catch would abort. Variadic functions take their arguments in fixed
 //!   places, which is how the x86-64 and AArch64 ABIs pass them.
@@ -23,6 +23,16 @@ macro_rules! export {
         )+
     };
 }
+
+/// The library's version, NUL-terminated, for tools that look at the file.
+#[unsafe(no_mangle)]
+static viaduct_version: [u8; VERSION.len()] = {
+    let mut bytes = [0; VERSION.len()];
+    bytes.copy_from_slice(VERSION.as_bytes());
+    bytes
+};
+
+const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 
 mod data;
 mod fd;

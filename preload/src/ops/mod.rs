@@ -1,6 +1,6 @@
 //! The operations behind the hooks.
 //!
-//! * [`recv`] and [`send`]: bytes. [`file`]: sendfile and splice.
+//! * [`recv`] and [`send`]: bytes. [`mod@file`]: sendfile and splice.
 //! * [`ready`]: poll and select. [`epoll`]: epoll sets.
 //! * [`options`]: ioctl, fcntl and socket options that concern the state of a connection.
 

@@ -4,6 +4,10 @@
     unsafe_code,
     reason = "arrays and sets of the program, and libc's ppoll"
 )]
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "memory from mmap is aligned to a page"
+)]
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
@@ -393,11 +397,15 @@ fn spin(entries: &[pollfd]) {
     let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else {
         return;
     };
-    wait::spin(view, || {
+    let far = wait::far_cpu(view);
+    let ready = || {
         entries
             .iter()
             .any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0))
-    });
+    };
+    if !wait::glance(far, wait::Pace::Answer, ready) {
+        wait::spin(far, wait::Pace::Answer, ready);
+    }
 }
 
 /// Sleeps on everything: rings by a doorbell, the rest in the kernel.

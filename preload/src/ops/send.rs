@@ -322,8 +322,12 @@ fn block(
                 .map_or(true, |free| free >= enough)
             || is_over(conn, view)
     };
+    let far = wait::far_cpu(view);
+    if wait::glance(far, wait::Pace::Stream, ready) {
+        return Ok(());
+    }
     let started = control::monotonic_ns();
-    if wait::spin(view, ready) {
+    if wait::spin(far, wait::Pace::Stream, ready) {
         return Ok(());
     }
     if kernel::is_nonblocking(fd) {

@@ -185,7 +185,8 @@ impl Consumer {
     }
 
     /// The head that was last published: the `ack` to send along with this end's own bytes (see
-    /// [`Producer::publish`](super::Producer::publish)), from any thread and without the lock.
+    /// [`Producer::publish`](super::Producer::publish)), from any thread and without the lock. The
+    /// cursor in the slot will not do for that: it says nothing of whether the bytes are copied.
     #[inline(always)]
     pub fn published(&self) -> u64 {
         self.words.head.load(Ordering::Acquire)

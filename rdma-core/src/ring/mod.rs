@@ -15,8 +15,9 @@
 //! `write`/`read`, and makes it visible with `publish`. Whether somebody must then be woken is the
 //! caller's question (see [`crate::event`]): after `publish` comes a full barrier, then one load.
 //!
-//! Every word of the far end is loaded once and checked: it may only move forward and never by more
-//! than the ring holds. Anything else is [`Corrupt`]: the connection is broken, nothing worse.
+//! Every word of the far end is loaded once and checked: the tail may only move forward and never by
+//! more than the ring holds, the head must lie in the ring behind the tail. Anything else is
+//! [`Corrupt`]: the connection is broken, nothing worse.
 
 mod consumer;
 mod producer;
@@ -27,12 +28,12 @@ pub use producer::{Producer, TxCursor};
 /// The far end wrote a word that no correct end writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Corrupt {
-    /// The consumer's position moved backwards or beyond what was produced.
+    /// The consumer's position lies beyond what was produced, or further behind than the ring holds.
     #[error("the far end's head {head} is outside {seen}..={tail}")]
     Head {
         /// What was read.
         head: u64,
-        /// The last valid value.
+        /// The smallest value that could be true.
         seen: u64,
         /// Our tail.
         tail: u64,
@@ -149,15 +150,29 @@ mod tests {
         ));
         rx.far_words().head.store(60, Ordering::Relaxed);
         assert!(tx.refresh(&mut send).is_ok());
+    }
+
+    #[test]
+    fn a_head_behind_an_acknowledgement_is_no_news() {
+        let (_heap, tx, rx) = pair();
+        let mut send = TxCursor::default();
+        tx.write_slice(&mut send, &[1; 100]).unwrap();
+        tx.publish(&send, 0, 0);
+        send.hint(60);
         rx.far_words().head.store(59, Ordering::Relaxed);
-        assert!(matches!(
-            tx.refresh(&mut send),
-            Err(Corrupt::Head {
-                head: 59,
-                seen: 60,
-                ..
-            })
-        ));
+        assert_eq!(tx.refresh(&mut send), Ok(BYTES as u64 - 40));
+        tx.write_slice(&mut send, &[2; BYTES - 40]).unwrap();
+        assert!(
+            matches!(
+                tx.refresh(&mut send),
+                Err(Corrupt::Head {
+                    head: 59,
+                    seen: 60,
+                    ..
+                })
+            ),
+            "the ring cannot hold so much"
+        );
     }
 
     #[test]

@@ -9,6 +9,9 @@ use crate::sync::Ordering;
 /// reader keeps up stays inside a processor's private cache.
 const RESTART_BYTES: u64 = 128 * 1024;
 
+/// Larger messages fetch their lines in parallel by themselves.
+const PREFETCH_MAX: usize = 1024;
+
 /// Where the producer stands. Kept where the far end cannot write.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 pub struct TxCursor {
@@ -84,19 +87,23 @@ impl Producer {
 
     /// Reads the consumer's position and returns the free bytes.
     ///
+    /// A position behind the cursor's is no news, not a lie: a [`TxCursor::hint`] may have told more
+    /// already, since at an end with two threads one may send an acknowledgement before the other has
+    /// published the head that it acknowledges.
+    ///
     /// # Errors
-    /// [`Corrupt::Head`] if it moved backwards or beyond our tail.
+    /// [`Corrupt::Head`] if it lies beyond our tail, or further behind it than the ring holds.
     #[inline(always)]
     pub fn refresh(&self, cursor: &mut TxCursor) -> Result<u64, Corrupt> {
         let head = self.far.head.load(Ordering::Acquire);
-        if head < cursor.head || head > cursor.tail {
+        if cursor.tail.wrapping_sub(head) > self.capacity() {
             return Err(Corrupt::Head {
                 head,
-                seen: cursor.head,
+                seen: cursor.tail.saturating_sub(self.capacity()),
                 tail: cursor.tail,
             });
         }
-        cursor.head = head;
+        cursor.head = cursor.head.max(head);
         Ok(self.free(cursor))
     }
 
@@ -123,8 +130,13 @@ impl Producer {
     pub unsafe fn write(&self, cursor: &mut TxCursor, src: *const u8, len: usize) {
         debug_assert!(len as u64 <= self.free(cursor));
         self.restart(cursor, len);
+        let at = index(cursor);
         // SAFETY: src by contract; len <= free <= capacity.
-        unsafe { self.data.copy_in(index(cursor), src, len) };
+        unsafe { self.data.copy_in(at, src, len) };
+        // A stream of small messages: more will follow.
+        if len <= PREFETCH_MAX && cursor.used() != 0 {
+            self.data.prefetch_for_write(at.wrapping_add(len), len);
+        }
         cursor.tail += len as u64;
     }
 
@@ -160,10 +172,9 @@ impl Producer {
         cursor.tail += len as u64;
     }
 
-    /// Makes all bytes up to the cursor visible to the consumer. `ack` is what this end has consumed
-    /// *and published* of the other ring, best taken from
-    /// [`Consumer::published`](super::Consumer::published): an ack ahead of the published head would
-    /// make that head look as if it moved backwards. `cpu` is the processor plus one (0: unknown).
+    /// Makes all bytes up to the cursor visible to the consumer. `ack` is what this end has consumed of
+    /// the other ring ([`Consumer::published`](super::Consumer::published)), `cpu` the processor plus
+    /// one (0: unknown).
     ///
     /// The caller follows with a full barrier and a look at who must be woken.
     #[inline(always)]

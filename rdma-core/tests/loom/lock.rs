@@ -89,5 +89,5 @@ fn two_threads_take_turns() {
 /// With three threads a lock that changes hands may leave somebody asleep: hence all are woken.
 #[test]
 fn three_threads_all_get_the_lock() {
-    contended(2, 3, 1);
+    contended(3, 3, 1);
 }

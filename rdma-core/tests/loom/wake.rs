@@ -3,8 +3,9 @@
 use loom::thread;
 use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::ring::{RxCursor, TxCursor};
+use rdma_core::sync::{AtomicU32, Ordering, full_barrier};
 
-use crate::rig::{Direction, Sleeper, explore};
+use crate::rig::{Direction, Sleeper, explore, keep};
 
 /// A blocking receiver sleeps on the empty ring, again and again.
 fn data(preemptions: usize, bytes: u8) {
@@ -39,7 +40,7 @@ fn a_receiver_never_sleeps_on_a_byte() {
 
 #[test]
 fn a_receiver_never_sleeps_on_the_next_byte() {
-    data(2, 2);
+    data(3, 2);
 }
 
 #[test]
@@ -149,7 +150,7 @@ fn epoll_sender(owner: Sleeper, direction: Direction, bytes: &'static [u8]) {
 /// The second post may find its bit set, and the owner may be taking it at that moment.
 #[test]
 fn an_epoll_set_sees_a_byte_whose_bit_was_pending_already() {
-    explore(2, || {
+    explore(3, || {
         let owner = Sleeper::new();
         let direction = Direction::new(4);
         let sender = thread::spawn(move || epoll_sender(owner, direction, &[1, 2]));
@@ -182,4 +183,55 @@ fn an_epoll_set_sees_two_connections_in_one_word() {
 #[test]
 fn an_epoll_set_sees_two_connections_in_two_words() {
     two_connections([3, 70]);
+}
+
+/// A thread of an epoll set that several threads wait on: serves one connection, then goes away.
+fn serve_one(set: Sleeper, sleepers: &AtomicU32) -> u16 {
+    loop {
+        let mut mine = None;
+        set.context.take_pending(|bit| {
+            if mine.is_none() {
+                mine = Some(bit);
+            } else {
+                set.context.post(bit);
+            }
+        });
+        if let Some(bit) = mine {
+            if set.context.has_pending() && sleepers.load(Ordering::SeqCst) > 0 {
+                set.kernel.ring();
+            }
+            return bit;
+        }
+        sleepers.fetch_add(1, Ordering::SeqCst);
+        set.context.prepare_sleep();
+        if !set.context.has_pending() {
+            set.kernel.wait();
+        }
+        // In this order: a thread that counts itself after us must find its word untouched.
+        set.context.finish_sleep();
+        if sleepers.fetch_sub(1, Ordering::SeqCst) > 1 {
+            set.context.prepare_sleep();
+        }
+    }
+}
+
+/// The sleeping word is one for all threads of a context: who wakes up keeps it up for the others, and
+/// who leaves work wakes the next.
+#[test]
+fn two_threads_of_one_epoll_set_share_the_work() {
+    explore(2, || {
+        let set = Sleeper::new();
+        let sleepers: &AtomicU32 = keep(AtomicU32::new(0));
+        let other = thread::spawn(move || serve_one(set, sleepers));
+        let sender = thread::spawn(move || {
+            for bit in [3, 4] {
+                full_barrier();
+                set.context.post(bit);
+                set.rouse();
+            }
+        });
+        let here = serve_one(set, sleepers);
+        assert_eq!(here + other.join().unwrap(), 7);
+        sender.join().unwrap();
+    });
 }

@@ -12,7 +12,7 @@ use super::set::{Interest, Set, is_cookie};
 use super::{interest_of_cookie, post_conn};
 use crate::conn::Conn;
 use crate::ops::ready::{self, involves_ring};
-use crate::{config, contexts, control, errno, real};
+use crate::{contexts, control, errno, real, wait};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set with interests of ours.
 ///
@@ -245,10 +245,10 @@ fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usiz
 
 /// Spins for rings while that pays.
 fn spin(set: &'static Set) {
-    if config::spin_us() == 0 {
-        return;
+    let ready = || has_news(set);
+    if !wait::glance(0, wait::Pace::Answer, ready) {
+        wait::spin(0, wait::Pace::Answer, ready);
     }
-    crate::wait::spin_for(0, || has_news(set));
 }
 
 /// Sleeps in the kernel, announced to all far ends.
