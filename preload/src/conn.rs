@@ -70,6 +70,8 @@ pub(crate) struct Conn {
     pub shut: AtomicU32,
     /// An error to report once.
     pub pending_error: AtomicI32,
+    /// The error was reported: what TCP is after a reset.
+    dead: AtomicU32,
     /// Where the far end's ring stream ends although it never said so: it died.
     pub final_tail: AtomicU64,
     /// Epoll sets (index + 1) that hold the connection.
@@ -104,6 +106,7 @@ impl Conn {
             veto: AtomicU32::new(0),
             shut: AtomicU32::new(0),
             pending_error: AtomicI32::new(0),
+            dead: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
@@ -123,6 +126,7 @@ impl Conn {
         self.veto.store(0, Ordering::Relaxed);
         self.shut.store(0, Ordering::Relaxed);
         self.pending_error.store(0, Ordering::Relaxed);
+        self.dead.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
         for set in &self.sets {
             set.store(0, Ordering::Relaxed);
@@ -198,6 +202,21 @@ impl Conn {
     #[inline]
     pub(crate) fn vetoed(&self) -> Option<Reason> {
         Reason::from_code(self.veto.load(Ordering::Relaxed))
+    }
+
+    /// The error to report, once; the connection is dead from then on. 0: none.
+    pub(crate) fn take_error(&self) -> i32 {
+        let error = self.pending_error.swap(0, Ordering::Relaxed);
+        if error != 0 {
+            self.dead.store(1, Ordering::Relaxed);
+        }
+        error
+    }
+
+    /// Whether the connection was reset and the program has been told.
+    #[inline(always)]
+    pub(crate) fn is_dead(&self) -> bool {
+        self.dead.load(Ordering::Relaxed) != 0
     }
 
     /// This connection's number.

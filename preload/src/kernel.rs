@@ -27,6 +27,8 @@ const SIOCOUTQNSD: u64 = 0x894b;
 /// TCP states as the kernel numbers them.
 pub(crate) const TCP_ESTABLISHED: u8 = 1;
 const TCP_TIME_WAIT: u8 = 6;
+/// As [`TCP_ESTABLISHED`].
+pub(crate) const TCP_CLOSE: u8 = 7;
 const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_LAST_ACK: u8 = 9;
 const TCP_CLOSING: u8 = 11;

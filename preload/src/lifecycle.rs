@@ -350,6 +350,14 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
     if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
         conn.shut.fetch_or(SHUT_READ, Ordering::Relaxed);
     }
+    // Linux answers what comes after both directions are shut with RST: the far end leaves its ring,
+    // and the kernel sees to it.
+    if conn.shut.load(Ordering::Relaxed) == SHUT_READ | SHUT_WRITE
+        && let Some(view) = conn.view()
+    {
+        view.mine.state.leave();
+        kick::wake_all(conn, view);
+    }
 }
 
 /// connect(AF_UNSPEC), before the kernel's: the connection is dissolved, the descriptor stays.

@@ -139,6 +139,11 @@ fn engage(interest: &'static Interest) {
     let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
         return;
     };
+    // Until every peer surely has the channel's doorbell, the set's waits look again by themselves.
+    let session = conn.session.load(Ordering::Relaxed);
+    if !set.open_channel() || !set.channel_known(session) {
+        set.blind.store(session + 1, Ordering::Relaxed);
+    }
     if let Some(who) = reference(set, conn) {
         let waits = &view.mine.waits;
         while waits.leave(WaitFor::Data, who) {}

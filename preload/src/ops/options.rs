@@ -158,7 +158,7 @@ pub(crate) unsafe fn get(
         && (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR)
         && let Some(index) = fds::lookup(fd).as_conn()
     {
-        let error = conn(index).pending_error.swap(0, Ordering::Relaxed);
+        let error = conn(index).take_error();
         // SAFETY: the kernel has just written an int there.
         if error != 0 && unsafe { value.cast::<c_int>().read_unaligned() } == 0 {
             // SAFETY: as above.

@@ -31,6 +31,11 @@ const READ_BITS: i16 = POLLIN | 0x40;
 /// POLLOUT and its synonyms.
 const WRITE_BITS: i16 = POLLOUT | 0x100 | 0x200;
 
+/// What a socket with space reports: TCP knows no bands.
+const SPACE_BITS: i16 = POLLOUT | 0x100;
+/// What a socket reports for good after a reset.
+const RESET_BITS: i16 = READ_BITS | SPACE_BITS | POLLRDHUP | POLLHUP;
+
 /// Entries handled without asking for memory.
 const ON_STACK: usize = 128;
 
@@ -122,18 +127,21 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
         if available >= lowat || over {
             bits |= READ_BITS;
         }
+        if conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+            bits |= POLLRDHUP;
+        }
     }
     if let Some(writable) = send::writable(conn) {
         bits &= !WRITE_BITS;
         if writable || kernel_bits & (POLLERR | POLLHUP) != 0 {
-            bits |= WRITE_BITS;
+            bits |= SPACE_BITS;
         }
     }
     let broken = view.theirs.state.broken().is_some() || view.mine.state.broken().is_some();
-    if broken {
-        bits |= READ_BITS | WRITE_BITS | POLLRDHUP | POLLERR | POLLHUP;
-    } else if conn.pending_error.load(Ordering::Relaxed) != 0 {
-        bits |= READ_BITS | WRITE_BITS | POLLERR;
+    if broken || conn.pending_error.load(Ordering::Relaxed) != 0 {
+        bits |= RESET_BITS | POLLERR;
+    } else if conn.is_dead() {
+        bits |= RESET_BITS;
     }
     bits
 }

@@ -16,7 +16,7 @@ use rdma_core::ring::{Consumer, RxCursor};
 use rdma_core::slot::{RxState, Stage};
 
 use super::lock;
-use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
+use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
@@ -394,9 +394,12 @@ fn ring_now(
     }
     if available == 0 {
         if end == Some(cursor.head) {
-            let error = conn.pending_error.swap(0, Ordering::Relaxed);
+            let error = conn.take_error();
             if error != 0 {
                 return (Step::Error(error), false);
+            }
+            if conn.is_dead() {
+                return (Step::End, false);
             }
             rx.set_state(RxState::Done);
             return (Step::Native, false);
@@ -558,6 +561,15 @@ fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
 pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16) {
     let rx = &conn.slot().rx;
     if rx.state() != RxState::Ring || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+        return;
+    }
+    let shut = conn.shut.load(Ordering::Relaxed);
+    if bits & libc::POLLERR == 0
+        && bits & libc::POLLHUP != 0
+        && shut == SHUT_READ | SHUT_WRITE
+        && kernel::state(fd).is_some_and(|state| state != kernel::TCP_CLOSE)
+    {
+        // Our own shutdown of both directions.
         return;
     }
     if bits & (libc::POLLERR | libc::POLLHUP) == 0 {

@@ -103,6 +103,7 @@ fn is_over(conn: &Conn, view: &ConnView) -> bool {
         || view.theirs.state.broken().is_some()
         || view.mine.state.broken().is_some()
         || conn.pending_error.load(Ordering::Relaxed) != 0
+        || conn.is_dead()
 }
 
 /// What one look gave.
@@ -262,11 +263,12 @@ fn look(
     if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
         return Step::Error(libc::ECONNRESET);
     }
-    let error = conn.pending_error.load(Ordering::Relaxed);
+    let error = conn.take_error();
     if error != 0 {
-        conn.pending_error.store(0, Ordering::Relaxed);
-        tx.set_state(TxState::Done);
         return Step::Error(error);
+    }
+    if conn.is_dead() {
+        return Step::Error(libc::EPIPE);
     }
     if view.theirs.state.is_reader_gone() {
         // Its kernel socket is closed as well: the kernel answers as it always does.

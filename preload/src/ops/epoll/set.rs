@@ -42,6 +42,10 @@ pub(crate) struct Set {
     shared: AtomicU32,
     /// Registrations that are ours.
     pub interests: AtomicU32,
+    /// Not 0: a session (index + 1) whose peers may not have the event channel's doorbell yet.
+    pub blind: AtomicU32,
+    /// Numbers the calls that wait, so that none reports an interest twice.
+    pub calls: AtomicU32,
     /// Threads sleeping in the kernel on the set.
     pub sleepers: AtomicU32,
     busy: AtomicU32,
@@ -66,6 +70,8 @@ pub(crate) struct Interest {
     spent: AtomicU32,
     next: AtomicU32,
     listed: AtomicU32,
+    /// The waiting call that reported it last.
+    pub reported: AtomicU32,
 }
 
 static SET_TABLE: [Set; SETS] = [const {
@@ -76,6 +82,8 @@ static SET_TABLE: [Set; SETS] = [const {
         context: AtomicU32::new(0),
         shared: AtomicU32::new(0),
         interests: AtomicU32::new(0),
+        blind: AtomicU32::new(0),
+        calls: AtomicU32::new(0),
         sleepers: AtomicU32::new(0),
         busy: AtomicU32::new(0),
         first: AtomicU32::new(0),
@@ -96,6 +104,7 @@ static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         spent: AtomicU32::new(0),
         next: AtomicU32::new(0),
         listed: AtomicU32::new(0),
+        reported: AtomicU32::new(0),
     }
 }; INTERESTS];
 static INTEREST_NUMBERS: Numbers<INTERESTS> = Numbers::new();
@@ -161,6 +170,7 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
         &set.context,
         &set.shared,
         &set.interests,
+        &set.blind,
         &set.sleepers,
         &set.first,
         &set.last,
@@ -283,6 +293,18 @@ impl Set {
         self.context()
             .and_then(contexts::context)
             .is_some_and(|context| context.known.load(Ordering::Acquire) == session + 1)
+    }
+
+    /// Whether waits must look again by themselves, because somebody may be unable to ring.
+    pub(crate) fn is_blind(&self) -> bool {
+        let Some(session) = self.blind.load(Ordering::Relaxed).checked_sub(1) else {
+            return false;
+        };
+        let known = self.open_channel() && self.channel_known(session);
+        if known {
+            self.blind.store(0, Ordering::Relaxed);
+        }
+        !known
     }
 
     /// Runs `work` alone; `None` in a signal handler that interrupted the owner.

@@ -37,10 +37,12 @@ pub(crate) unsafe fn wait(
     // SAFETY: by contract.
     let out = unsafe { core::slice::from_raw_parts_mut(events, max.cast_unsigned() as usize) };
     let mut spun = false;
+    // Never 0, which no interest was reported by.
+    let call = set.calls.fetch_add(1, Ordering::Relaxed) | 1 << 31;
     loop {
         take_pending(set);
         // Half for rings first, so that busy rings do not starve what the kernel has.
-        let mut count = collect(set, out, out.len().div_ceil(2));
+        let mut count = collect(set, call, out, out.len().div_ceil(2));
         let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
         let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
         {
@@ -63,7 +65,7 @@ pub(crate) unsafe fn wait(
         if count < out.len() {
             let rest = out.get_mut(count..).unwrap_or_default();
             let room = rest.len();
-            count += collect(set, rest, room);
+            count += collect(set, call, rest, room);
         }
         if count > 0 || expired {
             return number_of(count);
@@ -144,25 +146,30 @@ fn has_news(set: &Set) -> bool {
         })
 }
 
-/// Reports ready interests, at most `most`; level-triggered ones go to the end of the list again.
-fn collect(set: &'static Set, out: &mut [epoll_event], most: usize) -> usize {
+/// Reports ready interests, at most `most`; level-triggered ones go to the end of the list again, and
+/// none is reported twice by one `call`.
+fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -> usize {
     let mut count = 0;
-    let mut kept: Option<&'static Interest> = None;
+    let mut turned: Option<&'static Interest> = None;
     while count < most {
         let Some(interest) = set.pop() else { break };
-        if kept.is_some_and(|first| core::ptr::eq(first, interest)) {
-            // Once around.
-            set.push(interest);
-            break;
-        }
         if interest.live.load(Ordering::Acquire) == 0 {
+            continue;
+        }
+        if interest.reported.load(Ordering::Relaxed) == call {
+            set.push(interest);
+            if turned.is_some_and(|first| core::ptr::eq(first, interest)) {
+                // Once around.
+                break;
+            }
+            turned = turned.or(Some(interest));
             continue;
         }
         let Some(conn) = interest.conn() else {
             continue;
         };
         let bits = bits(conn, interest.fd()) & interest.wanted();
-        if bits == 0 || interest.wanted() == 0 {
+        if bits == 0 {
             continue;
         }
         let Some(place) = out.get_mut(count) else {
@@ -174,9 +181,9 @@ fn collect(set: &'static Set, out: &mut [epoll_event], most: usize) -> usize {
             u64: interest.data(),
         };
         count += 1;
+        interest.reported.store(call, Ordering::Relaxed);
         conn.slot().meta.delivered.store(1, Ordering::Relaxed);
         if !interest.spend() && !interest.is_edge() {
-            kept = kept.or(Some(interest));
             set.push(interest);
         }
     }
@@ -251,13 +258,24 @@ fn spin(set: &'static Set) {
     }
 }
 
+/// Longest sleep of a set without an event channel.
+const BLIND_NS: u64 = 8_000_000;
+
 /// Sleeps in the kernel, announced to all far ends.
 fn sleep(
     set: &'static Set,
     deadline: Option<u64>,
     kernel: &dyn Fn(usize, Option<u64>) -> c_int,
 ) -> c_int {
-    let left = || deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    let blind = set.is_blind();
+    let left = || {
+        let left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+        if blind {
+            Some(left.map_or(BLIND_NS, |left| left.min(BLIND_NS)))
+        } else {
+            left
+        }
+    };
     // Counted first: who opens the event channel afterwards rings it, and we look again.
     set.sleepers.fetch_add(1, Ordering::SeqCst);
     let Some(number) = set.context() else {
