@@ -105,7 +105,9 @@ pub(crate) fn load() -> Result<(), String> {
         .unwrap_or(0);
     let config = Config {
         policy,
-        socket: var("VIADUCT_SOCKET").unwrap_or_else(|| DEFAULT_SOCKET.to_owned()),
+        socket: var("VIADUCT_SOCKET")
+            .filter(|path| !path.is_empty())
+            .unwrap_or_else(|| DEFAULT_SOCKET.to_owned()),
         ring_log2,
         session,
         strict: strict(),

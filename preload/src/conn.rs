@@ -193,9 +193,13 @@ impl Conn {
 
     /// Says that the connection must stay on TCP. The first reason stays.
     pub(crate) fn veto(&self, reason: Reason) {
-        let _ = self
-            .veto
-            .compare_exchange(0, reason.code(), Ordering::Relaxed, Ordering::Relaxed);
+        let first =
+            self.veto
+                .compare_exchange(0, reason.code(), Ordering::Relaxed, Ordering::Relaxed);
+        if first.is_ok() {
+            let told = &self.slot().meta.reason;
+            told.store(reason.code(), Ordering::Relaxed);
+        }
     }
 
     /// Why the connection must stay on TCP.
@@ -211,6 +215,12 @@ impl Conn {
             self.dead.store(1, Ordering::Relaxed);
         }
         error
+    }
+
+    /// An error that came behind bytes which the program gets first: it is reported by the next call.
+    pub(crate) fn defer_error(&self, error: i32) {
+        self.dead.store(0, Ordering::Relaxed);
+        self.pending_error.store(error, Ordering::Relaxed);
     }
 
     /// Whether the connection was reset and the program has been told.

@@ -20,6 +20,11 @@ use crate::{config, lifecycle, real, tls};
 #[unsafe(link_section = ".init_array")]
 static INIT: extern "C" fn() = init;
 
+#[used]
+#[cfg(not(test))]
+#[unsafe(link_section = ".fini_array")]
+static FINI: extern "C" fn() = lifecycle::at_exit;
+
 #[cfg_attr(test, expect(dead_code, reason = "only the library has a constructor"))]
 extern "C" fn init() {
     let errno = crate::errno::get();

@@ -154,22 +154,40 @@ pub(crate) fn bytes_sent(fd: c_int, connected: bool) -> Option<u64> {
     None
 }
 
-/// Bytes ever read from the kernel socket; the caller sees to it that nobody reads meanwhile.
-pub(crate) fn bytes_read(fd: c_int) -> Option<u64> {
-    let mut info = TcpInfo::of(fd)?;
+/// How many of the first `at` bytes of the stream are still to be read from the kernel socket; the caller
+/// sees to it that nobody reads meanwhile. `Ok(None)`: the counts moved, ask again.
+///
+/// # Errors
+/// The counts contradict `at`: more bytes were read or have come than the far end sent.
+pub(crate) fn left_to_read(fd: c_int, at: u64) -> Result<Option<u64>, ()> {
+    let Some(mut info) = TcpInfo::of(fd) else {
+        return Ok(None);
+    };
     for _ in 0..SAMPLES {
-        let queued = queue(fd, SIOCINQ)?;
-        let again = TcpInfo::of(fd)?;
+        let (Some(queued), Some(again)) = (queue(fd, SIOCINQ), TcpInfo::of(fd)) else {
+            return Ok(None);
+        };
         if again.bytes_received() == info.bytes_received() && again.state() == info.state() {
-            let fin = matches!(
-                again.state(),
-                TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT
-            );
-            return again.bytes_received().checked_sub(queued + u64::from(fin));
+            return left(at, again.bytes_received(), queued, again.state()).ok_or(());
         }
         info = again;
     }
-    None
+    Ok(None)
+}
+
+/// `Some(Some(n))`: n bytes are left. A FIN counts as one byte received; in state CLOSE it may or may not
+/// have come, but nothing more will.
+fn left(at: u64, received: u64, queued: u64, state: u8) -> Option<Option<u64>> {
+    let fin = match state {
+        TCP_CLOSE_WAIT | TCP_LAST_ACK | TCP_CLOSING | TCP_TIME_WAIT => 1,
+        TCP_CLOSE => match received.checked_sub(at)? {
+            fin @ 0..=1 => fin,
+            _ => return None,
+        },
+        _ => 0,
+    };
+    let read = received.checked_sub(queued + fin)?;
+    at.checked_sub(read).map(Some)
 }
 
 /// Sends what the kernel holds back (MSG_MORE, TCP_CORK, Nagle), leaving the options as they were.
@@ -332,5 +350,42 @@ pub(crate) fn address(storage: &sockaddr_storage) -> Option<SocketAddr> {
             Some(SocketAddr::new(IpAddr::V6(ip), u16::from_be(v6.sin6_port)))
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fin_is_not_a_byte_of_the_stream() {
+        // 100 bytes sent, 40 of them read, 60 queued.
+        assert_eq!(left(100, 100, 60, TCP_ESTABLISHED), Some(Some(60)));
+        assert_eq!(left(100, 101, 60, TCP_CLOSE_WAIT), Some(Some(60)));
+        assert_eq!(
+            left(100, 101, 60, TCP_CLOSE),
+            Some(Some(60)),
+            "both FINs are through"
+        );
+        assert_eq!(
+            left(100, 100, 60, TCP_CLOSE),
+            Some(Some(60)),
+            "reset without FIN"
+        );
+        assert_eq!(
+            left(100, 30, 10, TCP_ESTABLISHED),
+            Some(Some(80)),
+            "70 still on the way"
+        );
+        assert_eq!(
+            left(100, 150, 0, TCP_ESTABLISHED),
+            None,
+            "a writer that nobody saw"
+        );
+        assert_eq!(
+            left(100, 90, 0, TCP_CLOSE),
+            None,
+            "bytes that can no longer come"
+        );
     }
 }

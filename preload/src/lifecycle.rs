@@ -2,13 +2,13 @@
 
 use core::ffi::c_int;
 use core::net::SocketAddr;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_core::Reason;
 use rdma_core::control::{Message, SlotRef};
 use rdma_core::policy::Verdict;
 use rdma_core::ring::Consumer;
-use rdma_core::slot::{ARENA_BYTES, RxState, SLOTS, Slot, Stage};
+use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
@@ -17,8 +17,6 @@ use crate::{config, contexts, control, errno, kernel, kick, tls, upgrade};
 
 /// Free slots of this process's arena.
 static SLOT_NUMBERS: Numbers<{ SLOTS as usize }> = Numbers::new();
-
-const _: () = assert!(ARENA_BYTES > 0);
 
 /// Which side of the handshake a socket was.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -51,13 +49,21 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
         // A close that we did not see: the number is another socket's now.
         forget_stale(fd);
     }
-    match config.policy.judge(far) {
+    // A port in the list is the service's: the far end's for who connects, our own for who accepts.
+    let judged = if side == Side::Accepted && config.policy.has_ports() {
+        let own = kernel::addresses(fd).map_or(0, |(own, _)| own.port());
+        SocketAddr::new(far.ip(), own)
+    } else {
+        far
+    };
+    match config.policy.judge(judged) {
         Verdict::Peer(_) => {}
         Verdict::Plain(reason, _) => {
             if let Some(arena) = control::arena() {
                 arena.header().counters.count_reason(reason);
             }
             if fds::fits(fd) && fds::lookup(fd).is_none() {
+                KNOWN.store(1, Ordering::Relaxed);
                 fds::insert(fd, Entry::PLAIN);
             }
             return;
@@ -93,6 +99,7 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     slot.set_stage(Stage::Candidate);
     conn.begin(slot, index);
     control::bind_slot(index, Some(number));
+    KNOWN.store(1, Ordering::Relaxed);
     if let Some(first) = fds::insert(fd, conn.entry()).as_watched() {
         epoll::adopt_watched(fd, first, conn);
     }
@@ -100,6 +107,14 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
         upgrade::register(conn, fd);
     }
 }
+
+/// Whether this process ever had a connection of which the library took note.
+#[inline]
+pub(crate) fn any_known() -> bool {
+    KNOWN.load(Ordering::Relaxed) != 0
+}
+
+static KNOWN: AtomicU32 = AtomicU32::new(0);
 
 fn new_slot(arena: &rdma_core::slot::ArenaView) -> Option<(u32, &'static Slot)> {
     let index = SLOT_NUMBERS.take()?;
@@ -151,6 +166,9 @@ fn control_arena_locked() -> Option<rdma_core::slot::ArenaView> {
 /// A descriptor was duplicated by dup, dup2, dup3 or fcntl.
 pub(crate) fn duplicated(old: c_int, new: c_int) {
     let entry = fds::lookup(old);
+    if entry.is_none() && fds::lookup(new).is_none() || !is_own_memory() {
+        return;
+    }
     if let Some(index) = entry.as_conn() {
         conn(index).refs.fetch_add(1, Ordering::AcqRel);
         if !fds::fits(new) {
@@ -173,7 +191,7 @@ pub(crate) fn duplicated(old: c_int, new: c_int) {
 /// A number that the kernel has just handed out cannot still be what we think: a close was missed.
 #[inline]
 pub(crate) fn created(fd: c_int) {
-    if fd >= 0 && !fds::lookup(fd).is_none() {
+    if fd >= 0 && !fds::lookup(fd).is_none() && is_own_memory() {
         forget_stale(fd);
     }
 }
@@ -185,7 +203,7 @@ fn forget_stale(fd: c_int) {
         fds::replace(fd, Entry::NONE);
         return;
     }
-    if let Some(closing) = begin_close(fd) {
+    if let Some(closing) = take_out(fd, None) {
         closing.finish();
     }
 }
@@ -199,6 +217,11 @@ pub(crate) struct Closing {
 /// Before the kernel closes `fd`: takes it out of the table and, if it was the last descriptor of the
 /// last process, ends the connection. `None`: nothing of ours.
 pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
+    take_out(fd, Some(fd))
+}
+
+/// As [`begin_close`]; `socket` is the descriptor if it still names the connection's socket.
+fn take_out(fd: c_int, socket: Option<c_int>) -> Option<Closing> {
     let entry = fds::lookup(fd);
     if entry.is_none() || entry.is_internal() || !fds::take(fd, entry) {
         return None;
@@ -215,12 +238,12 @@ pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
     if conn.refs.fetch_sub(1, Ordering::AcqRel) > 1 {
         return None;
     }
-    errno::preserved(|| last_descriptor(conn, fd));
+    errno::preserved(|| last_descriptor(conn, socket));
     Some(Closing { conn: Some(conn) })
 }
 
 /// The last descriptor of this process.
-fn last_descriptor(conn: &'static Conn, fd: c_int) {
+fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     let slot = conn.slot();
     epoll::forget_conn(conn);
     let last = slot.meta.holders.fetch_sub(1, Ordering::AcqRel) == 1;
@@ -243,7 +266,7 @@ fn last_descriptor(conn: &'static Conn, fd: c_int) {
         kick::wake_all(conn, view);
         // Threads of our own that sleep on the connection must not touch its memory later.
         contexts::ring_own(&view.mine.waits);
-        if unread {
+        if let Some(fd) = socket.filter(|_| unread) {
             kernel::reset_on_close(fd);
         }
     }
@@ -279,8 +302,15 @@ fn count(conn: &Conn) {
         }
     }
     let never = match slot.stage() {
-        Stage::Candidate => Some(Reason::Young),
+        Stage::Candidate => {
+            let known = slot.meta.reason.load(Ordering::Relaxed);
+            Some(Reason::from_code(known).unwrap_or(Reason::Young))
+        }
         Stage::Registered => Some(Reason::Unpaired),
+        // Paired, but vetoed before anything went over the ring.
+        Stage::Attached if slot.tx.cursor().tail == 0 && slot.rx.cursor().head == 0 => {
+            conn.vetoed()
+        }
         Stage::Free | Stage::Attached | Stage::Plain => None,
     };
     if let Some(reason) = never {
@@ -389,15 +419,10 @@ pub(crate) fn in_parent() {
 fn each_conn(work: impl Fn(&'static Conn)) {
     for number in 0..CONN_NUMBERS.used() {
         let conn = conn(number);
-        if conn.refs.load(Ordering::Relaxed) > 0 && fds_name(conn) {
+        if conn.refs.load(Ordering::Relaxed) > 0 {
             work(conn);
         }
     }
-}
-
-/// Whether the connection is in use: freed ones have no descriptor.
-fn fds_name(conn: &Conn) -> bool {
-    conn.refs.load(Ordering::Relaxed) > 0
 }
 
 /// In a forked child: what belongs to the parent is left alone.
@@ -468,4 +493,15 @@ pub(crate) fn is_own_memory() -> bool {
     }
 }
 
-static OWN_PID: core::sync::atomic::AtomicU32 = core::sync::atomic::AtomicU32::new(0);
+static OWN_PID: AtomicU32 = AtomicU32::new(0);
+
+/// The process exits in an orderly way: it holds its connections no more, so that the close of whoever
+/// shares them by fork is the last. The kernel closes the sockets, which the far ends see by themselves.
+pub(crate) extern "C" fn at_exit() {
+    if any_known() && is_own_memory() {
+        each_conn(|conn| {
+            conn.refs.store(0, Ordering::Relaxed);
+            conn.slot().meta.holders.fetch_sub(1, Ordering::AcqRel);
+        });
+    }
+}

@@ -13,6 +13,7 @@ use rdma_core::slot::{RxState, Stage, TxState};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::conn::Conn;
+use crate::ops::lock;
 use crate::{config, control, kernel, kick};
 
 /// A data call of `bytes` bytes went through the kernel: has the connection proved worth it?
@@ -102,8 +103,8 @@ fn try_register(
     if kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP) {
         return Err(Some(Reason::NotTcp));
     }
-    if kernel::has_ulp(fd) {
-        return Err(Some(Reason::SocketOption));
+    if let Some(reason) = option_in_the_way(conn, fd) {
+        return Err(Some(reason));
     }
     let (own, far) = kernel::addresses(fd).ok_or(Some(Reason::NotEstablished))?;
     if own == far {
@@ -117,9 +118,14 @@ fn try_register(
     };
     let slot = conn.slot();
     let session = control::ensure(config).map_err(|reason| match reason {
-        Reason::NoDaemon => None,
+        Reason::NoDaemon if !config.strict => {
+            // For now; told apart from a connection that is merely young when it closes.
+            slot.meta.reason.store(reason.code(), Ordering::Relaxed);
+            None
+        }
         other => Some(other),
     })?;
+    slot.meta.reason.store(0, Ordering::Relaxed);
     let mut path = *b"/proc/thread-self/fd/\0\0\0\0\0\0\0\0\0\0\0";
     let proc = proc_path(&mut path, fd).ok_or(Some(Reason::NoProc))?;
     let identity = open(proc, OFlags::PATH | OFlags::CLOEXEC, Mode::empty()).map_err(|error| {
@@ -149,6 +155,29 @@ fn try_register(
     } else {
         Err(None)
     }
+}
+
+/// An option that was set before the library knew the connection, or inherited from the listener.
+fn option_in_the_way(conn: &Conn, fd: c_int) -> Option<Reason> {
+    let is_set =
+        |name| kernel::option_int(fd, libc::SOL_SOCKET, name).is_some_and(|value| value > 0);
+    if kernel::has_ulp(fd) {
+        return Some(Reason::SocketOption);
+    }
+    if kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).is_some_and(|value| value >= 0) {
+        return Some(Reason::PeekOffset);
+    }
+    if is_set(libc::SO_ZEROCOPY) {
+        return Some(Reason::ZeroCopy);
+    }
+    if is_set(libc::SO_OOBINLINE) {
+        return Some(Reason::OutOfBand);
+    }
+    if let Some(lowat) = kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT) {
+        let lowat = lowat.max(0).cast_unsigned();
+        conn.slot().rx.lowat.store(lowat, Ordering::Relaxed);
+    }
+    None
 }
 
 /// Notes the addresses for `viaduct status`.
@@ -233,7 +262,7 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
     if conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait) {
         return false;
     }
-    if !crate::ops::epoll::may_arm(conn) {
+    if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {
         return false;
     }
     rx.set_state(RxState::Armed);
@@ -278,11 +307,10 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
 #[cold]
 pub(crate) fn begin_draining(conn: &'static Conn, fd: c_int, at: u64) -> bool {
     let rx = &conn.slot().rx;
-    let Some(read) = kernel::bytes_read(fd) else {
-        return true;
-    };
-    let Some(left) = at.checked_sub(read) else {
-        return false;
+    let left = match kernel::left_to_read(fd, at) {
+        Ok(Some(left)) => left,
+        Ok(None) => return true,
+        Err(()) => return false,
     };
     rx.kernel_left.store(left, Ordering::Relaxed);
     rx.set_state(if left == 0 {
@@ -294,6 +322,25 @@ pub(crate) fn begin_draining(conn: &'static Conn, fd: c_int, at: u64) -> bool {
         crate::ops::epoll::on_change(conn, fd);
     }
     true
+}
+
+/// Receiver: notices a switch of the far end without receiving, for those who only ask what is there.
+pub(crate) fn notice_switch(conn: &'static Conn, view: &ConnView, fd: c_int) {
+    let rx = &conn.slot().rx;
+    if rx.state() != RxState::Armed {
+        return;
+    }
+    let Some(at) = view.theirs.state.switched_at() else {
+        return;
+    };
+    if lock::take(&rx.lock).is_err() {
+        return;
+    }
+    let contradiction = rx.state() == RxState::Armed && !begin_draining(conn, fd, at);
+    lock::free(&rx.lock);
+    if contradiction {
+        crate::ops::recv::break_conn(conn, view, Reason::UnseenWriter);
+    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! The first rule that matches decides; `!` excludes. An IPv6 net needs brackets if a port follows.
-//! A v4-mapped IPv6 address is judged as the IPv4 address it is.
+//! A v4-mapped IPv6 address is judged as the IPv4 address it is, and a v4-mapped net is the IPv4 net.
 
 #![forbid(unsafe_code)]
 
@@ -87,6 +87,11 @@ impl Policy {
         !self.rules.iter().any(|rule| rule.include)
     }
 
+    /// Whether some rule names ports.
+    pub fn has_ports(&self) -> bool {
+        self.rules.iter().any(|rule| rule.ports != (0, u16::MAX))
+    }
+
     /// The rules in order.
     pub fn rules(&self) -> &[Rule] {
         &self.rules
@@ -120,21 +125,26 @@ impl Rule {
             None => (net, None),
         };
         let net: IpAddr = addr.parse().map_err(|_| "not an IP address")?;
+        if net.is_ipv4() && rest.starts_with('[') {
+            return Err("brackets are for IPv6");
+        }
         let width = if net.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
             None => width,
-            Some(bits) => bits
-                .parse()
-                .ok()
+            Some(bits) => number(bits)
                 .filter(|&b: &u8| b <= width)
                 .ok_or("prefix length out of range")?,
+        };
+        let (net, bits) = match (net.to_canonical(), bits.checked_sub(96)) {
+            (IpAddr::V4(v4), Some(bits)) if net.is_ipv6() => (IpAddr::V4(v4), bits),
+            _ => (net, bits),
         };
         let ports = match port {
             None => (0, u16::MAX),
             Some(port) => {
                 let (low, high) = port.split_once('-').unwrap_or((port, port));
-                let low = low.parse().map_err(|_| "port is not 0 to 65535")?;
-                let high = high.parse().map_err(|_| "port is not 0 to 65535")?;
+                let low = number(low).ok_or("port is not 0 to 65535")?;
+                let high = number(high).ok_or("port is not 0 to 65535")?;
                 if low > high {
                     return Err("port range is backwards");
                 }
@@ -183,6 +193,15 @@ impl core::fmt::Display for Rule {
             (low, high) if low == high => write!(f, ":{low}"),
             (low, high) => write!(f, ":{low}-{high}"),
         }
+    }
+}
+
+/// Digits only: `parse` alone would take a sign.
+fn number<T: core::str::FromStr>(text: &str) -> Option<T> {
+    if text.bytes().all(|byte| byte.is_ascii_digit()) {
+        text.parse().ok()
+    } else {
+        None
     }
 }
 
@@ -240,6 +259,10 @@ mod tests {
             Verdict::Peer(0)
         );
         assert_eq!(
+            judge("::ffff:127.0.0.0/104", "127.0.0.1:80"),
+            Verdict::Peer(0)
+        );
+        assert_eq!(
             judge("::/0", "127.0.0.1:80"),
             Verdict::Plain(Reason::NotPeer, None)
         );
@@ -262,6 +285,9 @@ mod tests {
             "[::1]80",
             "!",
             "1.2.3.4:70000",
+            "1.2.3.4:+80",
+            "1.2.3.4/+8",
+            "[1.2.3.4]:80",
         ] {
             let error = Policy::parse(&format!("127.0.0.1,{bad}"))
                 .unwrap_err()

@@ -155,7 +155,13 @@ export! {
     }
 
     unsafe fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int) -> c_int {
-        if fds::lookup(fd).as_conn().is_none() || msgs.is_null() {
+        if fds::lookup(fd).as_conn().is_none() || msgs.addr() < 4096 {
+            if msgs.addr() >= 4096 && lifecycle::any_known() {
+                for i in 0..count.min(1024) as usize {
+                    // SAFETY: see the top of the file.
+                    unsafe { note_passed(&raw const (*msgs.add(i)).msg_hdr) };
+                }
+            }
             // SAFETY: see the top of the file.
             return unsafe { real::sendmmsg(fd, msgs, count, flags) };
         }
@@ -294,7 +300,7 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     let native = || unsafe { real::sendmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn() else {
-        if msg.addr() >= 4096 && crate::config::config().is_some() {
+        if msg.addr() >= 4096 && lifecycle::any_known() {
             // SAFETY: by contract a header.
             unsafe { note_passed(msg) };
         }

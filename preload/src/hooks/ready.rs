@@ -5,7 +5,7 @@ use core::ffi::c_int;
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use crate::ops::{epoll, ready};
-use crate::{config, control, real};
+use crate::{config, control, lifecycle, real};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -48,7 +48,7 @@ unsafe fn poll_any(
     mask: *const sigset_t,
     native: impl Fn() -> c_int,
 ) -> c_int {
-    if config::config().is_none() {
+    if config::config().is_none() || !lifecycle::any_known() {
         return native();
     }
     let Ok(entries) = usize::try_from(count) else {
@@ -112,7 +112,7 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::select(count, read, write, except, time) };
-        if config::config().is_none() {
+        if config::config().is_none() || !lifecycle::any_known() {
             return native();
         }
         let mut timeout = None;
@@ -153,7 +153,7 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::pselect(count, read, write, except, time, mask) };
-        if config::config().is_none() {
+        if config::config().is_none() || !lifecycle::any_known() {
             return native();
         }
         // SAFETY: see the top of the file.
@@ -222,7 +222,7 @@ redhook::hook! {
     unsafe fn epoll_create(size: c_int) -> c_int => viaduct_epoll_create {
         // SAFETY: no pointers.
         let epfd = unsafe { real::epoll_create(size) };
-        crate::lifecycle::created(epfd);
+        lifecycle::created(epfd);
         epoll::create(epfd);
         epfd
     }
@@ -232,7 +232,7 @@ redhook::hook! {
     unsafe fn epoll_create1(flags: c_int) -> c_int => viaduct_epoll_create1 {
         // SAFETY: no pointers.
         let epfd = unsafe { real::epoll_create1(flags) };
-        crate::lifecycle::created(epfd);
+        lifecycle::created(epfd);
         epoll::create(epfd);
         epfd
     }

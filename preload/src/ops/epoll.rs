@@ -20,10 +20,10 @@ use core::sync::atomic::Ordering;
 use libc::epoll_event;
 use rdma_core::Reason;
 use rdma_core::event::{WaitFor, WaitRef};
-use rdma_core::slot::{RxState, TxState};
+use rdma_core::slot::RxState;
 
 pub(crate) use set::{
-    Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_shared,
+    Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_polled,
     share_fd,
 };
 pub(crate) use wait::wait;
@@ -31,6 +31,7 @@ pub(crate) use wait::wait;
 use crate::conn::{Conn, conn};
 use crate::fds::{self};
 use crate::ops::ready::involves_ring;
+use crate::ops::send;
 use crate::{control, errno, kernel, real};
 use set::{Set, interest, interests_of, set_of};
 
@@ -43,7 +44,7 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     let native = || unsafe { real::epoll_ctl(epfd, op, fd, event) };
     let entry = fds::lookup(fd);
     if entry.as_epoll().is_some() && op == libc::EPOLL_CTL_ADD {
-        mark_shared(fd);
+        mark_polled(fd);
     }
     let is_ours = entry.as_conn().is_some()
         || entry.as_watched().is_some()
@@ -148,15 +149,50 @@ fn engage(interest: &'static Interest) {
         let waits = &view.mine.waits;
         while waits.leave(WaitFor::Data, who) {}
         while waits.leave(WaitFor::Space, who) {}
+        let mut entered = true;
         if conn.slot().rx.state() != RxState::Kernel {
-            waits.enter(WaitFor::Data, who);
+            entered &= waits.enter(WaitFor::Data, who);
         }
-        if conn.slot().tx.state() == TxState::Ring && interest.asks_for_space() {
-            waits.enter(WaitFor::Space, who);
+        interest.space.store(0, Ordering::Relaxed);
+        if !entered {
+            // More waiters than entries: the far end cannot ring this set.
+            set.blind.store(set::ALWAYS_BLIND, Ordering::Relaxed);
         }
     }
     set.push(interest);
     set.wake_sleepers();
+}
+
+/// A send was refused or readiness for sending was denied: from now on the sets that ask for space hear
+/// of it, once. (Asking earlier would report edges that the kernel does not.)
+pub(crate) fn want_space(conn: &Conn) {
+    let Some(view) = conn.view() else { return };
+    for interest in interests_of(conn) {
+        let Some(set) = interest.set() else { continue };
+        if !interest.asks_for_space() || interest.space.swap(1, Ordering::Relaxed) != 0 {
+            continue;
+        }
+        let entered =
+            reference(set, conn).is_some_and(|who| view.mine.waits.enter(WaitFor::Space, who));
+        if !entered {
+            set.blind.store(set::ALWAYS_BLIND, Ordering::Relaxed);
+        }
+        if send::writable(conn) == Some(true) {
+            // The space came before the entry was seen.
+            set.push(interest);
+            set.wake_sleepers();
+        }
+    }
+}
+
+/// Space was reported to the program: it is not asked for again before a send is refused.
+fn had_space(interest: &Interest, conn: &Conn) {
+    if interest.space.swap(0, Ordering::Relaxed) != 0
+        && let (Some(set), Some(view)) = (interest.set(), conn.view())
+        && let Some(who) = reference(set, conn)
+    {
+        view.mine.waits.leave(WaitFor::Space, who);
+    }
 }
 
 /// How the far end of `conn` names this set.

@@ -10,7 +10,7 @@
 )]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{
     POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDHUP, fd_set, pollfd, sigset_t,
@@ -20,7 +20,7 @@ use rdma_core::event::WaitFor;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::{RxState, TxState};
 
-use super::{lock, recv, send};
+use super::{recv, send};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
 use crate::fds::{self};
 use crate::wait::{self, Sleeper};
@@ -102,16 +102,7 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     };
     let slot = conn.slot();
     let mut bits = kernel_bits;
-    if slot.rx.state() == RxState::Armed
-        && let Some(at) = view.theirs.state.switched_at()
-        && lock::take(&slot.rx.lock).is_ok()
-    {
-        if slot.rx.state() == RxState::Armed && !upgrade::begin_draining(conn_static(conn), fd, at)
-        {
-            recv::break_conn(conn, view, rdma_core::Reason::UnseenWriter);
-        }
-        lock::free(&slot.rx.lock);
-    }
+    upgrade::notice_switch(conn_static(conn), view, fd);
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
@@ -127,7 +118,10 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
         if available >= lowat || over {
             bits |= READ_BITS;
         }
-        if conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+        // The far end says its end before its kernel sends the FIN.
+        if conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+            || view.theirs.state.ended_at().is_some()
+        {
             bits |= POLLRDHUP;
         }
     }
@@ -206,20 +200,8 @@ pub(crate) unsafe fn poll_in_kernel(
         return native();
     }
     // SAFETY: by contract.
-    let entries = || unsafe { core::slice::from_raw_parts(fds.cast_const(), count) }.iter();
-    let ours = |entry: &pollfd| Some(conn(fds::lookup(entry.fd).as_conn()?));
-    for conn in entries().filter_map(ours) {
-        conn.slot().rx.inside.enter();
-    }
-    // Armed between the first look and the entry: the caller looks again.
-    let armed = entries().filter_map(ours).any(involves_ring);
-    let result = if armed { 0 } else { native() };
-    for conn in entries().filter_map(ours) {
-        conn.slot().rx.inside.leave();
-    }
-    if armed {
-        return LOOK_AGAIN;
-    }
+    let entries = unsafe { core::slice::from_raw_parts(fds.cast_const(), count) };
+    let result = as_reader(&mut entries.iter().map(|entry| entry.fd), &native);
     if result > 0 {
         // SAFETY: by contract.
         unsafe { delivered(fds, count) };
@@ -239,29 +221,69 @@ pub(crate) unsafe fn select_in_kernel(
     sets: [*mut fd_set; 3],
     native: impl Fn() -> c_int,
 ) -> c_int {
-    let each = |work: &mut dyn FnMut(&'static Conn)| {
-        for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
-            let Ok(number) = c_int::try_from(fd) else {
-                break;
-            };
-            if let Some(index) = fds::lookup(number).as_conn() {
-                work(conn(index));
-            }
-        }
-    };
-    each(&mut |conn| conn.slot().rx.inside.enter());
-    // SAFETY: by contract.
-    let armed = unsafe { any_ring(count, sets) };
-    let result = if armed { 0 } else { native() };
-    each(&mut |conn| conn.slot().rx.inside.leave());
-    if armed {
-        return LOOK_AGAIN;
-    }
+    let mut asked = (0..count.min(1 << 20)).filter(|&fd| {
+        usize::try_from(fd).is_ok_and(|fd| {
+            // SAFETY: fd < count.
+            (0..3).any(|i| unsafe { is_set(sets[i], fd) })
+        })
+    });
+    let result = as_reader(&mut asked, &native);
     if result > 0 {
         // SAFETY: by contract.
         unsafe { delivered_sets(count, sets) };
     }
     result
+}
+
+/// Runs `native` with the calling thread counted as a reader of every connection among `fds`; sets among
+/// them are told that somebody watches them. The connections are remembered, because other threads may
+/// close the descriptors meanwhile.
+fn as_reader(fds: &mut dyn Iterator<Item = c_int>, native: &dyn Fn() -> c_int) -> c_int {
+    let mut counted = [0u16; READERS];
+    let mut used = 0;
+    let mut armed = false;
+    let mut complete = true;
+    for fd in fds {
+        let entry = fds::lookup(fd);
+        if entry.as_epoll().is_some() {
+            super::epoll::mark_polled(fd);
+        }
+        let Some(index) = entry.as_conn() else {
+            continue;
+        };
+        match (counted.get_mut(used), u16::try_from(index)) {
+            (Some(place), Ok(number)) => {
+                *place = number;
+                used += 1;
+                conn(index).slot().rx.inside.enter();
+                armed |= involves_ring(conn(index));
+            }
+            _ => complete = complete && conn(index).view().is_none(),
+        }
+    }
+    if !complete {
+        // Too many to count: those beyond must not be armed by others while we sleep.
+        SLEEPERS_UNCOUNTED.fetch_add(1, Ordering::SeqCst);
+    }
+    let result = if armed { LOOK_AGAIN } else { native() };
+    if !complete {
+        SLEEPERS_UNCOUNTED.fetch_sub(1, Ordering::SeqCst);
+    }
+    for number in counted.iter().take(used) {
+        conn(u32::from(*number)).slot().rx.inside.leave();
+    }
+    result
+}
+
+/// Connections that one waiting call is counted in.
+const READERS: usize = 1024;
+
+/// Waiting calls on more connections than are counted; while there are any, nothing is armed.
+static SLEEPERS_UNCOUNTED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether arming must wait because some sleeping call is not counted.
+pub(crate) fn has_uncounted_sleepers() -> bool {
+    SLEEPERS_UNCOUNTED.load(Ordering::SeqCst) != 0
 }
 
 /// Whether a descriptor in the sets involves a ring.
@@ -504,15 +526,11 @@ pub(crate) unsafe fn select(
     timeout_ns: Option<u64>,
     mask: *const sigset_t,
 ) -> Option<c_int> {
-    let count = usize::try_from(count).ok().filter(|&n| n <= 1 << 20)?;
-    let any = (0..count).any(|fd| {
-        // SAFETY: fd < count.
-        (0..3).any(|i| unsafe { is_set(sets[i], fd) })
-            && c_int::try_from(fd).is_ok_and(|fd| ring_conn(fd).is_some())
-    });
-    if !any {
+    // SAFETY: by contract.
+    if count > 1 << 20 || !unsafe { any_ring(count, sets) } {
         return None;
     }
+    let count = usize::try_from(count).ok()?;
     let bytes = (2 * count + 1) * size_of::<pollfd>();
     let Ok(region) = frontend_drv::memory::reserve(bytes) else {
         errno::set(libc::ENOMEM);

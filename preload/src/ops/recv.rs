@@ -13,7 +13,7 @@ use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::{Consumer, RxCursor};
-use rdma_core::slot::{RxState, Stage};
+use rdma_core::slot::{RxState, Stage, TxState};
 
 use super::lock;
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE, conn};
@@ -126,7 +126,7 @@ const GATHER_PAUSES: u32 = 16;
 fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
     let rx = &conn.slot().rx;
     rx.set_cursor(cursor);
-    rx.far_ack.store(ring.ack(), Ordering::Relaxed);
+    rx.note_ack(ring.ack());
     ring.publish(cursor);
     cursor.available() <= ring.capacity() / 2
 }
@@ -199,7 +199,10 @@ fn slow(
                 return count(buffers);
             }
             Step::End => return count(buffers),
-            Step::Error(_) if buffers.done() > 0 => return count(buffers),
+            Step::Error(error) if buffers.done() > 0 => {
+                conn.defer_error(error);
+                return count(buffers);
+            }
             Step::Error(error) => return errno::fail(error),
             Step::Empty => {}
         }
@@ -285,6 +288,13 @@ fn look(
 ) -> (Step, bool) {
     let rx = &conn.slot().rx;
     loop {
+        // An error that came behind bytes already given to the program; in the ring, after its bytes.
+        if !matches!(rx.state(), RxState::Kernel | RxState::Ring) {
+            let error = conn.take_error();
+            if error != 0 {
+                return (Step::Error(error), false);
+            }
+        }
         match rx.state() {
             RxState::Kernel => {
                 if !upgrade::try_arm(conn, view, fd, flags & MSG_DONTWAIT != 0) {
@@ -393,11 +403,11 @@ fn ring_now(
         return (Step::Error(libc::ECONNRESET), false);
     }
     if available == 0 {
+        let error = conn.take_error();
+        if error != 0 {
+            return (Step::Error(error), false);
+        }
         if end == Some(cursor.head) {
-            let error = conn.take_error();
-            if error != 0 {
-                return (Step::Error(error), false);
-            }
             if conn.is_dead() {
                 return (Step::End, false);
             }
@@ -592,12 +602,19 @@ fn finish(conn: &Conn, view: &ConnView) {
     let killed = view.theirs.state.ended_at().is_none();
     let tail = view.rx_words.tail.load(Ordering::Acquire);
     if killed && conn.pending_error.load(Ordering::Relaxed) == 0 {
-        // Unread bytes at a dead end: TCP would have answered RST.
-        let sent = conn.slot().tx.cursor().tail;
+        let tx = &conn.slot().tx;
+        let sent = tx.cursor().tail;
         let read = view.theirs.consumer.head.load(Ordering::Acquire);
         if read < sent {
+            // Unread bytes at a dead end: TCP would have answered RST.
             conn.pending_error
                 .store(libc::ECONNRESET, Ordering::Relaxed);
+        } else if lock::take(&tx.lock).is_ok() {
+            // Nobody reads the ring: what is sent from now on, the kernel answers.
+            if tx.state() == TxState::Ring {
+                tx.set_state(TxState::Done);
+            }
+            lock::free(&tx.lock);
         }
     }
     let end = view.theirs.state.ended_at().unwrap_or(tail);
@@ -622,13 +639,14 @@ pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
 }
 
 /// Bytes that a receive call could get now, for FIONREAD; `None`: ask the kernel.
-pub(crate) fn readable(conn: &Conn, fd: c_int) -> Option<u64> {
+pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
     let view = conn.view()?;
     let rx = &conn.slot().rx;
     let in_ring = || {
         let mut cursor = rx.cursor();
         Consumer::of(view).refresh(&mut cursor).unwrap_or(0)
     };
+    upgrade::notice_switch(conn, view, fd);
     match rx.state() {
         RxState::Kernel | RxState::Armed | RxState::Done => None,
         RxState::Draining => {

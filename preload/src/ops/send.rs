@@ -12,7 +12,7 @@ use libc::{
 use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
-use rdma_core::ring::Producer;
+use rdma_core::ring::{Consumer, Producer, TxCursor};
 use rdma_core::slot::TxState;
 
 use super::lock;
@@ -71,14 +71,14 @@ fn to_ring(
     {
         let ring = Producer::of(view);
         let mut cursor = tx.cursor();
-        cursor.hint(conn.slot().rx.far_ack.load(Ordering::Relaxed));
+        cursor.hint(conn.slot().rx.noted_ack());
         let fits = ring.free(&cursor) >= left as u64
             || ring
                 .refresh(&mut cursor)
                 .is_ok_and(|free| free >= left as u64);
         if fits {
             buffers.fill(&ring, &mut cursor, left);
-            publish(conn, &ring, &cursor);
+            publish(conn, view, &ring, &cursor);
             sent = true;
         }
     }
@@ -91,9 +91,9 @@ fn to_ring(
 }
 
 #[inline(always)]
-fn publish(conn: &Conn, ring: &Producer, cursor: &rdma_core::ring::TxCursor) {
+fn publish(conn: &Conn, view: &ConnView, ring: &Producer, cursor: &TxCursor) {
     conn.slot().tx.set_cursor(cursor);
-    ring.publish(cursor, conn.slot().rx.cursor().head, tls::cpu());
+    ring.publish(cursor, Consumer::of(view).published(), tls::cpu());
 }
 
 /// Whether the ring leads nowhere any more.
@@ -152,7 +152,10 @@ fn slow(
             },
             Step::Moved if buffers.left() == 0 => return count(buffers),
             Step::Moved => continue,
-            Step::Error(_) if buffers.done() > 0 => return count(buffers),
+            Step::Error(error) if buffers.done() > 0 => {
+                conn.defer_error(error);
+                return count(buffers);
+            }
             Step::Error(error) => {
                 if error == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
                     // SAFETY: raising a signal in the calling thread, as the kernel does.
@@ -251,6 +254,18 @@ fn look(
     dont_wait: bool,
 ) -> Step {
     let tx = &conn.slot().tx;
+    if tx.state() != TxState::Kernel {
+        if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
+            return Step::Error(libc::ECONNRESET);
+        }
+        let error = conn.take_error();
+        if error != 0 {
+            return Step::Error(error);
+        }
+        if conn.is_dead() {
+            return Step::Error(libc::EPIPE);
+        }
+    }
     match tx.state() {
         TxState::Kernel if view.theirs.state.is_armed() => {
             if !upgrade::try_switch(conn, view, fd, dont_wait) {
@@ -259,16 +274,6 @@ fn look(
         }
         TxState::Kernel | TxState::Switching | TxState::Done => return Step::Native,
         TxState::Ring => {}
-    }
-    if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
-        return Step::Error(libc::ECONNRESET);
-    }
-    let error = conn.take_error();
-    if error != 0 {
-        return Step::Error(error);
-    }
-    if conn.is_dead() {
-        return Step::Error(libc::EPIPE);
     }
     if view.theirs.state.is_reader_gone() {
         // Its kernel socket is closed as well: the kernel answers as it always does.
@@ -289,7 +294,7 @@ fn look(
         return Step::Full;
     }
     buffers.fill(&ring, &mut cursor, len);
-    publish(conn, &ring, &cursor);
+    publish(conn, view, &ring, &cursor);
     Step::Moved
 }
 
@@ -311,6 +316,7 @@ fn block(
     if dont_wait
         || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
     {
+        super::epoll::want_space(conn);
         return Err(libc::EAGAIN);
     }
     let ring = Producer::of(view);
@@ -334,6 +340,7 @@ fn block(
     }
     if kernel::is_nonblocking(fd) {
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
+        super::epoll::want_space(conn);
         return Err(libc::EAGAIN);
     }
     let deadline = *deadline

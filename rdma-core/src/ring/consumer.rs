@@ -176,6 +176,30 @@ impl Consumer {
         Ok(len)
     }
 
+    /// Looks at what is there from `skip` bytes behind the head, at most `dst.len()` bytes; the
+    /// cursor stays where it is.
+    ///
+    /// # Errors
+    /// [`Corrupt`] as [`Consumer::refresh`] and [`Consumer::peek`].
+    #[expect(unsafe_code, reason = "the safe form of `peek`")]
+    pub fn peek_slice(
+        &self,
+        cursor: &mut RxCursor,
+        skip: u64,
+        dst: &mut [u8],
+    ) -> Result<usize, Corrupt> {
+        if cursor.available().saturating_sub(skip) < dst.len() as u64 {
+            self.refresh(cursor)?;
+        }
+        let there = cursor.available().saturating_sub(skip);
+        let len = dst.len().min(usize::try_from(there).unwrap_or(usize::MAX));
+        if len > 0 {
+            // SAFETY: len <= dst.len() and skip + len <= available.
+            unsafe { self.peek(cursor, skip, dst.as_mut_ptr(), len) }?;
+        }
+        Ok(len)
+    }
+
     /// Gives the space up to the cursor back to the producer.
     ///
     /// The caller follows with a full barrier and a look at who waits for space.

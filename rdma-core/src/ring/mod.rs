@@ -153,6 +153,15 @@ mod tests {
     }
 
     #[test]
+    fn a_head_just_below_zero_is_corrupt() {
+        let (_heap, tx, rx) = pair();
+        let mut send = TxCursor::default();
+        tx.write_slice(&mut send, &[1]).unwrap();
+        rx.far_words().head.store(u64::MAX, Ordering::Relaxed);
+        assert!(matches!(tx.refresh(&mut send), Err(Corrupt::Head { .. })));
+    }
+
+    #[test]
     fn a_head_behind_an_acknowledgement_is_no_news() {
         let (_heap, tx, rx) = pair();
         let mut send = TxCursor::default();

@@ -96,7 +96,7 @@ impl Producer {
     #[inline(always)]
     pub fn refresh(&self, cursor: &mut TxCursor) -> Result<u64, Corrupt> {
         let head = self.far.head.load(Ordering::Acquire);
-        if cursor.tail.wrapping_sub(head) > self.capacity() {
+        if head > cursor.tail || cursor.tail - head > self.capacity() {
             return Err(Corrupt::Head {
                 head,
                 seen: cursor.tail.saturating_sub(self.capacity()),

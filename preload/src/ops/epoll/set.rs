@@ -21,6 +21,9 @@ const SETS: usize = 1024;
 /// Registrations of TCP sockets in all sets.
 const INTERESTS: usize = 32_768;
 
+/// [`Set::blind`]: some connection has more waiters than it can name.
+pub(super) const ALWAYS_BLIND: u32 = u32::MAX;
+
 const ET: u32 = 1 << 31;
 const ONESHOT: u32 = 1 << 30;
 const EXCLUSIVE: u32 = 1 << 28;
@@ -40,6 +43,7 @@ pub(crate) struct Set {
     refs: AtomicU32,
     context: AtomicU32,
     shared: AtomicU32,
+    polled: AtomicU32,
     /// Registrations that are ours.
     pub interests: AtomicU32,
     /// Not 0: a session (index + 1) whose peers may not have the event channel's doorbell yet.
@@ -70,6 +74,8 @@ pub(crate) struct Interest {
     spent: AtomicU32,
     next: AtomicU32,
     listed: AtomicU32,
+    /// The far end has been asked to ring when there is space.
+    pub space: AtomicU32,
     /// The waiting call that reported it last.
     pub reported: AtomicU32,
 }
@@ -81,6 +87,7 @@ static SET_TABLE: [Set; SETS] = [const {
         refs: AtomicU32::new(0),
         context: AtomicU32::new(0),
         shared: AtomicU32::new(0),
+        polled: AtomicU32::new(0),
         interests: AtomicU32::new(0),
         blind: AtomicU32::new(0),
         calls: AtomicU32::new(0),
@@ -104,6 +111,7 @@ static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         spent: AtomicU32::new(0),
         next: AtomicU32::new(0),
         listed: AtomicU32::new(0),
+        space: AtomicU32::new(0),
         reported: AtomicU32::new(0),
     }
 }; INTERESTS];
@@ -169,6 +177,7 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
     for word in [
         &set.context,
         &set.shared,
+        &set.polled,
         &set.interests,
         &set.blind,
         &set.sleepers,
@@ -215,11 +224,16 @@ pub(crate) fn share_fd(index: u32) {
     }
 }
 
-/// The set is nested in another, polled, or shared with a forked child: its sockets stay plain.
-pub(crate) fn mark_shared(epfd: c_int) {
-    if let Some(set) = fds::lookup(epfd).as_epoll().and_then(set_of) {
-        set.shared.store(1, Ordering::Relaxed);
+/// The set is nested in another one, or polled: somebody sleeps in the kernel until the set's descriptor
+/// is readable. From now on its doorbell is always rung, and rung again while something is left.
+pub(crate) fn mark_polled(epfd: c_int) {
+    let Some(set) = fds::lookup(epfd).as_epoll().and_then(set_of) else {
+        return;
+    };
+    if set.polled.swap(1, Ordering::SeqCst) == 0 {
+        set.open_channel();
     }
+    set.announce_if_polled();
 }
 
 /// In a forked child, and in its parent: all present sets are shared.
@@ -365,9 +379,29 @@ impl Set {
         self.first.load(Ordering::Relaxed) == 0
     }
 
+    /// For a set that others watch in the kernel: far ends must ring at the next event, and what is left
+    /// on the list keeps the descriptor readable.
+    pub(crate) fn announce_if_polled(&self) {
+        if self.polled.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        if let Some(number) = self.context() {
+            for session in &control::SESSIONS {
+                let events = session.events.get();
+                if let Some(words) = events.and_then(|events| contexts::words(&events, number)) {
+                    words.prepare_sleep();
+                }
+            }
+        }
+        if super::wait::has_news(self) {
+            self.wake_sleepers();
+        }
+    }
+
     /// Something was put on the list by another thread than the sleeping one: ring our own doorbell.
     pub(crate) fn wake_sleepers(&self) {
-        if self.sleepers.load(Ordering::SeqCst) > 0
+        let polled = self.polled.load(Ordering::SeqCst) != 0;
+        if (polled || self.sleepers.load(Ordering::SeqCst) > 0)
             && let Some(bell) = self
                 .context()
                 .and_then(contexts::context)

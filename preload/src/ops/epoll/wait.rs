@@ -9,16 +9,34 @@ use libc::{epoll_event, sigset_t};
 use rdma_core::slot::{RxState, TxState};
 
 use super::set::{Interest, Set, is_cookie};
-use super::{interest_of_cookie, post_conn};
+use super::{had_space, interest_of_cookie, post_conn, want_space};
 use crate::conn::Conn;
 use crate::ops::ready::{self, involves_ring};
 use crate::{contexts, control, errno, real, wait};
 
-/// epoll_wait, epoll_pwait and epoll_pwait2 on a set with interests of ours.
+/// epoll_wait, epoll_pwait and epoll_pwait2 on a set that we know.
 ///
 /// # Safety
 /// `events` has room for `max` events.
 pub(crate) unsafe fn wait(
+    set: &'static Set,
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
+    // SAFETY: by contract.
+    let told = unsafe { wait_for_both(set, epfd, events, max, timeout_ns, mask) };
+    set.announce_if_polled();
+    told
+}
+
+/// Waits for the kernel's events and the rings'.
+///
+/// # Safety
+/// As [`wait`].
+unsafe fn wait_for_both(
     set: &'static Set,
     epfd: c_int,
     events: *mut epoll_event,
@@ -132,7 +150,7 @@ fn take_pending(set: &'static Set) {
 }
 
 /// Whether a bit is pending or the list is not empty.
-fn has_news(set: &Set) -> bool {
+pub(super) fn has_news(set: &Set) -> bool {
     let Some(number) = set.context() else {
         return false;
     };
@@ -168,7 +186,13 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
         let Some(conn) = interest.conn() else {
             continue;
         };
-        let bits = bits(conn, interest.fd()) & interest.wanted();
+        let ready = bits(conn, interest.fd());
+        if ready & OUT != 0 {
+            had_space(interest, conn);
+        } else {
+            want_space(conn);
+        }
+        let bits = ready & interest.wanted();
         if bits == 0 {
             continue;
         }
@@ -189,6 +213,9 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
     }
     count
 }
+
+/// EPOLLOUT.
+const OUT: u32 = 4;
 
 /// Present readiness as epoll bits.
 fn bits(conn: &Conn, fd: c_int) -> u32 {
