@@ -23,33 +23,56 @@ pub struct Holdings {
     pub connections: u64,
     /// Connection memory in bytes of address space; pages are taken as they are used.
     pub memory_bytes: u64,
+    /// Descriptors that the daemon keeps.
+    pub descriptors: u64,
     /// Descriptors waiting to be closed because they should not have been sent.
     pub strays: u64,
 }
 
 impl Holdings {
-    /// One control socket.
-    pub const PROCESS: Self = Self::new(1, 0, 0, 0);
+    /// Nothing.
+    pub const NONE: Self = Self {
+        processes: 0,
+        connections: 0,
+        memory_bytes: 0,
+        descriptors: 0,
+        strays: 0,
+    };
+
+    /// A control socket, and the memory and sockets that come with it.
+    pub const PROCESS: Self = Self {
+        processes: 1,
+        descriptors: 4,
+        ..Self::NONE
+    };
+
     /// One registration.
-    pub const CONNECTION: Self = Self::new(0, 1, 0, 0);
+    pub const CONNECTION: Self = Self {
+        connections: 1,
+        ..Self::NONE
+    };
 
-    const fn new(processes: u64, connections: u64, memory_bytes: u64, strays: u64) -> Self {
+    /// One doorbell.
+    pub const DOORBELL: Self = Self {
+        descriptors: 1,
+        ..Self::NONE
+    };
+
+    /// An arena of connection memory.
+    pub const fn arena(bytes: u64) -> Self {
         Self {
-            processes,
-            connections,
-            memory_bytes,
-            strays,
+            memory_bytes: bytes,
+            descriptors: 1,
+            ..Self::NONE
         }
-    }
-
-    /// Connection memory.
-    pub const fn memory(bytes: u64) -> Self {
-        Self::new(0, 0, bytes, 0)
     }
 
     /// Descriptors to be closed.
     pub const fn strays(count: u64) -> Self {
-        Self::new(0, 0, 0, count)
+        Self {
+            strays: count,
+            ..Self::NONE
+        }
     }
 
     fn each(self, other: Self, f: impl Fn(u64, u64) -> u64) -> Self {
@@ -57,6 +80,7 @@ impl Holdings {
             processes: f(self.processes, other.processes),
             connections: f(self.connections, other.connections),
             memory_bytes: f(self.memory_bytes, other.memory_bytes),
+            descriptors: f(self.descriptors, other.descriptors),
             strays: f(self.strays, other.strays),
         }
     }
@@ -65,6 +89,7 @@ impl Holdings {
         self.processes <= limit.processes
             && self.connections <= limit.connections
             && self.memory_bytes <= limit.memory_bytes
+            && self.descriptors <= limit.descriptors
             && self.strays <= limit.strays
     }
 }
@@ -176,14 +201,26 @@ impl Accounts {
     }
 }
 
-const UNLIMITED: Holdings = Holdings::new(u64::MAX, u64::MAX, u64::MAX, u64::MAX);
+const UNLIMITED: Holdings = Holdings {
+    processes: u64::MAX,
+    connections: u64::MAX,
+    memory_bytes: u64::MAX,
+    descriptors: u64::MAX,
+    strays: u64::MAX,
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn accounts() -> Accounts {
-        let limit = Holdings::new(2, 3, 100, 5);
+        let limit = Holdings {
+            processes: 2,
+            connections: 3,
+            memory_bytes: 100,
+            descriptors: 100,
+            strays: 5,
+        };
         Accounts::new(limit, vec![Some(50), None])
     }
 
@@ -195,7 +232,7 @@ mod tests {
         assert_eq!(accounts.charge(one, Holdings::PROCESS), Ok(()));
         assert_eq!(accounts.charge(one, Holdings::PROCESS), Err(OverQuota(one)));
         assert_eq!(accounts.charge(two, Holdings::PROCESS), Ok(()));
-        assert_eq!(accounts.charge(one, Holdings::memory(100)), Ok(()));
+        assert_eq!(accounts.charge(one, Holdings::arena(100)), Ok(()));
         accounts.discharge(one, Holdings::PROCESS);
         assert_eq!(accounts.charge(one, Holdings::PROCESS), Ok(()));
     }
@@ -204,11 +241,11 @@ mod tests {
     fn all_or_none_are_charged() {
         let accounts = accounts();
         let both = [Account::User(1), Account::Domain(0)];
-        assert!(accounts.charge_all(&both, Holdings::memory(60)).is_err());
+        assert!(accounts.charge_all(&both, Holdings::arena(60)).is_err());
         assert_eq!(accounts.holdings(Account::User(1)), Holdings::default());
-        assert!(accounts.charge_all(&both, Holdings::memory(50)).is_ok());
+        assert!(accounts.charge_all(&both, Holdings::arena(50)).is_ok());
         assert_eq!(accounts.holdings(Account::Domain(0)).memory_bytes, 50);
-        accounts.discharge_all(&both, Holdings::memory(50));
+        accounts.discharge_all(&both, Holdings::arena(50));
         assert!(accounts.holdings.is_empty(), "empty accounts go away");
     }
 
@@ -216,6 +253,6 @@ mod tests {
     fn a_domain_without_quota_has_none() {
         let accounts = accounts();
         let domain = Account::Domain(1);
-        assert!(accounts.charge(domain, Holdings::memory(u64::MAX)).is_ok());
+        assert!(accounts.charge(domain, Holdings::arena(u64::MAX)).is_ok());
     }
 }

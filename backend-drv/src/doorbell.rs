@@ -1,14 +1,13 @@
 //! Rings doorbells of programs: writes to eventfds that the programs hold too.
 //!
-//! A program could fill its eventfd and make it blocking at any moment, so that a write would never
-//! return. A doorbell that is full has been rung already and needs no write; and should a write block
-//! after all, a timer interrupts it.
+//! A program can fill its eventfd and make it blocking at any moment; so this is work for
+//! [`crate::workers`].
 
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
-/// Rings `bell`, unless it is ringing already.
+/// Rings `bell`. One that is full is ringing already and needs nothing.
 pub fn ring(bell: impl AsFd) {
     let bell = bell.as_fd();
     let mut fds = [PollFd::new(bell, PollFlags::POLLOUT)];

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use nix::sys::socket::sockopt;
+use once_cell::sync::Lazy;
 use rdma_core::layout::LAYOUT_VERSION;
 use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC};
 use rdma_core::sync::Ordering;
@@ -64,7 +65,7 @@ pub fn peer_credentials(socket: impl AsFd) -> io::Result<PeerCredentials> {
 /// compares the mappings of users, which everybody may read: only root can make a namespace that maps
 /// users as the daemon's own does.
 pub fn user_namespace(socket: impl AsFd, peer: PeerCredentials) -> UserNamespace {
-    if peer.pid == 0 {
+    if peer.pid == 0 || *OVERFLOW_USER == Some(peer.uid) {
         return UserNamespace::Unknown;
     }
     // Holds the process number for as long as we look. Before Linux 6.5 there is no such option.
@@ -73,12 +74,10 @@ pub fn user_namespace(socket: impl AsFd, peer: PeerCredentials) -> UserNamespace
         return UserNamespace::Unknown;
     }
     let namespace = match rustix::fs::stat(format!("/proc/{}/ns/user", peer.pid)) {
-        Ok(theirs) => match rustix::fs::stat("/proc/self/ns/user") {
-            Ok(own) if (own.st_dev, own.st_ino) == (theirs.st_dev, theirs.st_ino) => {
-                UserNamespace::Own
-            }
-            Ok(_) => UserNamespace::Other(theirs.st_dev, theirs.st_ino),
-            Err(_) => UserNamespace::Unknown,
+        Ok(theirs) => match *OWN_NAMESPACE {
+            Some(own) if own == (theirs.st_dev, theirs.st_ino) => UserNamespace::Own,
+            Some(_) => UserNamespace::Other(theirs.st_dev, theirs.st_ino),
+            None => UserNamespace::Unknown,
         },
         Err(_) if maps_users_as_we_do(peer.pid) => UserNamespace::Own,
         Err(_) => UserNamespace::Unknown,
@@ -88,6 +87,22 @@ pub fn user_namespace(socket: impl AsFd, peer: PeerCredentials) -> UserNamespace
         _ => namespace,
     }
 }
+
+/// Device and inode of our own user namespace.
+static OWN_NAMESPACE: Lazy<Option<(u64, u64)>> = Lazy::new(|| {
+    let own = rustix::fs::stat("/proc/self/ns/user").ok()?;
+    Some((own.st_dev, own.st_ino))
+});
+
+/// The number that stands for all users whom our user namespace has none for; `None` if it numbers
+/// everybody.
+static OVERFLOW_USER: Lazy<Option<u32>> = Lazy::new(|| {
+    let read = |file| std::fs::read_to_string(file).unwrap_or_default();
+    let everybody = ["0", "0", "4294967295"];
+    let numbers_all = read("/proc/self/uid_map").split_whitespace().eq(everybody);
+    let overflow = read("/proc/sys/kernel/overflowuid").trim().parse();
+    overflow.ok().filter(|_| !numbers_all)
+});
 
 fn maps_users_as_we_do(pid: u32) -> bool {
     let same = |file: &str| {
@@ -104,11 +119,11 @@ fn has_ended(pidfd: BorrowedFd<'_>) -> bool {
     !matches!(poll(&mut fds, PollTimeout::ZERO), Ok(0))
 }
 
-/// HELLO: maps a program's slot arena.
+/// HELLO: whether a descriptor can be a slot arena. It may be mapped then.
 ///
 /// # Errors
-/// [`IdentityError::NotAnArena`], or the mapping failed.
-pub fn slot_arena(memory: BorrowedFd<'_>) -> Result<SlotArena, IdentityError> {
+/// [`IdentityError::NotAnArena`].
+pub fn slot_memory(memory: BorrowedFd<'_>) -> Result<(), IdentityError> {
     // Fails on everything but memory files, without asking a file system.
     let seals = rustix::fs::fcntl_get_seals(memory).map_err(|_| IdentityError::NotAnArena)?;
     if !seals.contains(FINAL_SIZE) {
@@ -120,14 +135,21 @@ pub fn slot_arena(memory: BorrowedFd<'_>) -> Result<SlotArena, IdentityError> {
     if kind.f_type != nix::libc::TMPFS_MAGIC || usize::try_from(size) != Ok(ARENA_BYTES) {
         return Err(IdentityError::NotAnArena);
     }
-    let arena = SlotArena::new(memory)?;
+    Ok(())
+}
+
+/// HELLO: whether a mapped slot arena says that it is one.
+///
+/// # Errors
+/// [`IdentityError::NotAnArena`].
+pub fn slot_arena(arena: &SlotArena) -> Result<(), IdentityError> {
     let header = arena.header();
     if header.magic.load(Ordering::Acquire) != ARENA_MAGIC
         || header.version.load(Ordering::Relaxed) != LAYOUT_VERSION
     {
         return Err(IdentityError::NotAnArena);
     }
-    Ok(arena)
+    Ok(())
 }
 
 /// HELLO: the network namespace of a program's NETLINK_SOCK_DIAG socket.

@@ -3,20 +3,22 @@
 //! Written by the event loop, read by the reporter's thread at the same time.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering as Count};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering as Count};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use dashmap::DashMap;
 use rdma_core::counters::REASONS;
-use rdma_core::slot::{SLOTS, Slot, Stage};
-use rdma_core::sync::{AtomicU64, Ordering};
+use rdma_core::slot::{Slot, Stage};
+use rdma_core::sync::Ordering;
 
 use crate::ids::{ConnectionId, Process};
 use crate::shared::SlotArena;
 
 /// Finished sessions remembered per user; the oldest is forgotten first.
 const SESSIONS_PER_USER: usize = 256;
+/// How often to add up again because a program left meanwhile.
+const TOTALS_TRIES: usize = 100;
 
 /// A program, as far as the tools care.
 #[derive(Debug)]
@@ -38,12 +40,14 @@ pub struct ProgramRecord {
 }
 
 impl ProgramRecord {
-    /// Slots in use, with their numbers.
-    pub fn used_slots(&self) -> impl Iterator<Item = (u32, &Slot)> {
+    /// Gives each slot in use to `found`.
+    pub fn each_slot(&self, mut found: impl FnMut(u32, &Slot)) {
         let used = self.slots.header().slots_used.load(Ordering::Relaxed);
-        (0..used.min(SLOTS))
-            .filter_map(|index| Some((index, self.slots.slot(index)?)))
-            .filter(|(_, slot)| slot.stage() != Stage::Free)
+        self.slots.each_slot(used, |index, slot| {
+            if slot.stage() != Stage::Free {
+                found(index, slot);
+            }
+        });
     }
 }
 
@@ -109,7 +113,7 @@ impl Totals {
             spins_won: read(&counters.spins_won),
             reasons: core::array::from_fn(|code| counters.reasons.get(code).map_or(0, read)),
         };
-        for (_, slot) in program.used_slots() {
+        program.each_slot(|_, slot| {
             let more = [
                 (&mut totals.ring_tx_bytes, slot.tx.cursor().tail),
                 (&mut totals.ring_rx_bytes, slot.rx.cursor().head),
@@ -121,7 +125,7 @@ impl Totals {
             for (sum, value) in more {
                 *sum = sum.saturating_add(value);
             }
-        }
+        });
         totals
     }
 
@@ -156,6 +160,8 @@ pub struct Ledger {
     /// Totals of programs that left, by user and session.
     sessions: DashMap<(u32, u64), Totals>,
     order: Mutex<HashMap<u32, VecDeque<u64>>>,
+    /// Odd while a program is moved from `programs` to `sessions`.
+    moves: AtomicU64,
     /// Control sockets open now.
     pub clients: AtomicUsize,
     /// Connections sharing memory now.
@@ -180,6 +186,7 @@ impl Ledger {
             links: DashMap::new(),
             sessions: DashMap::new(),
             order: Mutex::new(HashMap::new()),
+            moves: AtomicU64::new(0),
             clients: AtomicUsize::new(0),
             pairs: AtomicUsize::new(0),
             arenas: AtomicUsize::new(0),
@@ -190,8 +197,14 @@ impl Ledger {
         }
     }
 
-    /// A program has left: what it did stays known to its session.
+    /// A program has left: what it did stays known to its session. Only the event loop calls this.
     pub fn retire(&self, process: Process) {
+        self.moves.fetch_add(1, Count::SeqCst);
+        self.move_to_session(process);
+        self.moves.fetch_add(1, Count::SeqCst);
+    }
+
+    fn move_to_session(&self, process: Process) {
         let Some((_, program)) = self.programs.remove(&process) else {
             return;
         };
@@ -218,16 +231,34 @@ impl Ledger {
 
     /// Totals of a session, programs that left included; of all users for root.
     pub fn totals(&self, viewer: u32, session: u64) -> Totals {
+        for _ in 0..TOTALS_TRIES {
+            let before = self.moves.load(Count::SeqCst);
+            let totals = self.sum(viewer, session);
+            if before.is_multiple_of(2) && self.moves.load(Count::SeqCst) == before {
+                return totals;
+            }
+            std::thread::yield_now();
+        }
+        // Programs come and go all the time; one of them may be missing.
+        self.sum(viewer, session)
+    }
+
+    fn sum(&self, viewer: u32, session: u64) -> Totals {
         let mut sum = Totals::default();
         for entry in &self.sessions {
             if entry.key().1 == session && may_see(viewer, entry.key().0) {
                 sum.add(entry.value());
             }
         }
-        for program in &self.programs {
-            if program.session == session && may_see(viewer, program.uid) {
-                sum.add(&Totals::of(&program));
-            }
+        // Not summed up under the map's lock, for which the event loop would have to wait.
+        let living: Vec<_> = self
+            .programs
+            .iter()
+            .filter(|program| program.session == session && may_see(viewer, program.uid))
+            .map(|program| Arc::clone(&program))
+            .collect();
+        for program in living {
+            sum.add(&Totals::of(&program));
         }
         sum
     }

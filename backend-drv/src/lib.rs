@@ -9,11 +9,12 @@
 //! * [`pairing`], [`carving`], [`broker`]: the state machine. Input: parsed messages and facts learned
 //!   from the kernel. Output: [`broker::Action`]. No I/O, no clock.
 //! * [`accounts`], [`ledger`]: what each user may still have, and what the tools ask about; written
-//!   by the event loop and read by the [`reporter`]'s thread.
+//!   by the event loop and read by the [`reporter`]'s thread, which writes each [`report`].
 //! * [`memory`], [`shared`]: mapped memory; `memory` holds the only unsafe code of the crate.
 //! * [`sock_diag`], [`identity`]: questions to the kernel, and checks of what clients send.
-//! * [`packet`], [`doorbell`], [`disposal`], [`throttle`]: descriptors and messages, in bounded ways.
-//! * [`config`], [`listener`], [`privileges`], [`daemon`]: start-up and the event loop.
+//! * [`packet`], [`doorbell`], [`throttle`]: descriptors, messages and log lines, in bounded ways.
+//! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
+//! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
 //!
 //! Everything a client sends is hostile until checked. A client can lose its own connection, its own
 //! quota and its own acceleration, never those of others.
@@ -41,3 +42,4 @@ pub mod reporter;
 pub mod shared;
 pub mod sock_diag;
 pub mod throttle;
+pub mod workers;

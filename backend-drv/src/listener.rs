@@ -6,6 +6,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::{Gid, Uid};
 use rustix::fs::FlockOperation;
@@ -13,6 +14,9 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// See [`take_turn`].
+const TURN_TRIES: usize = 50;
+const TURN_PAUSE: Duration = Duration::from_millis(10);
 
 /// The listening socket; the file goes away with it.
 #[derive(Debug)]
@@ -72,10 +76,7 @@ impl Listener {
         };
         let directory = path.parent().unwrap_or(Path::new("/"));
         make_directory(directory, access).map_err(failed("making the directory"))?;
-        // Two daemons that start at once take turns here.
-        let turn = std::fs::File::open(directory).map_err(failed("opening the directory"))?;
-        rustix::fs::flock(&turn, FlockOperation::LockExclusive)
-            .map_err(|error| failed("locking the directory")(error.into()))?;
+        let _turn = take_turn(directory);
         remove_stale(path)?;
         let socket = Self::listen(path, access).map_err(failed("listening"))?;
         let inode = std::fs::symlink_metadata(path)
@@ -156,6 +157,19 @@ fn make_directory(directory: &Path, access: &Access) -> io::Result<()> {
         nix::unistd::chown(directory, Some(owner), None)?;
     }
     Ok(())
+}
+
+/// Two daemons that start at once go one after the other. Others can lock a directory too, for
+/// ever: so this is given up after a while.
+fn take_turn(directory: &Path) -> Option<std::fs::File> {
+    let turn = std::fs::File::open(directory).ok()?;
+    for _ in 0..TURN_TRIES {
+        if rustix::fs::flock(&turn, FlockOperation::NonBlockingLockExclusive).is_ok() {
+            return Some(turn);
+        }
+        std::thread::sleep(TURN_PAUSE);
+    }
+    None
 }
 
 fn remove_stale(path: &Path) -> Result<(), ListenError> {

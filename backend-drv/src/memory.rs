@@ -1,12 +1,12 @@
-//! What the compiler cannot check: mapping memory, adopting an inherited descriptor, one socket
-//! option, and the signal that ends a blocked write. The only unsafe code of the crate.
+//! What the compiler cannot check: mapping memory, adopting an inherited descriptor, and one socket
+//! option. The only unsafe code of the crate.
 //!
-//! A [`Mapping`] is made only of memory whose size is sealed, so that no other holder can make a
+//! A [`Mapping`] is made of private memory, or of memory whose size is sealed, so that no other holder can make a
 //! page disappear under the daemon, and it gives out references no longer than it lives.
 
 #![expect(
     unsafe_code,
-    reason = "mappings of memory shared with programs, and four system calls without safe wrappers"
+    reason = "mappings of memory shared with programs, and two system calls without safe wrappers"
 )]
 
 use core::ptr::NonNull;
@@ -52,6 +52,31 @@ impl Mapping {
         // mapping goes away only in `drop`, which `part` and `get` do not outlive.
         let region = unsafe { Region::new(base, len) };
         Ok(Self { region })
+    }
+
+    /// `len` zeroed bytes that nobody else sees.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub fn private(len: usize) -> io::Result<Self> {
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: the kernel chooses the address, so no existing mapping is touched.
+        let base = unsafe {
+            rustix::mm::mmap_anonymous(core::ptr::null_mut(), len, protection, MapFlags::PRIVATE)
+        }?;
+        let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: as in `of_sealed`; anonymous memory does not shrink.
+        let region = unsafe { Region::new(base, len) };
+        Ok(Self { region })
+    }
+
+    /// Copies `bytes` to the beginning; what does not fit is left out.
+    pub fn fill(&mut self, bytes: &[u8]) {
+        let len = bytes.len().min(self.region.len());
+        let to = self.region.base().as_ptr();
+        // SAFETY: both ranges hold `len` bytes; they do not overlap, since nobody can have a slice of
+        // mapped memory; and no reference into the mapping is alive, since `self` is borrowed mutably.
+        unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len) };
     }
 
     /// The `T` at `offset`; `None` if it would not lie inside.

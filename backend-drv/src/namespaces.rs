@@ -12,14 +12,24 @@ use crate::broker::Domain;
 use crate::config::DomainConfig;
 use crate::memory::netns_cookie;
 
-/// Why a namespace cannot be found.
+/// Why the domains cannot be served.
 #[derive(Debug, thiserror::Error)]
-#[error("domain {domain}: netns = {}: {source}{remedy}", .path.display())]
-pub struct NamespaceError {
-    domain: String,
-    path: PathBuf,
-    source: io::Error,
-    remedy: &'static str,
+pub enum NamespaceError {
+    /// A namespace cannot be looked at.
+    #[error("domain {domain}: netns = {}: {source}{remedy}", .path.display())]
+    System {
+        /// Whose.
+        domain: String,
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+        /// What to do about it.
+        remedy: &'static str,
+    },
+    /// Two paths name one namespace.
+    #[error("domain {0}: netns: is the namespace of domain {1} too; one domain per namespace")]
+    Twice(String, String),
 }
 
 /// Finds the namespaces of the configured domains. Entering a namespace needs root, so this comes
@@ -28,31 +38,36 @@ pub struct NamespaceError {
 /// # Errors
 /// [`NamespaceError`] names the domain and the path.
 pub fn resolve(domains: &[DomainConfig]) -> Result<Vec<Domain>, NamespaceError> {
-    domains
-        .iter()
-        .map(|domain| {
-            let failed = |path: &Path, source: io::Error| NamespaceError {
-                domain: domain.name.clone(),
-                path: path.to_owned(),
-                remedy: if source.kind() == io::ErrorKind::PermissionDenied {
-                    " (entering a namespace needs root; start viaductd as root with `user` set)"
-                } else {
-                    ""
-                },
-                source,
-            };
-            let netns = match &domain.netns {
-                Some(path) => cookie_at(path).map_err(|error| failed(path, error))?,
-                None => cookie_here().map_err(|error| failed(Path::new("(own)"), error))?,
-            };
-            Ok(Domain {
-                name: domain.name.clone(),
-                tenant: domain.tenant.clone(),
-                netns,
-                addresses: domain.addresses.clone(),
-            })
-        })
-        .collect()
+    let mut found: Vec<Domain> = Vec::new();
+    for domain in domains {
+        let failed = |path: &Path, source: io::Error| NamespaceError::System {
+            domain: domain.name.clone(),
+            path: path.to_owned(),
+            remedy: if source.kind() == io::ErrorKind::PermissionDenied {
+                " (entering a namespace needs root; start viaductd as root with `user` set)"
+            } else {
+                ""
+            },
+            source,
+        };
+        let netns = match &domain.netns {
+            Some(path) => cookie_at(path).map_err(|error| failed(path, error))?,
+            None => cookie_here().map_err(|error| failed(Path::new("(own)"), error))?,
+        };
+        if let Some(other) = found.iter().find(|other| other.netns == netns) {
+            return Err(NamespaceError::Twice(
+                domain.name.clone(),
+                other.name.clone(),
+            ));
+        }
+        found.push(Domain {
+            name: domain.name.clone(),
+            tenant: domain.tenant.clone(),
+            netns,
+            addresses: domain.addresses.clone(),
+        });
+    }
+    Ok(found)
 }
 
 /// Cookie of the calling thread's network namespace.

@@ -27,22 +27,20 @@ pub struct Received {
     pub fds_lost: bool,
 }
 
-/// Room for one message.
-#[derive(Debug)]
+/// Room for one message; the default has none.
+#[derive(Debug, Default)]
 pub struct Inbox {
     bytes: Box<[u8]>,
 }
 
-impl Default for Inbox {
-    fn default() -> Self {
-        // One more than allowed, so that too long is seen.
+impl Inbox {
+    /// Room for the longest message and one byte more, so that too long is seen.
+    pub fn new() -> Self {
         Self {
             bytes: vec![0; MESSAGE_MAX + 1].into_boxed_slice(),
         }
     }
-}
 
-impl Inbox {
     /// Receives one message.
     ///
     /// # Errors

@@ -58,6 +58,8 @@ impl fmt::Display for Tuple {
 pub struct Sample {
     /// Inode of the socket; 0 if no process holds it any more.
     pub inode: u32,
+    /// SO_COOKIE; never used again while the machine runs.
+    pub cookie: u64,
     /// The TCP state, as in `enum tcp_state`.
     pub state: u8,
     /// Counts and parameters; `None` if the kernel did not tell.

@@ -89,13 +89,13 @@ fn status(ledger: &Ledger, settings: &Settings, viewer: u32) -> Value {
     visible.sort_by_key(|program| program.process);
     for program in &visible {
         processes.push(process(program));
-        for (index, slot) in program.used_slots() {
-            if connections.len() == LISTED_MAX {
+        program.each_slot(|index, slot| {
+            if connections.len() < LISTED_MAX {
+                connections.push(connection(ledger, program, index, slot));
+            } else {
                 complete = false;
-                break;
             }
-            connections.push(connection(ledger, program, index, slot));
-        }
+        });
     }
     let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Count::Relaxed);
     json!({

@@ -17,6 +17,9 @@ use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
 use crate::memory::Mapping;
 
+/// Slots copied at once.
+const COPY_SLOTS: u32 = 128;
+
 /// Seals on every memory that the daemon makes or accepts: the size is final.
 pub const FINAL_SIZE: SealFlags = SealFlags::SHRINK
     .union(SealFlags::GROW)
@@ -41,6 +44,7 @@ pub fn sealed_memory(name: &str, bytes: u64) -> io::Result<OwnedFd> {
 /// A program's slots, made by the program; see [`rdma_core::slot`].
 #[derive(Debug)]
 pub struct SlotArena {
+    memory: OwnedFd,
     mapping: Mapping,
 }
 
@@ -49,9 +53,9 @@ impl SlotArena {
     ///
     /// # Errors
     /// As [`Mapping::of_sealed`].
-    pub fn new(memory: impl AsFd) -> io::Result<Self> {
-        let mapping = Mapping::of_sealed(memory, ARENA_BYTES)?;
-        Ok(Self { mapping })
+    pub fn new(memory: OwnedFd) -> io::Result<Self> {
+        let mapping = Mapping::of_sealed(&memory, ARENA_BYTES)?;
+        Ok(Self { memory, mapping })
     }
 
     /// Mailbox and counters.
@@ -67,6 +71,37 @@ impl SlotArena {
         }
         self.mapping
             .get(ARENA_HEADER_BYTES + index as usize * SLOT_BYTES)
+    }
+
+    /// Gives a copy of each slot below `end` to `found`.
+    ///
+    /// The slots are read as a file, not looked at in place: looking at a page that was never used
+    /// would bring it into being, at our expense, and the program could change it meanwhile.
+    pub fn each_slot(&self, end: u32, mut found: impl FnMut(u32, &Slot)) {
+        let Ok(mut copy) = Mapping::private(COPY_SLOTS as usize * SLOT_BYTES) else {
+            return;
+        };
+        let mut bytes = vec![0; copy.len()];
+        let end = end.min(SLOTS);
+        let mut first = 0;
+        while first < end {
+            let count = COPY_SLOTS.min(end - first);
+            let at = ARENA_HEADER_BYTES as u64 + u64::from(first) * SLOT_BYTES as u64;
+            let Some(wanted) = bytes.get_mut(..count as usize * SLOT_BYTES) else {
+                return;
+            };
+            // The size is final, so reading stops short only if it fails.
+            match rustix::io::pread(&self.memory, &mut *wanted, at) {
+                Ok(length) if length == wanted.len() => copy.fill(wanted),
+                _ => return,
+            }
+            for index in 0..count {
+                if let Some(slot) = copy.get(index as usize * SLOT_BYTES) {
+                    found(first + index, slot);
+                }
+            }
+            first += count;
+        }
     }
 
     /// Tells the program to look at its control socket.
@@ -134,22 +169,25 @@ impl ConnectionArena {
         &self.memory
     }
 
-    /// Prepares the connection at `offset`. With `allocate` its pages are taken now: the machine
-    /// counts memory strictly, and a page that cannot be had later would kill a program.
+    /// Takes all pages of the connection at `offset` now, so that none can be missing later.
     ///
     /// # Errors
-    /// Out of memory or file size.
-    pub fn prepare(
-        &self,
-        offset: u64,
-        ring_log2: u32,
-        conn_id: u64,
-        allocate: bool,
-    ) -> io::Result<()> {
-        if allocate {
-            let bytes = conn_bytes(1 << ring_log2) as u64;
-            rustix::fs::fallocate(self.fd(), FallocateFlags::empty(), offset, bytes)?;
-        }
+    /// Out of memory.
+    pub fn allocate(&self, offset: u64, ring_log2: u32) -> io::Result<()> {
+        let bytes = conn_bytes(1 << ring_log2) as u64;
+        Ok(rustix::fs::fallocate(
+            self.fd(),
+            FallocateFlags::empty(),
+            offset,
+            bytes,
+        )?)
+    }
+
+    /// Fills the header of the connection at `offset`.
+    ///
+    /// # Errors
+    /// It does not lie inside.
+    pub fn prepare(&self, offset: u64, ring_log2: u32, conn_id: u64) -> io::Result<()> {
         let header: &ConnHeader = self
             .at(offset, 0)
             .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;

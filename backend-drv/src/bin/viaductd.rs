@@ -1,6 +1,6 @@
 //! `viaductd`: the backend driver of a host.
 
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -104,6 +104,7 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.log)?)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let descriptors = privileges::raise_descriptor_limit();
     let domains = namespaces::resolve(&config.domains)?;

@@ -4,8 +4,6 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::pairing::Stream;
-
 /// What the kernel says about a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ProgramFacts {
@@ -37,10 +35,8 @@ pub enum UserNamespace {
 pub struct Proof {
     /// Its inode, which the program holds too.
     pub inode: u32,
-    /// SO_COOKIE; never used again while the machine runs.
+    /// Its SO_COOKIE, by which it is found again and told from any later socket.
     pub cookie: u64,
-    /// Its counts at registration.
-    pub stream: Stream,
 }
 
 /// A configured domain.

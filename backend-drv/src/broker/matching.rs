@@ -5,7 +5,9 @@ use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 
 use super::facts::trusted;
-use super::{Action, Beside, Broker, Connection, Key, Paid, Program, Registration, State};
+use super::{
+    Action, Beside, Broker, Connection, Key, Paid, Program, Registration, Shortage, State,
+};
 use crate::accounts::{Account, Holdings};
 use crate::carving::{Couple, Place};
 use crate::ids::{ConnectionId, Process, RegistrationId};
@@ -150,7 +152,7 @@ impl Broker {
                 if !place.fresh {
                     return Ok(place);
                 }
-                let memory = Holdings::memory(place.arena_bytes);
+                let memory = Holdings::arena(place.arena_bytes);
                 match self.accounts.charge_all(&accounts, memory) {
                     Ok(()) => {
                         let paid = Paid {
@@ -179,9 +181,11 @@ impl Broker {
     fn reserve(&mut self, ends: [RegistrationId; 2], processes: [Process; 2], place: Place) {
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
+        let mut owner = 0;
         for (id, end) in ends.into_iter().zip([End::Zero, End::One]) {
             if let Some(registration) = self.registrations.get_mut(&id) {
                 registration.state = State::Attached(connection, end);
+                owner = registration.uid;
             }
         }
         self.connections.insert(
@@ -192,31 +196,38 @@ impl Broker {
                 place,
             },
         );
-        self.actions
-            .push_back(Action::Prepare { connection, place });
+        self.actions.push_back(Action::Prepare {
+            connection,
+            place,
+            owner,
+        });
     }
 
     /// The answer to [`Action::Prepare`]: the memory is there, or could not be had.
-    pub fn prepared(&mut self, connection: ConnectionId, good: bool) {
+    pub fn prepared(&mut self, connection: ConnectionId, result: Result<(), Shortage>) {
         let Some(entry) = self.connections.get(&connection) else {
             return;
         };
         let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
-        if !good {
-            self.connections.remove(&connection);
-            for id in ends.into_iter().flatten() {
-                if let Some(registration) = self.registrations.get_mut(&id) {
-                    registration.state = State::Waiting;
-                }
-                self.refuse(id, Reason::NoMemory);
-            }
-            if place.fresh {
+        if let Err(shortage) = result {
+            self.undo(connection, Reason::NoMemory);
+            if shortage == Shortage::Arena {
+                // Nobody else can have been given a place in it.
                 self.carving.forget(place.arena);
                 self.drop_arena(place.arena);
             } else {
-                // Half prepared, perhaps: not used again before it has been zeroed.
+                // Perhaps half there: not used again before it has been zeroed.
                 self.actions.push_back(Action::Recycle { place });
             }
+            return;
+        }
+        if !ends
+            .iter()
+            .all(|end| end.is_some_and(|id| self.attached(id)))
+        {
+            // One end has left while the memory was made.
+            self.undo(connection, Reason::NotEstablished);
+            self.actions.push_back(Action::Recycle { place });
             return;
         }
         for (near, far) in [(0, 1), (1, 0)] {
@@ -225,6 +236,27 @@ impl Broker {
         for (index, id) in ends.into_iter().enumerate() {
             let Some(id) = id else { continue };
             self.announce(connection, id, index, processes[1 - index], &place);
+        }
+    }
+
+    fn attached(&self, id: RegistrationId) -> bool {
+        self.registrations
+            .get(&id)
+            .is_some_and(|registration| matches!(registration.state, State::Attached(..)))
+    }
+
+    /// Takes back a connection that nobody has been told of.
+    fn undo(&mut self, connection: ConnectionId, reason: Reason) {
+        let Some(entry) = self.connections.remove(&connection) else {
+            return;
+        };
+        for id in entry.ends.into_iter().flatten() {
+            if self.attached(id) {
+                if let Some(registration) = self.registrations.get_mut(&id) {
+                    registration.state = State::Waiting;
+                }
+                self.refuse(id, reason);
+            }
         }
     }
 

@@ -57,6 +57,9 @@ pub struct Limits {
     pub ring_log2_default: u32,
     /// Largest ring.
     pub ring_log2_max: u32,
+    /// Take all memory of a connection when it is made, not as it is used. Always so where the
+    /// system counts memory strictly (vm.overcommit_memory = 2).
+    pub allocate: bool,
     /// Of each user.
     pub per_user: UserLimits,
 }
@@ -70,6 +73,9 @@ pub struct UserLimits {
     pub connections: u32,
     /// Connection memory in bytes of address space. Pages are taken only when they are used.
     pub memory_bytes: u64,
+    /// Descriptors that the daemon keeps: four per control socket, one per doorbell and per arena of
+    /// connection memory (which is also a mapping, of which the system allows 65,530).
+    pub descriptors: u32,
 }
 
 /// One `[[domain]]`.
@@ -247,10 +253,12 @@ fn limits_of(raw: RawLimits) -> Result<Limits, ConfigError> {
         queued_messages: count("queued_messages", raw.queued_messages, 1024)?,
         ring_log2_default,
         ring_log2_max,
+        allocate: raw.allocate.unwrap_or(false),
         per_user: UserLimits {
             processes: count("per_user.processes", user.processes, 4096)?,
             connections: count("per_user.connections", user.connections, 65_536)?,
             memory_bytes: user.memory_bytes.map_or(1 << 40, |size| size.0),
+            descriptors: count("per_user.descriptors", user.descriptors, 32_768)?,
         },
     })
 }

@@ -30,6 +30,7 @@ pub struct RawLimits {
     pub queued_messages: Option<u32>,
     pub ring_log2_default: Option<u32>,
     pub ring_log2_max: Option<u32>,
+    pub allocate: Option<bool>,
     pub per_user: RawUserLimits,
 }
 
@@ -41,6 +42,7 @@ pub struct RawUserLimits {
     pub processes: Option<u32>,
     pub connections: Option<u32>,
     pub memory_bytes: Option<Size>,
+    pub descriptors: Option<u32>,
 }
 
 /// `[[domain]]`.
@@ -72,10 +74,12 @@ impl From<&Config> for RawConfig {
                 queued_messages: Some(limits.queued_messages),
                 ring_log2_default: Some(limits.ring_log2_default),
                 ring_log2_max: Some(limits.ring_log2_max),
+                allocate: Some(limits.allocate),
                 per_user: RawUserLimits {
                     processes: Some(limits.per_user.processes),
                     connections: Some(limits.per_user.connections),
                     memory_bytes: Some(Size(limits.per_user.memory_bytes)),
+                    descriptors: Some(limits.per_user.descriptors),
                 },
             },
             domain: config.domains.iter().map(RawDomain::from).collect(),

@@ -1,7 +1,9 @@
 //! Does what the broker wants done.
 
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
 use rdma_core::control::Message;
@@ -11,18 +13,14 @@ use rdma_core::reason::Reason;
 use rdma_core::sync::full_barrier;
 
 use super::clients::Role;
-use super::{Daemon, Program};
-use crate::broker::{Action, Beside, Fate};
+use super::outbox::Left;
+use super::{Arena, Daemon, Program};
+use crate::broker::{Action, Beside, Fate, Shortage};
 use crate::carving::Place;
-use crate::doorbell;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::ledger::Link;
-use crate::pairing::{Comparison, Sample, same_stream};
 use crate::shared::ConnectionArena;
-
-/// Comparisons before two ends are called different. Between the questions bytes may be on their way
-/// in a manner that looks wrong once.
-const COMPARISONS: usize = 2;
+use crate::workers::{Job, Outcome, Side};
 
 impl Daemon {
     /// Performs everything the broker has decided, and everything that follows from it.
@@ -46,37 +44,21 @@ impl Daemon {
                 beside,
             } => self.send(to, &message, beside),
             Action::Ring { process, context } => {
-                let bell = self
-                    .programs
-                    .get(&process)
-                    .and_then(|program| program.doorbells.get(&context));
-                if let Some(bell) = bell {
-                    doorbell::ring(bell);
-                }
+                self.ring(process, context);
             }
-            Action::Compare { left, right } => {
-                let result = self.compare(left, right);
-                tracing::debug!(%left, %right, ?result, "compared");
-                self.broker.compared(left, right, result);
-            }
-            Action::Prepare { connection, place } => {
-                let good = self.prepare(connection, &place);
-                self.broker.prepared(connection, good);
-            }
-            Action::Recycle { place } => {
-                let zeroed = match self.arenas.get(&place.arena) {
-                    Some(arena) => arena.clear(place.offset, place.ring_log2),
-                    None => Err(std::io::ErrorKind::NotFound.into()),
-                };
-                if let Err(error) = &zeroed {
-                    tracing::warn!(%error, arena = %place.arena, "memory is not used again");
-                }
-                self.broker.recycled(&place, zeroed.is_ok());
-            }
+            Action::Compare { left, right } => self.compare(left, right),
+            Action::Prepare {
+                connection,
+                place,
+                owner,
+            } => self.prepare(connection, &place, owner),
+            Action::Recycle { place } => self.recycle(place),
             Action::DropArena(arena) => {
-                self.arenas.remove(&arena);
+                if let Some(arena) = self.arenas.remove(&arena) {
+                    self.workers.submit(arena.uid, Job::Discard(arena.memory));
+                }
             }
-            Action::Examine(id) => self.examine(id, std::time::Instant::now()),
+            Action::Examine(id) => self.examine(id, Instant::now()),
             Action::Depart {
                 place,
                 end,
@@ -140,7 +122,7 @@ impl Daemon {
             Beside::Doorbell(process, context) => {
                 program(process).and_then(|p| p.doorbells.get(&context))
             }
-            Beside::Arena(arena) => self.arenas.get(&arena).map(ConnectionArena::memory),
+            Beside::Arena(arena) => self.arenas.get(&arena).map(|arena| arena.memory.memory()),
         }
         .cloned()
         .ok_or(())
@@ -162,85 +144,139 @@ impl Daemon {
                 program.record.slots.raise_mailbox();
             }
         }
-        let interest = if progress.blocked {
-            EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT
-        } else {
-            EpollFlags::EPOLLIN
+        let interest = match progress.left {
+            Left::Full => EpollFlags::EPOLLIN | EpollFlags::EPOLLOUT,
+            Left::Nothing | Left::Later => EpollFlags::EPOLLIN,
         };
+        if progress.left == Left::Later && !self.stalled.contains(&token) {
+            self.stalled.push(token);
+        }
         self.set_interest(token, interest);
     }
 
-    fn compare(&mut self, left: RegistrationId, right: RegistrationId) -> Comparison {
-        for _ in 0..COMPARISONS {
-            let before = self.sample(right);
-            let middle = self.sample(left);
-            let after = self.sample(right);
-            let streams = (
-                before.and_then(|sample| sample.stream),
-                middle.and_then(|sample| sample.stream),
-                after.and_then(|sample| sample.stream),
-            );
-            match streams {
-                (Some(before), Some(middle), Some(after)) => {
-                    if same_stream(&before, &middle, &after) {
-                        return Comparison::Match;
-                    }
-                    tracing::debug!(?before, ?middle, ?after, "mismatch");
-                }
-                (before, middle, after) => {
-                    return Comparison::Gone {
-                        left: middle.is_none(),
-                        right: before.is_none() || after.is_none(),
-                    };
-                }
-            }
-        }
-        Comparison::Mismatch
+    /// Has both ends compared.
+    fn compare(&mut self, left: RegistrationId, right: RegistrationId) {
+        let Some((left, uid)) = self.side(left) else {
+            return;
+        };
+        let Some((right, _)) = self.side(right) else {
+            return;
+        };
+        self.workers.submit(uid, Job::Compare { left, right });
     }
 
-    /// One end as it is now; `None` if it is not the established connection of its socket any more.
-    fn sample(&mut self, id: RegistrationId) -> Option<Sample> {
+    fn side(&self, id: RegistrationId) -> Option<(Side, u32)> {
         let registration = self.broker.registration(id)?;
-        let netlink = &self.programs.get(&registration.process)?.netlink;
-        let proof = registration.proof;
-        let cookie = Some(proof.cookie).filter(|cookie| *cookie != 0);
-        self.diag
-            .lookup(netlink, &registration.tuple, cookie)
-            .ok()?
-            .filter(|found| found.inode == proof.inode && found.state == Sample::ESTABLISHED)
+        let program = self.programs.get(&registration.process)?;
+        let side = Side {
+            id,
+            namespace: program.namespace.clone(),
+            tuple: registration.tuple,
+            proof: registration.proof,
+        };
+        Some((side, program.record.uid))
     }
 
-    fn prepare(&mut self, connection: ConnectionId, place: &Place) -> bool {
-        match self.try_prepare(connection, place) {
-            Ok(()) => true,
+    fn prepare(&mut self, connection: ConnectionId, place: &Place, uid: u32) {
+        match self.try_prepare(connection, place, uid) {
+            Ok(memory) if self.allocate => {
+                let job = Job::Allocate {
+                    connection,
+                    arena: memory,
+                    place: *place,
+                };
+                self.workers.submit(uid, job);
+            }
+            Ok(_) => self.broker.prepared(connection, Ok(())),
             Err(error) => {
-                if self.may_log() {
-                    tracing::warn!(%error, bytes = place.arena_bytes, "no memory for a connection");
-                }
-                false
+                self.log_shortage(&error);
+                self.broker.prepared(connection, Err(Shortage::Arena));
             }
         }
     }
 
-    fn try_prepare(&mut self, connection: ConnectionId, place: &Place) -> std::io::Result<()> {
+    /// Makes the arena if need be, and fills the connection's header.
+    fn try_prepare(
+        &mut self,
+        connection: ConnectionId,
+        place: &Place,
+        uid: u32,
+    ) -> io::Result<Arc<ConnectionArena>> {
         if place.fresh {
-            let arena = ConnectionArena::create(place.arena_bytes)?;
-            self.arenas.insert(place.arena, arena);
+            let memory = Arc::new(ConnectionArena::create(place.arena_bytes)?);
+            self.arenas.insert(place.arena, Arena { memory, uid });
         }
-        self.arenas
+        let arena = self
+            .arenas
             .get(&place.arena)
-            .ok_or(std::io::ErrorKind::NotFound)?
-            .prepare(place.offset, place.ring_log2, connection.0, self.allocate)
+            .ok_or(io::ErrorKind::NotFound)?;
+        arena
+            .memory
+            .prepare(place.offset, place.ring_log2, connection.0)?;
+        Ok(Arc::clone(&arena.memory))
+    }
+
+    fn allocated(&mut self, connection: ConnectionId, result: &io::Result<()>) {
+        let result = match result {
+            Ok(()) => Ok(()),
+            Err(error) => {
+                self.log_shortage(error);
+                Err(Shortage::Pages)
+            }
+        };
+        self.broker.prepared(connection, result);
+    }
+
+    fn log_shortage(&mut self, error: &io::Error) {
+        if self.may_log() {
+            tracing::warn!(%error, "no memory for a connection: it stays on TCP");
+        }
+    }
+
+    fn recycle(&mut self, place: Place) {
+        match self.arenas.get(&place.arena) {
+            Some(arena) => {
+                let job = Job::Clear {
+                    arena: Arc::clone(&arena.memory),
+                    place,
+                };
+                self.workers.submit(arena.uid, job);
+            }
+            None => self.broker.recycled(&place, false),
+        }
+    }
+
+    /// Takes what the workers have done.
+    pub(super) fn take_results(&mut self) {
+        self.workers.silence();
+        while let Some(outcome) = self.workers.next_result() {
+            match outcome {
+                Outcome::Compared(left, right, result) => {
+                    tracing::debug!(%left, %right, ?result, "compared");
+                    self.broker.compared(left, right, result);
+                }
+                Outcome::Allocated(connection, result) => self.allocated(connection, &result),
+                Outcome::Cleared(place, result) => {
+                    if let Err(error) = &result {
+                        tracing::warn!(%error, arena = %place.arena, "memory is not used again");
+                    }
+                    self.broker.recycled(&place, result.is_ok());
+                }
+                Outcome::Done => {}
+            }
+            self.perform();
+        }
     }
 
     /// Tells the surviving end of a connection that the other is gone, and wakes it.
-    fn depart(&self, place: &Place, end: End, fate: Fate, survivor: Process) {
+    fn depart(&mut self, place: &Place, end: End, fate: Fate, survivor: Process) {
         let Some(arena) = self.arenas.get(&place.arena) else {
             return;
         };
         let words = arena
+            .memory
             .end(place.offset, end)
-            .zip(arena.end(place.offset, end.far()));
+            .zip(arena.memory.end(place.offset, end.far()));
         let Some((gone, far)) = words else {
             return;
         };
@@ -248,14 +284,18 @@ impl Daemon {
             Fate::Gone => gone.state.leave(),
             Fate::Held => gone.state.break_with(Reason::Exec),
         }
+        let mut waiting = Vec::new();
         for what in [WaitFor::Data, WaitFor::Space] {
-            far.waits.each(what, |who| self.wake(survivor, who));
+            far.waits.each(what, |who| waiting.push(who));
+        }
+        for who in waiting {
+            self.wake(survivor, who);
         }
     }
 
     /// Wakes a context as a producer would. The reference comes from shared memory: only the
     /// survivor and other processes of its user can be meant.
-    fn wake(&self, survivor: Process, who: WaitRef) {
+    fn wake(&mut self, survivor: Process, who: WaitRef) {
         let Some(program) = self.programs.get(&Process(who.process)) else {
             return;
         };
@@ -270,10 +310,18 @@ impl Daemon {
             context.post(bit);
         }
         full_barrier();
-        if context.take_sleeper()
-            && let Some(bell) = program.doorbells.get(&who.context.into())
-        {
-            doorbell::ring(bell);
+        if context.take_sleeper() {
+            self.ring(Process(who.process), who.context.into());
+        }
+    }
+
+    fn ring(&mut self, process: Process, context: u32) {
+        let Some(program) = self.programs.get(&process) else {
+            return;
+        };
+        if let Some(bell) = program.doorbells.get(&context) {
+            let job = Job::Ring(Arc::clone(bell));
+            self.workers.submit_optional(program.record.uid, job);
         }
     }
 }

@@ -1,37 +1,32 @@
-//! Control sockets: accepting, receiving, and what each message means.
+//! Control sockets: accepting, receiving, and ending.
 
-use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering as Count};
+use std::sync::atomic::Ordering as Count;
 use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
-use rdma_core::control::{
-    Context, Hello, MESSAGE_MAX, Message, ParseError, Query, Register, Text, parse,
-};
-use rdma_core::event::WaitRef;
-use rdma_core::layout::{LAYOUT_VERSION, RING_LOG2_MAX, RING_LOG2_MIN};
+use rdma_core::control::{MESSAGE_MAX, Message, ParseError, Query, Text, parse};
+use rdma_core::layout::LAYOUT_VERSION;
 use rdma_core::reason::Reason;
 use rustix::io::Errno;
 
-use super::outbox::Outbox;
-use super::{ACCEPT_PAUSE, Daemon, LISTENER, Program, spare};
+use super::outbox::{Outbox, is_shortage};
+use super::{ACCEPT_PAUSE, Daemon, LISTENER, spare};
 use crate::accounts::{Account, Holdings};
-use crate::broker::{ProgramFacts, Proof};
 use crate::identity::{self, IdentityError, PeerCredentials};
 use crate::ids::Process;
-use crate::ledger::ProgramRecord;
 use crate::packet::{self, Received};
-use crate::pairing::{Sample, Tuple};
 use crate::reporter::Tool;
-use crate::shared::EventMemory;
 
 /// Messages taken from one client before the others get their turn.
 const TURN: usize = 32;
 /// Connections accepted before clients get their turn.
 const ACCEPT_TURN: usize = 64;
+
+/// Bytes under way to a client; room for two of the largest messages.
+const SEND_BUFFER: usize = 64 * 1024;
 
 /// A control socket.
 #[derive(Debug)]
@@ -56,7 +51,7 @@ pub(super) enum Role {
 
 /// A client did something that ends its connection.
 #[derive(Debug, thiserror::Error)]
-enum Offence {
+pub(super) enum Offence {
     #[error("{0}")]
     Parse(#[from] ParseError),
     #[error("{0}")]
@@ -149,6 +144,11 @@ impl Daemon {
             send_failure(&socket, Reason::Quota, "too many clients");
             return;
         }
+        // What is under way to a client that does not read is ours to pay for.
+        if let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)
+        {
+            tracing::debug!(%error, "SO_SNDBUF");
+        }
         self.last_token += 1;
         let token = self.last_token;
         let interest = EpollFlags::EPOLLIN;
@@ -203,6 +203,7 @@ impl Daemon {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_shortage(&error) => return,
                 Err(_) => {
                     drop(socket);
                     self.close(token, false);
@@ -222,7 +223,7 @@ impl Daemon {
             mut fds,
             fds_lost,
         } = received;
-        // Taken out for the time of the borrow.
+        // Taken out while the message borrows it.
         let inbox = std::mem::take(&mut self.inbox);
         let result = if cut {
             Err(ParseError::Long(length).into())
@@ -244,198 +245,22 @@ impl Daemon {
     /// The descriptors of a message were lost because we have too many open.
     fn handle_loss(&mut self, token: u64, bytes: &[u8]) -> Result<(), Offence> {
         let role = self.clients.get(&token).map(|client| client.role);
-        if let (Ok(Message::Register(register)), Some(Role::Program(process))) =
-            (parse(bytes, 1), role)
-        {
-            self.broker
-                .register(process, &register, Err(Reason::NoMemory));
-            return Ok(());
+        let Some(Role::Program(process)) = role else {
+            return Err(Offence::NoDescriptors);
+        };
+        match parse(bytes, 1) {
+            Ok(Message::Register(register)) => {
+                self.broker
+                    .register(process, &register, Err(Reason::NoMemory));
+            }
+            Ok(Message::Context(context)) => self.ignore_context(process, context.context),
+            _ => return Err(Offence::NoDescriptors),
         }
-        Err(Offence::NoDescriptors)
-    }
-
-    fn handle_message(
-        &mut self,
-        token: u64,
-        message: &Message<'_>,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<(), Offence> {
-        let Some(client) = self.clients.get(&token) else {
-            return Ok(());
-        };
-        tracing::trace!(token, ?message, "received");
-        match (client.role, message) {
-            (Role::Unknown, Message::Hello(hello)) => self.hello(token, hello, fds),
-            (Role::Program(process), Message::Context(context)) => {
-                self.context(process, context, fds)
-            }
-            (Role::Program(process), Message::Register(register)) => {
-                self.register(process, register, fds);
-                Ok(())
-            }
-            (Role::Program(process), Message::Unregister(slot)) => {
-                self.broker.unregister(process, *slot);
-                Ok(())
-            }
-            (Role::Program(process), Message::Kick(target)) => {
-                if !self.broker.kick(process, *target) {
-                    tracing::debug!(%process, ?target, "kick of a stranger");
-                }
-                Ok(())
-            }
-            (Role::Unknown | Role::Tool, Message::Query(query)) => {
-                self.query(token, query);
-                Ok(())
-            }
-            (_, other) => Err(Offence::OutOfPlace(other.kind())),
-        }
-    }
-
-    fn hello(&mut self, token: u64, hello: &Hello, fds: &mut Vec<OwnedFd>) -> Result<(), Offence> {
-        if hello.layout_version != LAYOUT_VERSION {
-            return Err(Offence::Layout(hello.layout_version));
-        }
-        let Some(client) = self.clients.get(&token) else {
-            return Ok(());
-        };
-        let [memory, netlink] = fds.as_slice() else {
-            return Err(ParseError::Fds(fds.len()).into());
-        };
-        let slots = identity::slot_arena(memory.as_fd())?;
-        let netns = identity::sock_diag_namespace(netlink.as_fd())?;
-        let user_namespace = identity::user_namespace(&*client.socket, client.credentials);
-        let events = EventMemory::create().map_err(Offence::NoMemory)?;
-        let credentials = client.credentials;
-        let process = self.free_number().ok_or(Offence::NoNumber)?;
-        let rings = &self.options.limits;
-        let wanted = if (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&hello.ring_log2) {
-            hello.ring_log2
-        } else {
-            rings.ring_log2_default
-        };
-        let facts = ProgramFacts {
-            uid: credentials.uid,
-            user_namespace,
-            netns,
-            domain: self.broker.domain_of(netns),
-            ring_log2: wanted.min(rings.ring_log2_max),
-        };
-        let record = Arc::new(ProgramRecord {
-            process,
-            pid: credentials.pid,
-            uid: credentials.uid,
-            netns,
-            session: hello.session,
-            contexts: AtomicU32::new(0),
-            slots,
-        });
-        // Both are what they should be: the memory is mapped, the socket kept.
-        let netlink = fds.pop();
-        fds.clear();
-        let Some(netlink) = netlink else {
-            return Ok(());
-        };
-        tracing::info!(%process, pid = credentials.pid, uid = credentials.uid, netns, "program");
-        tracing::debug!(%process, ?facts, session = hello.session, "program");
-        self.ledger.programs.insert(process, Arc::clone(&record));
-        self.programs.insert(
-            process,
-            Program {
-                token,
-                record,
-                events,
-                netlink,
-                doorbells: HashMap::new(),
-            },
-        );
-        if let Some(client) = self.clients.get_mut(&token) {
-            client.role = Role::Program(process);
-        }
-        self.broker.join(process, facts, self.ledger.epoch);
         Ok(())
-    }
-
-    fn free_number(&mut self) -> Option<Process> {
-        for _ in 0..=self.programs.len() + self.departed.len() {
-            self.last_process = self.last_process % WaitRef::PROCESS_MAX + 1;
-            let process = Process(self.last_process);
-            if !self.programs.contains_key(&process) && !self.departed.contains_key(&process) {
-                return Some(process);
-            }
-        }
-        None
-    }
-
-    fn context(
-        &mut self,
-        process: Process,
-        context: &Context,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<(), Offence> {
-        let Some(program) = self.programs.get_mut(&process) else {
-            return Ok(());
-        };
-        let [bell] = fds.as_slice() else {
-            return Err(ParseError::Fds(fds.len()).into());
-        };
-        identity::eventfd(bell.as_fd())?;
-        if let Some(bell) = fds.pop() {
-            program.doorbells.insert(context.context, Arc::new(bell));
-        }
-        let contexts = u32::try_from(program.doorbells.len()).unwrap_or(u32::MAX);
-        program.record.contexts.store(contexts, Count::Relaxed);
-        self.broker.context(process, context.context);
-        Ok(())
-    }
-
-    fn register(&mut self, process: Process, register: &Register, fds: &mut Vec<OwnedFd>) {
-        let proof = self.prove(process, register, fds);
-        if let Err(reason) = proof {
-            tracing::debug!(%process, slot = register.slot, %reason, "registration");
-        }
-        self.broker.register(process, register, proof);
-    }
-
-    /// Whether the program holds the socket that it claims to.
-    fn prove(
-        &mut self,
-        process: Process,
-        register: &Register,
-        fds: &mut Vec<OwnedFd>,
-    ) -> Result<Proof, Reason> {
-        let [path] = fds.as_slice() else {
-            return Err(Reason::Identity);
-        };
-        let inode = self
-            .socket_files
-            .inode(path.as_fd())
-            .map_err(|_| Reason::Identity)?;
-        // It is an O_PATH descriptor of a socket: closing it here is harmless.
-        fds.clear();
-        let program = self.programs.get(&process).ok_or(Reason::NoDaemon)?;
-        let tuple = Tuple::of(register);
-        let cookie = Some(register.cookie).filter(|cookie| *cookie != 0);
-        let sample = self
-            .diag
-            .lookup(&program.netlink, &tuple, cookie)
-            .map_err(|error| {
-                tracing::debug!(%process, %tuple, %error, "registration");
-                Reason::Identity
-            })?
-            .filter(|sample| sample.inode == inode)
-            .ok_or(Reason::Identity)?;
-        if sample.state != Sample::ESTABLISHED {
-            return Err(Reason::NotEstablished);
-        }
-        Ok(Proof {
-            inode,
-            cookie: register.cookie,
-            stream: sample.stream.ok_or(Reason::Identity)?,
-        })
     }
 
     /// Hands the client to the reporter; it is not listened to until it has its answer.
-    fn query(&mut self, token: u64, query: &Query) {
+    pub(super) fn query(&mut self, token: u64, query: &Query) {
         let Some(client) = self.clients.get_mut(&token) else {
             return;
         };
@@ -517,10 +342,14 @@ impl Daemon {
         self.accounts
             .discharge(Account::User(uid), Holdings::PROCESS);
         if let Role::Program(process) = client.role {
-            tracing::info!(%process, "program left");
+            tracing::debug!(%process, "program left");
             self.ledger.retire(process);
             if let Some(program) = self.programs.remove(&process) {
-                self.departed.insert(process, program.netlink);
+                for _ in 0..program.doorbells.len() {
+                    self.accounts
+                        .discharge(Account::User(uid), Holdings::DOORBELL);
+                }
+                self.departed.insert(process, program.namespace);
             }
             self.broker.leave(process);
         }

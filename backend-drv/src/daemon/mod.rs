@@ -1,13 +1,14 @@
 //! The event loop: everything that touches a descriptor.
 //!
 //! One thread waits for the listening socket, the control sockets, signals and the reporter; what
-//! comes in goes to the [`Broker`], and what the broker wants done is done here ([`actions`]).
+//! comes in goes to the [`Broker`], and what the broker wants done is done here.
 //! Nothing in this thread waits for a client.
 
 mod actions;
 mod clients;
 mod departures;
 mod outbox;
+mod programs;
 
 use std::collections::HashMap;
 use std::io;
@@ -32,8 +33,9 @@ use crate::packet::Inbox;
 use crate::report::Settings;
 use crate::reporter::Reporter;
 use crate::shared::{ConnectionArena, EventMemory};
-use crate::sock_diag::SockDiag;
+use crate::sock_diag::{Namespace, SockDiag};
 use crate::throttle::Throttle;
+use crate::workers::Workers;
 
 use clients::Client;
 use departures::Departures;
@@ -45,10 +47,14 @@ const FIRST_CLIENT: Duration = Duration::from_secs(10);
 /// How long to stop accepting when no descriptor is to be had.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 
+/// How long to wait when the system has no room for a message.
+const STALL_PAUSE: Duration = Duration::from_millis(20);
+
 /// Names of connections in epoll; clients count from `FIRST_TOKEN`.
 const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
 const REPORTER: u64 = 2;
+const WORKERS: u64 = 3;
 const FIRST_TOKEN: u64 = 16;
 
 /// What a daemon needs to know.
@@ -78,11 +84,14 @@ pub struct Daemon {
     broker: Broker,
     clients: HashMap<u64, Client>,
     programs: HashMap<Process, Program>,
-    /// sock_diag sockets of programs that left, while their connections are looked up.
-    departed: HashMap<Process, OwnedFd>,
+    /// Namespaces of programs that left, while their connections are looked up.
+    departed: HashMap<Process, Namespace>,
     departures: Departures,
-    arenas: HashMap<ArenaId, ConnectionArena>,
+    arenas: HashMap<ArenaId, Arena>,
+    workers: Workers,
     doomed: Vec<u64>,
+    /// Clients whose messages wait until the system has room for them.
+    stalled: Vec<u64>,
     inbox: Inbox,
     diag: SockDiag,
     socket_files: SocketFiles,
@@ -101,8 +110,16 @@ struct Program {
     token: u64,
     record: Arc<ProgramRecord>,
     events: EventMemory,
-    netlink: OwnedFd,
+    namespace: Namespace,
     doorbells: HashMap<u32, Arc<OwnedFd>>,
+}
+
+/// Connection memory.
+#[derive(Debug)]
+struct Arena {
+    memory: Arc<ConnectionArena>,
+    /// One of the users who share it.
+    uid: u32,
 }
 
 /// Whether new connections are accepted, and the descriptor kept for when there is no other.
@@ -125,6 +142,7 @@ impl Daemon {
             processes: user.processes.into(),
             connections: user.connections.into(),
             memory_bytes: user.memory_bytes,
+            descriptors: user.descriptors.into(),
             strays: STRAYS_MAX,
         };
         let accounts = Arc::new(Accounts::new(user_limit, options.domain_memory.clone()));
@@ -136,13 +154,20 @@ impl Daemon {
         };
         let reporter = Reporter::start(Arc::clone(&ledger), settings)?;
         let disposal = Disposal::start(&accounts)?;
+        let workers = Workers::new()?;
+        let allocate = options.limits.allocate || counts_memory_strictly();
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
         epoll.add(listener.socket(), readable(LISTENER))?;
         epoll.add(&signals, readable(SIGNALS))?;
         epoll.add(reporter.bell(), readable(REPORTER))?;
+        epoll.add(workers.bell(), readable(WORKERS))?;
         let broker = Broker::new(Arc::clone(&accounts), options.domains.clone());
         let socket_files = SocketFiles::like(listener.socket())?;
+        let mut diag = SockDiag::new();
+        if diag.works() == Some(false) {
+            tracing::warn!("this kernel does not answer sock_diag: every connection stays on TCP");
+        }
         Ok(Self {
             options,
             epoll,
@@ -158,14 +183,16 @@ impl Daemon {
             departed: HashMap::new(),
             departures: Departures::default(),
             arenas: HashMap::new(),
+            workers,
             doomed: Vec::new(),
-            inbox: Inbox::default(),
-            diag: SockDiag::default(),
+            stalled: Vec::new(),
+            inbox: Inbox::new(),
+            diag,
             socket_files,
             throttle: Throttle::new(Instant::now()),
             last_token: FIRST_TOKEN,
             last_process: 0,
-            allocate: counts_memory_strictly(),
+            allocate,
             accepting: Accepting {
                 spare: spare(),
                 again_at: None,
@@ -218,14 +245,18 @@ impl Daemon {
                 }
             }
             REPORTER => self.take_served(),
+            WORKERS => self.take_results(),
             token => self.serve_client(token, events),
         }
     }
 
     /// What is due by the clock.
     fn tick(&mut self, now: Instant) {
-        for id in self.departures.due(now) {
+        while let Some(id) = self.departures.pop_due(now) {
             self.examine(id, now);
+        }
+        for token in std::mem::take(&mut self.stalled) {
+            self.flush(token);
         }
         if self.accepting.again_at.is_some_and(|at| at <= now) {
             self.resume_accepting();
@@ -242,7 +273,13 @@ impl Daemon {
 
     fn timeout(&self, started: Instant) -> EpollTimeout {
         let first = (self.options.embedded && !self.had_client).then(|| started + FIRST_CLIENT);
-        let next = [self.departures.next(), self.accepting.again_at, first];
+        let retry = (!self.stalled.is_empty()).then(|| Instant::now() + STALL_PAUSE);
+        let next = [
+            self.departures.next(),
+            self.accepting.again_at,
+            first,
+            retry,
+        ];
         match next.into_iter().flatten().min() {
             None => EpollTimeout::NONE,
             Some(at) => {

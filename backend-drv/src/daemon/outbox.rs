@@ -30,8 +30,27 @@ struct Packet {
 pub(super) struct Progress {
     /// Messages that the client can read now.
     pub(super) sent: usize,
-    /// Some are left: go on when the socket takes more.
-    pub(super) blocked: bool,
+    /// Why some are left.
+    pub(super) left: Left,
+}
+
+/// What keeps messages waiting.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Left {
+    /// Nothing is left.
+    Nothing,
+    /// The client has not read what is there: go on when the socket takes more.
+    Full,
+    /// The system has no memory, or too many descriptors are under way to too many clients.
+    Later,
+}
+
+/// Whether an error is the system's and passes, and not the client's.
+pub(super) fn is_shortage(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(nix::libc::ETOOMANYREFS | nix::libc::ENOMEM | nix::libc::ENOBUFS)
+    )
 }
 
 impl Outbox {
@@ -59,7 +78,7 @@ impl Outbox {
     pub(super) fn flush(&mut self, socket: impl AsFd) -> io::Result<Progress> {
         let mut progress = Progress {
             sent: 0,
-            blocked: false,
+            left: Left::Nothing,
         };
         while let Some(packet) = self.waiting.front() {
             let result = match &packet.fd {
@@ -72,7 +91,11 @@ impl Outbox {
                     self.waiting.pop_front();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    progress.blocked = true;
+                    progress.left = Left::Full;
+                    break;
+                }
+                Err(error) if is_shortage(&error) => {
+                    progress.left = Left::Later;
                     break;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

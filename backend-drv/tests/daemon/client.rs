@@ -1,19 +1,13 @@
-//! A daemon under test, and a program's side of the control protocol.
+//! A program's side of the control protocol, and a tool's.
 
-use std::io::{BufRead, BufReader, Read};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::path::Path;
 
 use backend_drv::memory::Mapping;
 use backend_drv::packet::{self, Inbox};
 use backend_drv::shared::{SlotArena, sealed_memory};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rdma_core::control::{
     Context, Hello, MESSAGE_MAX, Message, Paired, Query, Register, SlotRef, Welcome, parse,
 };
@@ -25,151 +19,7 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-/// Ends a test that would otherwise hang; nothing is expected to take that long.
-pub(crate) const WATCHDOG: Duration = Duration::from_secs(30);
-
-/// A daemon of our own.
-pub(crate) struct Daemon {
-    child: Child,
-    pub(crate) socket: PathBuf,
-    log: Receiver<String>,
-    _directory: tempfile::TempDir,
-}
-
-impl Daemon {
-    /// A daemon with the built-in configuration.
-    pub(crate) fn start() -> Self {
-        Self::with_config("")
-    }
-
-    /// A daemon with `config`, all of whose lines the test can read.
-    pub(crate) fn with_config(config: &str) -> Self {
-        Self::with(config, |_| ())
-    }
-
-    /// A daemon whose command line the test may change.
-    pub(crate) fn with(config: &str, change: impl FnOnce(&mut Command)) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        // Other users connect too.
-        std::fs::set_permissions(
-            directory.path(),
-            std::os::unix::fs::PermissionsExt::from_mode(0o755),
-        )
-        .unwrap();
-        let socket = directory.path().join("d.sock");
-        let file = directory.path().join("viaductd.toml");
-        std::fs::write(&file, config).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_viaductd"));
-        command
-            .args(["--log", "debug", "--ready-fd", "1", "--socket"])
-            .arg(&socket)
-            .arg("--config")
-            .arg(&file);
-        change(&mut command);
-        Self::spawn(command, socket, directory)
-    }
-
-    /// `viaductd --embedded`.
-    pub(crate) fn embedded() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("new").join("d.sock");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_viaductd"));
-        command
-            .args(["--embedded", "--ready-fd", "1", "--socket"])
-            .arg(&socket);
-        Self::spawn(command, socket, directory)
-    }
-
-    fn spawn(mut command: Command, socket: PathBuf, directory: tempfile::TempDir) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let stderr = child.stderr.take().unwrap();
-        let (lines, log) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines() {
-                let Ok(line) = line else { return };
-                if lines.send(line).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut ready = [0; 1];
-        let mut stdout = child.stdout.take().unwrap();
-        if stdout.read_exact(&mut ready).is_err() {
-            let log: Vec<_> = log.iter().collect();
-            panic!("the daemon did not start: {log:#?}");
-        }
-        Self {
-            child,
-            socket,
-            log,
-            _directory: directory,
-        }
-    }
-
-    pub(crate) fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().try_into().unwrap())
-    }
-
-    pub(crate) fn is_running(&mut self) -> bool {
-        self.child.try_wait().unwrap().is_none()
-    }
-
-    /// Waits for it to end by itself.
-    pub(crate) fn wait(&mut self) -> Option<i32> {
-        let deadline = std::time::Instant::now() + WATCHDOG;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            assert!(std::time::Instant::now() < deadline, "the daemon goes on");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    /// Ends it by `signal` and returns its exit code.
-    pub(crate) fn stop(&mut self, signal: Signal) -> Option<i32> {
-        kill(self.pid(), signal).unwrap();
-        self.wait()
-    }
-
-    /// Lines logged so far.
-    pub(crate) fn log(&self) -> Vec<String> {
-        self.log.try_iter().collect()
-    }
-
-    /// Descriptors it has open.
-    pub(crate) fn descriptors(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.pid()))
-            .unwrap()
-            .count()
-    }
-
-    /// A report, as the tools get it.
-    pub(crate) fn report(&self, what: u32, session: u64) -> serde_json::Value {
-        Tool::connect(&self.socket).ask(what, session)
-    }
-
-    /// A program that has said HELLO.
-    pub(crate) fn program(&self) -> Program {
-        Program::hello(&self.socket, 0)
-    }
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if std::thread::panicking() {
-            std::thread::sleep(Duration::from_millis(50));
-            eprintln!("daemon's log:\n{}", self.log().join("\n"));
-        }
-    }
-}
+pub(crate) use crate::server::{Daemon, VIADUCTD, WATCHDOG, retry};
 
 /// A message and its descriptors; text lives as long as the test.
 pub(crate) type Incoming = (Message<'static>, Vec<OwnedFd>);
@@ -195,7 +45,7 @@ impl Wire {
         rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
         Ok(Self {
             socket,
-            inbox: Inbox::default(),
+            inbox: Inbox::new(),
         })
     }
 
@@ -230,6 +80,15 @@ impl Wire {
         assert_eq!(poll(&mut fds, timeout), Ok(1), "nothing came in time");
     }
 
+    /// The next message, if the connection is not at its end and nothing went wrong.
+    pub(crate) fn try_receive(&mut self) -> Option<Incoming> {
+        self.wait(PollFlags::POLLIN);
+        let received = self.inbox.receive(&self.socket).ok()?;
+        let bytes = self.inbox.bytes(received.length).to_vec().leak();
+        let message = parse(bytes, received.fds.len()).ok()?;
+        Some((message, received.fds))
+    }
+
     /// The next message; `None` at the end.
     pub(crate) fn receive(&mut self) -> Option<Incoming> {
         loop {
@@ -249,8 +108,6 @@ impl Wire {
         }
     }
 
-    /// Whether nothing has come by the time the daemon has handled everything sent before: it
-    /// answers a CONTEXT in order.
     pub(crate) fn expect_end(&mut self) {
         if let Some((message, _)) = self.receive() {
             panic!("{message:?} instead of the end");
@@ -305,20 +162,26 @@ pub(crate) struct Program {
     pub(crate) slots: SlotArena,
     pub(crate) welcome: Welcome,
     pub(crate) events: OwnedFd,
+    pub(crate) netlink: OwnedFd,
+    memory: OwnedFd,
 }
 
 impl Program {
     pub(crate) fn hello(path: &Path, session: u64) -> Self {
-        Self::say_hello(Wire::connect(path), session)
+        Self::say_hello(Wire::connect(path), session, RING_LOG2_MIN)
     }
 
-    pub(crate) fn say_hello(mut wire: Wire, session: u64) -> Self {
+    pub(crate) fn with_ring(path: &Path, ring_log2: u32) -> Self {
+        Self::say_hello(Wire::connect(path), 0, ring_log2)
+    }
+
+    fn say_hello(mut wire: Wire, session: u64, ring_log2: u32) -> Self {
         let memory = slot_memory();
-        let slots = SlotArena::new(&memory).unwrap();
+        let slots = SlotArena::new(memory.try_clone().unwrap()).unwrap();
         let netlink = netlink();
         let hello = Hello {
             layout_version: LAYOUT_VERSION,
-            ring_log2: RING_LOG2_MIN,
+            ring_log2,
             session,
         };
         wire.send(&Message::Hello(hello), &[memory.as_fd(), netlink.as_fd()]);
@@ -331,6 +194,8 @@ impl Program {
                     slots,
                     welcome,
                     events,
+                    netlink,
+                    memory,
                 }
             }
             other => panic!("{other:?} instead of WELCOME"),
@@ -339,6 +204,12 @@ impl Program {
 
     pub(crate) fn receive(&mut self) -> Incoming {
         self.wire.receive().expect("the daemon goes on")
+    }
+
+    /// Memory that its slot arena takes, in blocks of 512 bytes.
+    pub(crate) fn blocks(&self) -> u64 {
+        let status = rustix::fs::fstat(&self.memory).unwrap();
+        u64::try_from(status.st_blocks).unwrap()
     }
 
     pub(crate) fn mailbox(&self) -> u32 {
@@ -407,7 +278,7 @@ impl Program {
 /// A slot arena as the library makes it.
 pub(crate) fn slot_memory() -> OwnedFd {
     let memory = sealed_memory("test-slots", ARENA_BYTES as u64).unwrap();
-    let slots = SlotArena::new(&memory).unwrap();
+    let slots = SlotArena::new(memory.try_clone().unwrap()).unwrap();
     let header = slots.header();
     header.magic.store(ARENA_MAGIC, Ordering::SeqCst);
     header.version.store(LAYOUT_VERSION, Ordering::SeqCst);
@@ -473,9 +344,10 @@ fn octets(addr: SocketAddr) -> [u8; 16] {
 pub(crate) struct Couple {
     pub(crate) one: Program,
     pub(crate) other: Program,
-    pub(crate) sockets: (TcpStream, TcpStream),
+    _sockets: (TcpStream, TcpStream),
     pub(crate) paired: (Paired, Paired),
     pub(crate) arena: OwnedFd,
+    more: Vec<(TcpStream, TcpStream)>,
 }
 
 impl Couple {
@@ -492,9 +364,53 @@ impl Couple {
         Self {
             one,
             other,
-            sockets,
+            _sockets: sockets,
             paired: (first, second),
             arena: arena.unwrap(),
+            more: Vec::new(),
         }
     }
+
+    /// The connection's memory.
+    pub(crate) fn map(&self) -> Connection {
+        Connection::of(&self.paired.0, &self.arena)
+    }
+
+    /// Another connection of the two, in slot `slot` of both; the arena, if it is new.
+    pub(crate) fn again(&mut self, slot: u32) -> (Paired, Option<OwnedFd>) {
+        let sockets = tcp_pair();
+        self.one
+            .register(slot, &sockets.0, &registration(&sockets.0, 1));
+        self.other
+            .register(slot, &sockets.1, &registration(&sockets.1, 2));
+        let paired = self.one.expect_pair();
+        self.other.expect_pair();
+        self.more.push(sockets);
+        paired
+    }
+}
+
+/// A connection's memory.
+pub(crate) struct Connection {
+    arena: Mapping,
+    offset: usize,
+}
+
+impl Connection {
+    pub(crate) fn of(paired: &Paired, arena: &OwnedFd) -> Self {
+        let bytes = usize::try_from(paired.arena_bytes).unwrap();
+        Self {
+            arena: Mapping::of_sealed(arena, bytes).unwrap(),
+            offset: usize::try_from(paired.offset).unwrap(),
+        }
+    }
+
+    pub(crate) fn get<T: rdma_core::mem::Shared + 'static>(&self, at: usize) -> Option<&T> {
+        self.arena.get(self.offset + at)
+    }
+}
+
+pub(crate) fn is_readable(fd: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+    poll(&mut fds, PollTimeout::ZERO) == Ok(1)
 }

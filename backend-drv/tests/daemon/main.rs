@@ -1,9 +1,25 @@
 //! `viaductd` from outside: a real daemon, real sockets, and clients good and bad.
 //!
-//! `cargo test -p viaduct-backend --test daemon`. Tests that need root or a second user say
-//! "skipped" and why.
+//! `cargo test -p viaduct-backend --test daemon`. Tests that need root, another user or a network
+//! namespace print "skipped" and why where they cannot run.
 
-#![expect(missing_docs, reason = "tests")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "tests: a failure is a panic, and what was skipped is printed"
+)]
 
 mod client;
+mod departure;
+mod helper;
+mod identity;
+mod limits;
 mod pairing;
+mod protocol;
+mod server;
+mod service;
+mod tools;
+mod trust;

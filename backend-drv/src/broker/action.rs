@@ -1,0 +1,103 @@
+//! What the broker wants done.
+
+use rdma_core::control::Message;
+use rdma_core::layout::End;
+
+use crate::carving::Place;
+use crate::ids::{ArenaId, ConnectionId, Process, RegistrationId};
+
+/// What the shell must do, in order.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Send a message.
+    Send {
+        /// To this program.
+        to: Process,
+        /// The message; never one with text.
+        message: Message<'static>,
+        /// The descriptor beside it.
+        beside: Option<Beside>,
+    },
+    /// Ring a doorbell on behalf of somebody who has not got it.
+    Ring {
+        /// Whose.
+        process: Process,
+        /// Which of its contexts.
+        context: u32,
+    },
+    /// Ask the kernel about both ends and compare the answers.
+    Compare {
+        /// One end.
+        left: RegistrationId,
+        /// The other.
+        right: RegistrationId,
+    },
+    /// Make memory and fill its header.
+    Prepare {
+        /// The connection.
+        connection: ConnectionId,
+        /// Where.
+        place: Place,
+        /// One of the users who share it.
+        owner: u32,
+    },
+    /// Zero memory that both ends have let go of.
+    Recycle {
+        /// Which.
+        place: Place,
+    },
+    /// Unmap and close an arena.
+    DropArena(ArenaId),
+    /// A program has left while one of its connections was attached: find out what became of the
+    /// socket.
+    Examine(RegistrationId),
+    /// Write into the memory of a connection that one end is gone, and wake the other.
+    Depart {
+        /// Where the memory is.
+        place: Place,
+        /// The end that is gone.
+        end: End,
+        /// In which way.
+        fate: Fate,
+        /// The program at the other end, to be woken.
+        survivor: Process,
+    },
+    /// The registration is over; forget what is kept for it.
+    Settled {
+        /// The program.
+        process: Process,
+        /// The slot.
+        slot: u32,
+    },
+    /// Nothing of a program that left is needed any more.
+    Forget(Process),
+}
+
+/// Descriptors that go beside messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beside {
+    /// The event memory of a program.
+    Events(Process),
+    /// A doorbell of a program.
+    Doorbell(Process, u32),
+    /// Connection memory.
+    Arena(ArenaId),
+}
+
+/// Why there is no memory for a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Shortage {
+    /// The arena could not be made.
+    Arena,
+    /// The arena is there, but not the pages.
+    Pages,
+}
+
+/// What became of the socket of a program that left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// Nobody holds it any more.
+    Gone,
+    /// Somebody without the library holds it: it was kept over exec, or passed on.
+    Held,
+}
