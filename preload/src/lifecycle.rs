@@ -73,8 +73,11 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
 }
 
 fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
+    // What was accepted has a connection; whether it is TCP's is asked when it registers.
     if !fds::fits(fd)
-        || kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP)
+        || side == Side::Connected
+            && kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL)
+                != Some(libc::IPPROTO_TCP)
     {
         return;
     }

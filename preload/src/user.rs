@@ -61,7 +61,7 @@ impl Buffers {
             .ok()
             .filter(|&n| n <= IOV_MAX)
             .ok_or(libc::EINVAL)?;
-        if count > 0 && vec.is_null() {
+        if count > 0 && vec.addr() < 4096 {
             return Err(libc::EFAULT);
         }
         let mut total = 0usize;

@@ -44,7 +44,9 @@ macro_rules! send_one {
 export! {
     unsafe fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t {
         // SAFETY: see the top of the file.
-        receive_one!(fd, buf, len, 0, || unsafe { real::read(fd, buf, len) })
+        let native = || unsafe { real::read(fd, buf, len) };
+        // Unlike recv, read of nothing does not wait.
+        if len == 0 { native() } else { receive_one!(fd, buf, len, 0, native) }
     }
 
     unsafe fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
@@ -69,7 +71,7 @@ export! {
     unsafe fn __read_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t) -> ssize_t {
         // SAFETY: see the top of the file. libc's version ends the program when len > room.
         let native = || unsafe { real::__read_chk(fd, buf, len, room) };
-        if len > room { native() } else { receive_one!(fd, buf, len, 0, native) }
+        if len > room || len == 0 { native() } else { receive_one!(fd, buf, len, 0, native) }
     }
 
     unsafe fn __recv_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
@@ -97,8 +99,8 @@ export! {
         let Some(index) = entry.as_conn() else { return native() };
         // SAFETY: see the top of the file.
         match unsafe { Buffers::vector(iov, count) } {
-            Ok(mut buffers) => recv::recv(fd, entry, index, &mut buffers, 0, native),
-            Err(_) => native(),
+            Ok(mut buffers) if buffers.left() > 0 => recv::recv(fd, entry, index, &mut buffers, 0, native),
+            Ok(_) | Err(_) => native(),
         }
     }
 
@@ -194,8 +196,8 @@ export! {
         let wait = if flags & libc::RWF_NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 };
         // SAFETY: see the top of the file.
         match unsafe { Buffers::vector(iov, count) } {
-            Ok(mut buffers) => recv::recv(fd, entry, index, &mut buffers, wait, native),
-            Err(_) => native(),
+            Ok(mut buffers) if buffers.left() > 0 => recv::recv(fd, entry, index, &mut buffers, wait, native),
+            Ok(_) | Err(_) => native(),
         }
     }
 

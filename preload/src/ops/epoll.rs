@@ -118,6 +118,11 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
         // SAFETY: a local event.
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
     };
+    if interest.is_exclusive() || asked.events & set::EXCLUSIVE != 0 {
+        // What the kernel says of exclusive registrations, whatever it holds now.
+        errno::set(libc::EINVAL);
+        return -1;
+    }
     interest.ask(asked);
     let mut event = epoll_event {
         events: interest.kernel_events(),
@@ -239,8 +244,16 @@ pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
         };
         let (epfd, fd) = (set.epfd(), interest.fd());
         errno::preserved(|| {
-            // SAFETY: a local event.
-            unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) }
+            // An exclusive registration cannot be modified, only replaced.
+            let ops: &[c_int] = if interest.is_exclusive() {
+                &[libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD]
+            } else {
+                &[libc::EPOLL_CTL_MOD]
+            };
+            for op in ops {
+                // SAFETY: a local event.
+                unsafe { real::epoll_ctl(epfd, *op, fd, &raw mut event) };
+            }
         });
         let bits = kernel::poll_now(fd, libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT);
         conn.kernel_bits

@@ -9,7 +9,6 @@ use core::ffi::c_int;
 
 use libc::off_t;
 use rdma_core::Reason;
-use rdma_core::slot::TxState;
 
 use super::ready::involves_ring;
 use super::send;
@@ -31,7 +30,7 @@ pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
         return native();
     };
     let socket = conn(index);
-    if socket.view().is_none() || socket.slot().tx.state() != TxState::Ring {
+    if !send::is_on_ring(socket, out) {
         // Counted as any other send, so that a file server's connections prove their worth.
         if let Some(sent) = send::to_kernel(socket, out, &native) {
             return sent;

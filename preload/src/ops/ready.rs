@@ -358,6 +358,9 @@ fn poll_with(
         let at_once =
             ring_ready || !spun || deadline.is_some_and(|at| at <= control::monotonic_ns());
         let result = if at_once {
+            // The signal mask belongs to the wait: with something ready the kernel never applies it.
+            let last = !ring_ready && deadline.is_some_and(|at| at <= control::monotonic_ns());
+            let mask = if last { mask } else { core::ptr::null() };
             kernel_ppoll(&mut copy[..bell], Some(0), mask)
         } else {
             sleep(entries, copy, deadline, mask)

@@ -156,8 +156,11 @@ fn slow(
     native: &dyn Fn() -> isize,
 ) -> isize {
     // Not for the ring, and the kernel knows the answer.
-    if flags & (MSG_OOB | MSG_ERRQUEUE) != 0 || (buffers.left() == 0 && flags & MSG_PEEK == 0) {
+    if flags & (MSG_OOB | MSG_ERRQUEUE) != 0 {
         return native();
+    }
+    if buffers.left() == 0 {
+        return nothing(fd, entry, conn, flags, native);
     }
     let dont_wait = flags & MSG_DONTWAIT != 0;
     let lowat = conn.slot().rx.lowat.load(Ordering::Relaxed).max(1) as usize;
@@ -220,6 +223,36 @@ fn slow(
             Ok(()) => slept = true,
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
+        }
+    }
+}
+
+/// recv of no bytes: waits until there is something, and takes nothing.
+fn nothing(
+    fd: c_int,
+    entry: Entry,
+    conn: &'static Conn,
+    flags: c_int,
+    native: &dyn Fn() -> isize,
+) -> isize {
+    let mut deadline = None;
+    loop {
+        let Some(view) = conn.view().filter(|_| fds::lookup(fd) == entry) else {
+            return native();
+        };
+        upgrade::notice_switch(conn, view, fd);
+        let state = conn.slot().rx.state();
+        let there = match state {
+            RxState::Kernel | RxState::Done => return native(),
+            RxState::Armed | RxState::Draining => kernel::peek(fd) != Err(libc::EAGAIN),
+            RxState::Ring => has_news(conn, view, state, 1),
+        };
+        if there {
+            return 0;
+        }
+        let dont_wait = flags & MSG_DONTWAIT != 0;
+        if let Err(error) = block(conn, fd, flags, dont_wait, 1, &mut deadline) {
+            return errno::fail(error);
         }
     }
 }
@@ -320,6 +353,10 @@ fn look(
                 if matches!(step, Step::End) {
                     break_conn(conn, view, Reason::UnseenWriter);
                     return (Step::Error(libc::ECONNRESET), false);
+                }
+                if flags & MSG_PEEK != 0 && left == got as u64 && buffers.left() > 0 {
+                    // The look goes on behind the border.
+                    ring_now(conn, view, buffers, flags & !MSG_WAITALL, target);
                 }
                 if flags & MSG_PEEK == 0 {
                     rx.kernel_left.store(left - got as u64, Ordering::Relaxed);

@@ -228,6 +228,23 @@ pub(super) fn to_kernel(
     Some(sent)
 }
 
+/// Whether the direction is on the ring, switching it now if the far end has armed: for calls whose bytes
+/// do not come from the program's memory.
+pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
+    let Some(view) = conn.view() else {
+        return false;
+    };
+    let tx = &conn.slot().tx;
+    if tx.state() == TxState::Kernel && view.theirs.state.is_armed() && lock::take(&tx.lock).is_ok()
+    {
+        if tx.state() == TxState::Kernel {
+            upgrade::try_switch(conn, view, fd, false);
+        }
+        lock::free(&tx.lock);
+    }
+    tx.state() == TxState::Ring
+}
+
 /// One look at wherever the bytes go now.
 fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
     let tx = &conn.slot().tx;

@@ -26,7 +26,7 @@ pub(super) const ALWAYS_BLIND: u32 = u32::MAX;
 
 const ET: u32 = 1 << 31;
 const ONESHOT: u32 = 1 << 30;
-const EXCLUSIVE: u32 = 1 << 28;
+pub(super) const EXCLUSIVE: u32 = 1 << 28;
 
 /// The upper half of our cookies. A program's own data in a registration that we made never stands
 /// in the kernel, so it cannot be confused; the value only has to differ from the data of
@@ -76,6 +76,8 @@ pub(crate) struct Interest {
     listed: AtomicU32,
     /// The far end has been asked to ring when there is space.
     pub space: AtomicU32,
+    /// Bits of the last edge that was reported.
+    pub told: AtomicU32,
     /// The waiting call that reported it last.
     pub reported: AtomicU32,
 }
@@ -112,6 +114,7 @@ static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         next: AtomicU32::new(0),
         listed: AtomicU32::new(0),
         space: AtomicU32::new(0),
+        told: AtomicU32::new(0),
         reported: AtomicU32::new(0),
     }
 }; INTERESTS];
@@ -451,6 +454,11 @@ impl Interest {
         (self.events.load(Ordering::Relaxed) & !(ET | ONESHOT | EXCLUSIVE | 1 << 29)) | 0x18
     }
 
+    /// Whether the program registered with EPOLLEXCLUSIVE.
+    pub(crate) fn is_exclusive(&self) -> bool {
+        self.events.load(Ordering::Relaxed) & EXCLUSIVE != 0
+    }
+
     /// Whether the program asked for POLLOUT.
     pub(crate) fn asks_for_space(&self) -> bool {
         self.events.load(Ordering::Relaxed) & 4 != 0
@@ -475,6 +483,7 @@ impl Interest {
         self.events.store(asked.events, Ordering::Relaxed);
         self.data.store(asked.u64, Ordering::Relaxed);
         self.spent.store(0, Ordering::Relaxed);
+        self.told.store(0, Ordering::Relaxed);
     }
 
     /// What the kernel is asked: the program's own wish on TCP; once a ring is involved, edges of
@@ -485,9 +494,6 @@ impl Interest {
             return asked;
         };
         let mut events = asked & !(ONESHOT | EXCLUSIVE) | ET | libc::EPOLLRDHUP.cast_unsigned();
-        if asked & (ET | EXCLUSIVE) == EXCLUSIVE {
-            events |= EXCLUSIVE;
-        }
         if conn.slot().tx.state() == TxState::Ring {
             events &= !(libc::EPOLLOUT.cast_unsigned() | 0x100 | 0x200);
         }

@@ -10,7 +10,7 @@ use rdma_core::slot::{RxState, TxState};
 
 use super::set::{Interest, Set, is_cookie};
 use super::{had_space, interest_of_cookie, post_conn, want_space};
-use crate::conn::Conn;
+use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
 use crate::{contexts, control, errno, real, wait};
 
@@ -50,6 +50,11 @@ unsafe fn wait_for_both(
         kernel_wait(epfd, events.add(at), max - number_of(at), timeout, mask)
     };
     if max <= 0 || events.addr() < 4096 {
+        take_pending(set);
+        if max > 0 && !set.is_quiet() {
+            errno::set(libc::EFAULT);
+            return -1;
+        }
         return kernel(0, timeout_ns);
     }
     // SAFETY: by contract.
@@ -59,8 +64,14 @@ unsafe fn wait_for_both(
     let call = set.calls.fetch_add(1, Ordering::Relaxed) | 1 << 31;
     loop {
         take_pending(set);
-        // Half for rings first, so that busy rings do not starve what the kernel has.
-        let mut count = collect(set, call, out, out.len().div_ceil(2));
+        // Half for rings first, so that busy rings do not starve what the kernel has; a single place
+        // goes to either by turns.
+        let share = if out.len() == 1 {
+            usize::from(call & 1 == 0)
+        } else {
+            out.len().div_ceil(2)
+        };
+        let mut count = collect(set, call, out, share);
         let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
         let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
         {
@@ -206,6 +217,7 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
         };
         count += 1;
         interest.reported.store(call, Ordering::Relaxed);
+        interest.told.store(bits, Ordering::Relaxed);
         conn.slot().meta.delivered.store(1, Ordering::Relaxed);
         if !interest.spend() && !interest.is_edge() {
             set.push(interest);
@@ -214,14 +226,23 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
     count
 }
 
+/// Whether both directions are on rings and nothing announces that the kernel has something to say.
+fn is_quiet_in_kernel(conn: &Conn) -> bool {
+    let slot = conn.slot();
+    slot.rx.state() == RxState::Ring
+        && slot.tx.state() == TxState::Ring
+        && conn.final_tail.load(Ordering::Relaxed) == NO_FINAL
+        && conn.view().is_some_and(|view| {
+            view.theirs.state.ended_at().is_none() && !view.theirs.state.is_reader_gone()
+        })
+}
+
 /// EPOLLOUT.
 const OUT: u32 = 4;
 
 /// Present readiness as epoll bits.
 fn bits(conn: &Conn, fd: c_int) -> u32 {
-    let slot = conn.slot();
-    let both = slot.rx.state() == RxState::Ring && slot.tx.state() == TxState::Ring;
-    let kernel = if both {
+    let kernel = if is_quiet_in_kernel(conn) {
         // Edges keep this current: nothing but the end of stream and errors can still happen there.
         let bits = conn.kernel_bits.load(Ordering::Relaxed) & 0xffff;
         u16::try_from(bits).unwrap_or(0).cast_signed()
@@ -252,7 +273,22 @@ fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usiz
             if let Some(conn) = interest.conn() {
                 if involves_ring(conn) {
                     conn.kernel_bits.store(event.events, Ordering::Relaxed);
-                    set.push(interest);
+                    // The kernel's edge of an end that was reported when the far end announced it.
+                    let slot = conn.slot();
+                    let announced = conn
+                        .view()
+                        .is_some_and(|view| view.theirs.state.ended_at().is_some());
+                    let known = announced
+                        && interest.is_edge()
+                        && slot.rx.state() == RxState::Ring
+                        && slot.tx.state() != TxState::Kernel
+                        && event.events
+                            & interest.wanted()
+                            & !interest.told.load(Ordering::Relaxed)
+                            == 0;
+                    if !known {
+                        set.push(interest);
+                    }
                     continue;
                 }
                 conn.slot().meta.delivered.store(1, Ordering::Relaxed);
