@@ -240,6 +240,15 @@ pub(crate) fn is_nonblocking(fd: c_int) -> bool {
     })
 }
 
+/// Whether exec closes the descriptor.
+pub(crate) fn is_close_on_exec(fd: c_int) -> bool {
+    errno::preserved(|| {
+        // SAFETY: F_GETFD takes no argument.
+        let flags = unsafe { real::fcntl(fd, libc::F_GETFD, 0) };
+        flags < 0 || flags & libc::FD_CLOEXEC != 0
+    })
+}
+
 /// What the kernel says of the socket now: poll(2) bits.
 pub(crate) fn poll_now(fd: c_int, events: i16) -> i16 {
     errno::preserved(|| {

@@ -442,7 +442,7 @@ pub(crate) extern "C" fn in_forked_child() {
 }
 
 /// A descriptor is passed to another process, which may not have the library: its connection stays on
-/// TCP, or, if it has left TCP already, is broken openly.
+/// TCP or goes back there.
 pub(crate) fn passed_on(fd: c_int) {
     leave_to_others(fd, Reason::FdPassed);
 }
@@ -456,13 +456,7 @@ fn leave_to_others(fd: c_int, reason: Reason) {
     let Some(index) = fds::lookup(fd).as_conn() else {
         return;
     };
-    let conn = conn(index);
-    conn.veto(reason);
-    if let Some(view) = conn.view()
-        && crate::ops::ready::involves_ring(conn)
-    {
-        errno::preserved(|| crate::ops::recv::break_conn(conn, view, reason));
-    }
+    errno::preserved(|| hand_to_kernel(conn(index), fd, reason));
 }
 
 /// The program wants the number of one of our own descriptors: ours moves.
@@ -507,4 +501,70 @@ pub(crate) extern "C" fn at_exit() {
             conn.slot().meta.holders.fetch_sub(1, Ordering::AcqRel);
         });
     }
+}
+
+/// Before exec: the new program knows nothing of rings. What it inherits goes back to the kernel, if this
+/// process is the only one that holds it; the far end drains its ring and follows. Bytes that lie unread
+/// in our ring cannot be handed over: then the connection is broken, openly.
+pub(crate) fn before_exec() {
+    if !any_known() || !is_own_memory() {
+        return;
+    }
+    errno::preserved(|| {
+        fds::each(0, u32::MAX, |fd, entry| {
+            if let Some(index) = entry.as_conn()
+                && !kernel::is_close_on_exec(fd)
+            {
+                hand_to_kernel(conn(index), fd, Reason::Exec);
+                forget_before_exec(conn(index));
+            }
+        });
+    });
+}
+
+/// The daemon must not take the end of this program for the end of a connection that was handed over.
+fn forget_before_exec(conn: &'static Conn) {
+    let slot = conn.slot();
+    let handed_over = conn
+        .view()
+        .is_some_and(|view| view.mine.state.is_handed_over() && view.mine.state.broken().is_none());
+    if handed_over && slot.stage() == Stage::Attached {
+        unregister(conn, slot, conn.slot_index.load(Ordering::Relaxed));
+        conn.detach();
+        slot.set_stage(Stage::Plain);
+    }
+}
+
+/// The connection is used by somebody who does not see rings from now on: both directions go back to the
+/// kernel. What cannot be handed over (bytes that lie unread in our ring, other holders that go on using
+/// it) breaks the connection openly.
+fn hand_to_kernel(conn: &'static Conn, fd: c_int, reason: Reason) {
+    conn.veto(reason);
+    let slot = conn.slot();
+    let Some(view) = conn.view() else { return };
+    if !crate::ops::ready::involves_ring(conn) {
+        return;
+    }
+    if slot.meta.holders.load(Ordering::Acquire) != 1 {
+        // After exec the other holders simply go on; the new program merely keeps the socket open.
+        if reason != Reason::Exec {
+            crate::ops::recv::break_conn(conn, view, reason);
+        }
+        return;
+    }
+    upgrade::notice_switch(conn, view, fd);
+    send::end(conn);
+    view.mine.state.hand_over();
+    let rx = &slot.rx;
+    let locked = lock::take(&rx.lock).is_ok();
+    let mut cursor = rx.cursor();
+    let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1) > 0;
+    rx.set_state(RxState::Done);
+    if locked {
+        lock::free(&rx.lock);
+    }
+    if unread {
+        crate::ops::recv::break_conn(conn, view, reason);
+    }
+    kick::wake_all(conn, view);
 }

@@ -54,6 +54,25 @@ macro_rules! originals {
     };
 }
 
+/// Addresses of functions with a variable number of arguments, for code that jumps to them.
+#[cfg(all(target_arch = "x86_64", not(test)))]
+pub(crate) mod addresses {
+    use super::{Symbol, c_void};
+
+    macro_rules! address_of {
+        ($($name:ident = $text:literal),+) => {
+            $(
+                /// libc's function of this name.
+                pub(crate) extern "C" fn $name() -> *mut c_void {
+                    static SYMBOL: Symbol = Symbol::new($text);
+                    SYMBOL.address()
+                }
+            )+
+        };
+    }
+    address_of!(execl = c"execl", execlp = c"execlp", execle = c"execle");
+}
+
 /// One function.
 struct Symbol {
     name: &'static CStr,
@@ -134,6 +153,11 @@ originals! {
     fn close_range(first: u32, last: u32, flags: c_int) -> c_int;
     fn fdopen(fd: c_int, mode: *const c_char) -> isize;
     fn sigaction(signum: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;
+    fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
+    fn execv(path: *const c_char, argv: *const *const c_char) -> c_int;
+    fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int;
+    fn execvpe(file: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
+    fn fexecve(fd: c_int, argv: *const *const c_char, env: *const *const c_char) -> c_int;
     fn pread(fd: c_int, buf: *mut c_void, len: size_t, offset: off_t) -> ssize_t;
     fn open(path: *const c_char, flags: c_int, mode: usize) -> c_int;
     fn open64(path: *const c_char, flags: c_int, mode: usize) -> c_int;

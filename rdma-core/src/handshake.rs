@@ -71,6 +71,19 @@ impl EndState {
         full_barrier();
     }
 
+    /// This end leaves its ring, but its kernel socket lives on in somebody who knows no rings: what
+    /// follows goes through the kernel again.
+    pub fn hand_over(&self) {
+        self.reader_gone.store(HANDED_OVER, Ordering::SeqCst);
+        full_barrier();
+    }
+
+    /// Whether the far end left its ring by [`EndState::hand_over`]: bytes that it had not read are lost,
+    /// and no reset of the kernel's will say so.
+    pub fn is_handed_over(&self) -> bool {
+        self.reader_gone.load(Ordering::Acquire) == HANDED_OVER
+    }
+
     /// Whether the far end's readers are gone.
     #[inline(always)]
     pub fn is_reader_gone(&self) -> bool {
@@ -93,6 +106,9 @@ impl EndState {
     }
 }
 
+/// [`EndState::reader_gone`] after [`EndState::hand_over`].
+const HANDED_OVER: u32 = 2;
+
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
@@ -114,7 +130,9 @@ mod tests {
         assert_eq!(state.ended_at(), Some(99));
         assert!(!state.is_reader_gone());
         state.leave();
-        assert!(state.is_reader_gone());
+        assert!(state.is_reader_gone() && !state.is_handed_over());
+        state.hand_over();
+        assert!(state.is_reader_gone() && state.is_handed_over());
     }
 
     #[test]

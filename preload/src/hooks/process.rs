@@ -1,6 +1,6 @@
 //! Processes and signals: fork, sigaction.
 
-use core::ffi::c_int;
+use core::ffi::{c_char, c_int};
 
 use libc::{pid_t, sigaction as SigAction};
 
@@ -24,6 +24,70 @@ export! {
         }
         pid
     }
+}
+
+export! {
+    unsafe fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int {
+        lifecycle::before_exec();
+        // SAFETY: see the top of the file.
+        unsafe { real::execve(path, argv, env) }
+    }
+
+    unsafe fn execv(path: *const c_char, argv: *const *const c_char) -> c_int {
+        lifecycle::before_exec();
+        // SAFETY: see the top of the file.
+        unsafe { real::execv(path, argv) }
+    }
+
+    unsafe fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int {
+        lifecycle::before_exec();
+        // SAFETY: see the top of the file.
+        unsafe { real::execvp(file, argv) }
+    }
+
+    unsafe fn execvpe(file: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int {
+        lifecycle::before_exec();
+        // SAFETY: see the top of the file.
+        unsafe { real::execvpe(file, argv, env) }
+    }
+
+    unsafe fn fexecve(fd: c_int, argv: *const *const c_char, env: *const *const c_char) -> c_int {
+        lifecycle::before_exec();
+        // SAFETY: see the top of the file.
+        unsafe { real::fexecve(fd, argv, env) }
+    }
+}
+
+/// Exports a function with a variable number of arguments: the registers are kept over a call of
+/// `before_exec`, the stack is left as it is, and libc's function goes on in our place.
+#[cfg(target_arch = "x86_64")]
+macro_rules! export_variadic {
+    ($($name:ident),+) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[unsafe(naked)]
+            unsafe extern "C-unwind" fn $name() {
+                core::arch::naked_asm!(
+                    "push rdi", "push rsi", "push rdx", "push rcx", "push r8", "push r9", "push rax",
+                    "call {before}",
+                    "call {real}",
+                    "mov r11, rax",
+                    "pop rax", "pop r9", "pop r8", "pop rcx", "pop rdx", "pop rsi", "pop rdi",
+                    "jmp r11",
+                    before = sym before_exec,
+                    real = sym real::addresses::$name,
+                )
+            }
+        )+
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+export_variadic!(execl, execlp, execle);
+
+#[cfg(target_arch = "x86_64")]
+extern "C" fn before_exec() {
+    lifecycle::before_exec();
 }
 
 redhook::hook! {

@@ -57,7 +57,12 @@ unsafe fn through_ring(out: c_int, input: c_int, offset: *mut off_t, count: usiz
     };
     if at < 0 {
         // Not seekable: the kernel refuses most of these, and we cannot take bytes back.
-        return errno::fail(libc::EINVAL);
+        let error = errno::get();
+        return errno::fail(if error == libc::ESPIPE {
+            libc::EINVAL
+        } else {
+            error
+        });
     }
     let mut total = 0usize;
     while total < count {

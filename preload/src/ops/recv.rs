@@ -448,6 +448,10 @@ fn ring_now(
             if conn.is_dead() {
                 return (Step::End, false);
             }
+            if super::send::left_unread(conn, view) {
+                break_conn(conn, view, Reason::Exec);
+                return (Step::Error(libc::ECONNRESET), false);
+            }
             rx.set_state(RxState::Done);
             return (Step::Native, false);
         }

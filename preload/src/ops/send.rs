@@ -293,7 +293,11 @@ fn look(
         TxState::Ring => {}
     }
     if view.theirs.state.is_reader_gone() {
-        // Its kernel socket is closed as well: the kernel answers as it always does.
+        if left_unread(conn, view) {
+            break_conn(conn, view, Reason::Exec);
+            return Step::Error(libc::ECONNRESET);
+        }
+        // The kernel answers: its socket is closed as well, or serves somebody without a ring.
         tx.set_state(TxState::Done);
         return Step::Native;
     }
@@ -313,6 +317,14 @@ fn look(
     buffers.fill(&ring, &mut cursor, len);
     publish(conn, view, &ring, &cursor);
     Step::Moved
+}
+
+/// Whether bytes of ours lie in a ring that was handed over to the kernel without them.
+pub(super) fn left_unread(conn: &Conn, view: &ConnView) -> bool {
+    let tx = &conn.slot().tx;
+    tx.state() == TxState::Ring
+        && view.theirs.state.is_handed_over()
+        && view.theirs.consumer.head.load(Ordering::Acquire) < tx.cursor().tail
 }
 
 /// Waits for space.
