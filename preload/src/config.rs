@@ -69,6 +69,8 @@ pub(crate) fn load() -> Result<(), String> {
     let Some(peers) = var("VIADUCT_PEERS") else {
         return Ok(());
     };
+    let (level, file) = (var("VIADUCT_LOG"), var("VIADUCT_LOG_FILE"));
+    crate::trace::configure(level.as_deref(), file.as_deref())?;
     let policy = Policy::parse(&peers).map_err(|error| error.to_string())?;
     if let Some(value) = var("VIADUCT_UPGRADE_AFTER") {
         let (calls, bytes) = upgrade(&value).ok_or_else(|| {

@@ -11,7 +11,7 @@
 //! * [`upgrade`]: registering, attaching, arming, switching. [`kernel`]: the kernel's byte counts.
 //! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
 //!   spinning and sleeping. [`kick`]: waking the far end.
-//! * [`config`] and [`init`]: the environment, read once. [`signals`]: EINTR or restart.
+//! * [`config`] and [`init`]: the environment, read once. [`trace`]: VIADUCT_LOG. [`signals`]: EINTR or restart.
 //!
 //! Rules of the house: no allocation, no lock of the process, no logging and no libc call that is
 //! one of our own hooks on a data path; no lock held across a blocking call; errno untouched on
@@ -47,6 +47,7 @@ mod ops;
 mod real;
 mod signals;
 mod tls;
+mod trace;
 mod upgrade;
 mod user;
 mod wait;

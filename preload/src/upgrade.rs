@@ -14,6 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::conn::Conn;
 use crate::ops::lock;
+use crate::trace::{self, Level};
 use crate::{config, control, kernel, kick};
 
 /// A data call of `bytes` bytes went through the kernel: has the connection proved worth it?
@@ -46,6 +47,7 @@ pub(crate) fn decline(conn: &Conn, reason: Reason) {
         return;
     }
     slot.set_stage(Stage::Plain);
+    trace::event(Level::Warn, conn, "stays on TCP:", reason.name());
     slot.meta.reason.store(reason.code(), Ordering::Relaxed);
     if let Some(arena) = control::arena() {
         arena
@@ -271,6 +273,7 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
         return false;
     }
     view.mine.state.arm();
+    trace::event(Level::Info, conn, "armed", "");
     crate::ops::epoll::on_change(conn, fd);
     true
 }
@@ -296,6 +299,7 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
     };
     view.mine.state.switch(sent);
     tx.set_state(TxState::Ring);
+    trace::event(Level::Info, conn, "sends by ring", "");
     kernel::push(fd);
     kick::after_publish(conn, view, WaitFor::Data);
     crate::ops::epoll::on_change(conn, fd);

@@ -16,6 +16,7 @@ use super::tables::{self, Session};
 use super::{arena, owned};
 use crate::conn::{Conn, conn};
 use crate::contexts;
+use crate::trace::{self, Level};
 
 /// Works one message off.
 pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: Fds) {
@@ -137,6 +138,7 @@ fn attach_in(
     slot.meta.conn_id.store(paired.conn_id, Ordering::Relaxed);
     conn.attach(view, peer, session.index(), index);
     slot.set_stage(Stage::Attached);
+    trace::event(Level::Info, conn, "paired", "");
     if let Some(arena) = arena() {
         arena
             .header()

@@ -18,6 +18,7 @@ use rdma_core::slot::{RxState, Stage, TxState};
 use super::lock;
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
+use crate::trace::{self, Level};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
 use crate::{control, errno, kernel, kick, real, tls, upgrade};
@@ -669,6 +670,7 @@ pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
         return;
     }
     view.mine.state.break_with(reason);
+    trace::event(Level::Warn, conn, "broken:", reason.name());
     conn.slot()
         .meta
         .reason
