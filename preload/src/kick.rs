@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::{BorrowedFd, RawFd};
 
 use rdma_core::control::{ContextRef, Message};
-use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::event::{CONTEXTS, WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
 use rdma_core::sync::full_barrier;
 
@@ -101,6 +101,10 @@ fn strike(bell: RawFd) -> bool {
 }
 
 fn kick_by_daemon(session: u32, who: WaitRef) -> bool {
+    // The far end wrote the reference: nonsense must not become an offence of ours.
+    if u32::from(who.context) >= CONTEXTS || who.process > WaitRef::PROCESS_MAX {
+        return false;
+    }
     let message = Message::Kick(ContextRef {
         process: who.process,
         context: u32::from(who.context),

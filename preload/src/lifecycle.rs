@@ -63,7 +63,6 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
                 arena.header().counters.count_reason(reason);
             }
             if fds::fits(fd) && fds::lookup(fd).is_none() {
-                KNOWN.store(1, Ordering::Relaxed);
                 fds::insert(fd, Entry::PLAIN);
             }
             return;

@@ -34,7 +34,13 @@ pub(crate) fn note(conn: &'static Conn, fd: c_int, bytes: usize) {
                 register(conn, fd);
             }
         }
-        Stage::Registered => control::check_mailbox(),
+        Stage::Registered => {
+            control::check_mailbox();
+            if !control::current().is_some_and(control::Session::is_live) {
+                // Its daemon has gone without an answer; another may come.
+                conn.slot().set_stage(Stage::Candidate);
+            }
+        }
         Stage::Free | Stage::Attached | Stage::Plain => {}
     }
 }

@@ -104,6 +104,8 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::try_new(&config.log)?)
         .with_writer(std::io::stderr)
+        // A log that cannot be written is no reason to stop serving.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let descriptors = privileges::raise_descriptor_limit();

@@ -13,6 +13,7 @@ use rdma_core::control::Message;
 use rdma_core::event::{CONTEXTS, EVENT_BYTES};
 use rdma_core::mem::Region;
 use rdma_core::slot::SLOTS;
+use rustix::io::Errno;
 
 use crate::contexts::RegionCell;
 use crate::fds::{self, Entry};
@@ -85,11 +86,18 @@ impl Session {
     /// Sends; false if the daemon is behind or gone.
     pub(super) fn send(&self, message: &Message<'_>, fds: &[BorrowedFd<'_>]) -> bool {
         let state = self.state.load(Ordering::Acquire);
-        (state == LIVE || state == INHERITED)
-            && self
-                .client
-                .get()
-                .is_some_and(|client| client.send(message, fds).is_ok())
+        if state != LIVE && state != INHERITED {
+            return false;
+        }
+        match self.client.get().map(|client| client.send(message, fds)) {
+            Some(Ok(())) => true,
+            Some(Err(Errno::PIPE | Errno::CONNRESET | Errno::NOTCONN)) => {
+                // A daemon that was killed raises no mailbox; this is how we hear of it.
+                self.end();
+                false
+            }
+            Some(Err(_)) | None => false,
+        }
     }
 
     /// Receives.
