@@ -1,0 +1,119 @@
+//! The cases, by what they are about.
+
+mod connecting;
+mod descriptors;
+mod echo;
+mod ends;
+mod epoll;
+mod files;
+mod flags;
+mod options;
+mod readiness;
+mod signals;
+mod threads;
+
+use std::str::FromStr;
+
+use crate::form::Form;
+use crate::stage::Stage;
+
+/// Where the two ends live.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Topology {
+    /// Two processes.
+    Processes,
+    /// Two threads of one process.
+    Threads,
+    /// One thread.
+    Single,
+}
+
+impl Topology {
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Processes => "processes",
+            Self::Threads => "threads",
+            Self::Single => "single",
+        }
+    }
+}
+
+impl FromStr for Topology {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Processes, Self::Threads, Self::Single];
+        all.into_iter()
+            .find(|topology| topology.name() == text)
+            .ok_or_else(|| format!("no such topology: {text}"))
+    }
+}
+
+/// What a case needs of its surroundings.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Needs {
+    /// Steps one after the other: runs everywhere.
+    Steps,
+    /// Steps that both ends take at once: two threads or processes.
+    Both,
+    /// Signals, forks or the whole descriptor table: two processes.
+    Processes,
+}
+
+/// One case.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) name: &'static str,
+    pub(crate) forms: &'static [Form],
+    needs: Needs,
+    pub(crate) play: fn(&mut Stage),
+}
+
+impl Case {
+    /// Whether the case can run in `topology`.
+    pub(crate) const fn fits(&self, topology: Topology) -> bool {
+        match (self.needs, topology) {
+            (_, Topology::Processes) | (Needs::Steps, _) | (Needs::Both, Topology::Threads) => true,
+            (Needs::Both | Needs::Processes, _) => false,
+        }
+    }
+}
+
+/// A case that runs in every form.
+const fn in_all_forms(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
+    Case {
+        name,
+        forms: Form::ALL,
+        needs,
+        play,
+    }
+}
+
+/// A case that waits in its own way.
+const fn once(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
+    Case {
+        name,
+        forms: Form::ONE,
+        needs,
+        play,
+    }
+}
+
+/// All cases.
+pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
+    [
+        echo::CASES,
+        flags::CASES,
+        options::CASES,
+        ends::CASES,
+        readiness::CASES,
+        epoll::CASES,
+        signals::CASES,
+        connecting::CASES,
+        descriptors::CASES,
+        threads::CASES,
+        files::CASES,
+    ]
+    .into_iter()
+    .flatten()
+}

@@ -1,0 +1,194 @@
+//! ioctl, fcntl and socket options on a connection, timeouts among them.
+
+use libc::{F_GETFD, F_GETFL, F_SETFL, MSG_DONTWAIT, O_NONBLOCK, SOL_SOCKET};
+
+use super::{Case, Needs, once};
+use crate::stage::Stage;
+use viaduct_tests::show;
+use viaduct_tests::sys;
+
+pub(super) const CASES: &[Case] = &[
+    once("queue_lengths", Needs::Steps, queue_lengths),
+    once("nonblocking", Needs::Steps, nonblocking),
+    once("receive_timeout", Needs::Steps, receive_timeout),
+    once("send_timeout", Needs::Steps, send_timeout),
+    once("socket_options", Needs::Steps, socket_options),
+    once("not_a_file", Needs::Steps, not_a_file),
+];
+
+fn queue_lengths(stage: &mut Stage) {
+    stage.connect();
+    stage.a("fionread, empty", |a| {
+        format!("{:?}", sys::ioctl(a.fd, sys::FIONREAD, -1))
+    });
+    stage.b("say", |b| b.say("hello"));
+    stage.a("arrived", |a| a.arrived(5));
+    stage.b("say", |b| b.say("more"));
+    stage.a("arrived", |a| a.arrived(9));
+    stage.a("recv", |a| a.recv(4, 0));
+    stage.a("fionread", |a| {
+        format!("{:?}", sys::ioctl(a.fd, sys::FIONREAD, -1))
+    });
+    stage.a("recv", |a| a.recv(20, 0));
+    stage.a("fionread", |a| {
+        format!("{:?}", sys::ioctl(a.fd, sys::FIONREAD, -1))
+    });
+    stage.a("fionread, null", |a| {
+        show::ret(sys::ioctl_at(a.fd, sys::FIONREAD, 0))
+    });
+    stage.b("outq", |b| {
+        // Acknowledged as soon as the far end's kernel has it, which takes a moment.
+        for _ in 0..2000 {
+            if sys::ioctl(b.fd, sys::SIOCOUTQ, -1).1 == 0 {
+                break;
+            }
+            std::thread::sleep(core::time::Duration::from_millis(1));
+        }
+        format!("{:?}", sys::ioctl(b.fd, sys::SIOCOUTQ, -1))
+    });
+    stage.a("unknown", |a| show::ret(sys::ioctl(a.fd, 0x1234, 0).0));
+}
+
+fn nonblocking(stage: &mut Stage) {
+    stage.connect();
+    stage.a("flags", |a| format!("{:?}", sys::fcntl(a.fd, F_GETFL, 0)));
+    stage.a("set", |a| show::ret(sys::fcntl(a.fd, F_SETFL, O_NONBLOCK)));
+    stage.a("flags", |a| format!("{:?}", sys::fcntl(a.fd, F_GETFL, 0)));
+    stage.a("recv", |a| a.recv(4, 0));
+    stage.a("read", |a| show::ret(sys::read(a.fd, &mut [0; 4])));
+    stage.b("say", |b| b.say("hello"));
+    stage.a("arrived", |a| a.arrived(5));
+    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("clear by fionbio", |a| {
+        show::ret(sys::ioctl(a.fd, sys::FIONBIO, 0).0)
+    });
+    stage.a("flags", |a| format!("{:?}", sys::fcntl(a.fd, F_GETFL, 0)));
+    stage.b("say", |b| b.say("hello"));
+    stage.a("hear", |a| a.hear(5));
+    stage.a("set by fionbio", |a| {
+        show::ret(sys::ioctl(a.fd, sys::FIONBIO, 1).0)
+    });
+    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("set on a duplicate", |a| {
+        let _ = sys::set_nonblocking(a.fd, false);
+        let other = sys::fd_of(sys::dup(a.fd));
+        let set = sys::set_nonblocking(other, true);
+        format!("{} {}", show::ret(set), show::ret(sys::close(other)))
+    });
+    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("close-on-exec", |a| {
+        format!("{:?}", sys::fcntl(a.fd, F_GETFD, 0))
+    });
+}
+
+fn receive_timeout(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        show::ret(sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 60))
+    });
+    stage.a("recv", |a| a.recv(5, 0));
+    stage.a("read", |a| show::ret(sys::read(a.fd, &mut [0; 4])));
+    stage.a("recvmsg", |a| {
+        show::ret(sys::recvmsg(a.fd, &mut [&mut [0; 4]], 0).0)
+    });
+    stage.b("say", |b| b.say("hello"));
+    stage.a("recv", |a| a.recv(5, 0));
+    stage.a("recv", |a| a.recv(5, 0));
+    stage.a("very short", |a| {
+        show::ret(sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 1))
+    });
+    stage.a("recv", |a| a.recv(5, 0));
+    stage.a("dontwait", |a| a.recv(5, MSG_DONTWAIT));
+    stage.a("never", |a| {
+        show::ret(sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 0))
+    });
+    stage.b("say", |b| b.say("hello"));
+    stage.a("recv", |a| a.recv(5, 0));
+}
+
+fn send_timeout(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        show::ret(sys::set_timeout(a.fd, libc::SO_SNDTIMEO, 150))
+    });
+    stage.a("send until timeout", |a| {
+        let chunk = vec![b't'; 100_000];
+        loop {
+            match sys::send(a.fd, &chunk, 0) {
+                Ok(sent) if sent > 0 => {}
+                other => return show::ret(other),
+            }
+        }
+    });
+    stage.b("drain", |b| {
+        let mut buffer = vec![0; 1 << 20];
+        while sys::poll(&[(b.fd, libc::POLLIN)], 60).0 == Ok(1) {
+            let _ = sys::recv(b.fd, &mut buffer, MSG_DONTWAIT);
+        }
+        "drained".to_owned()
+    });
+    stage.a("say", |a| a.say("hello"));
+    stage.b("hear", |b| b.hear(5));
+}
+
+fn socket_options(stage: &mut Stage) {
+    stage.connect();
+    let options = [
+        ("type", SOL_SOCKET, libc::SO_TYPE),
+        ("domain", SOL_SOCKET, libc::SO_DOMAIN),
+        ("protocol", SOL_SOCKET, libc::SO_PROTOCOL),
+        ("acceptconn", SOL_SOCKET, libc::SO_ACCEPTCONN),
+        ("error", SOL_SOCKET, libc::SO_ERROR),
+        ("keepalive", SOL_SOCKET, libc::SO_KEEPALIVE),
+        ("reuseaddr", SOL_SOCKET, libc::SO_REUSEADDR),
+        ("rcvlowat", SOL_SOCKET, libc::SO_RCVLOWAT),
+        ("oobinline", SOL_SOCKET, libc::SO_OOBINLINE),
+        ("nodelay", libc::IPPROTO_TCP, libc::TCP_NODELAY),
+        ("cork", libc::IPPROTO_TCP, libc::TCP_CORK),
+        ("keepidle", libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        ("user timeout", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        ("unknown", SOL_SOCKET, 9999),
+        ("unknown level", 9999, 1),
+    ];
+    for (label, level, name) in options {
+        stage.a(label, |a| show::ret(sys::getsockopt(a.fd, level, name)));
+    }
+    for (label, level, name, value) in [
+        ("set nodelay", libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+        ("set keepalive", SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        ("set unknown", SOL_SOCKET, 9999, 1),
+        ("set error", SOL_SOCKET, libc::SO_ERROR, 1),
+        ("set quickack", libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1),
+    ] {
+        stage.a(label, |a| {
+            show::ret(sys::setsockopt(a.fd, level, name, value))
+        });
+    }
+    stage.a("buffers double", |a| {
+        let set = sys::setsockopt(a.fd, SOL_SOCKET, libc::SO_RCVBUF, 20_000);
+        let got = sys::getsockopt(a.fd, SOL_SOCKET, libc::SO_RCVBUF);
+        format!("{} {}", show::ret(set), show::ret(got))
+    });
+    stage.a("nodelay", |a| {
+        show::ret(sys::getsockopt(a.fd, libc::IPPROTO_TCP, libc::TCP_NODELAY))
+    });
+    stage.a("say", |a| a.say("hello"));
+    stage.b("hear", |b| b.hear(5));
+}
+
+fn not_a_file(stage: &mut Stage) {
+    stage.connect();
+    stage.a("pread", |a| show::ret(sys::pread(a.fd, &mut [0; 4], 0)));
+    stage.a("lseek", |a| show::ret(sys::lseek(a.fd, 0, libc::SEEK_CUR)));
+    stage.a("listen", |a| show::ret(sys::listen(a.fd, 1)));
+    stage.a("accept", |a| show::ret(sys::accept4(a.fd, 0)));
+    stage.a("bind", |a| {
+        show::ret(sys::bind(
+            a.fd,
+            std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        ))
+    });
+    stage.a("say", |a| a.say("hello"));
+    stage.b("hear", |b| b.hear(5));
+}

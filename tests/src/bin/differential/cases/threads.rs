@@ -1,0 +1,186 @@
+//! Several threads on one connection, and on many.
+
+use super::{Case, Needs, once};
+use crate::end::{End, Side};
+use crate::pattern::Pattern;
+use crate::stage::Stage;
+use viaduct_tests::show;
+use viaduct_tests::sys::{self, fd_of};
+
+pub(super) const CASES: &[Case] = &[
+    once("two_readers", Needs::Both, two_readers),
+    once("two_writers", Needs::Both, two_writers),
+    once("two_waiters", Needs::Both, two_waiters),
+    once(
+        "a_connection_per_thread",
+        Needs::Both,
+        a_connection_per_thread,
+    ),
+];
+
+/// How often each byte occurs, as one number.
+fn census(counts: &[u64; 256]) -> String {
+    let bytes: Vec<u8> = counts
+        .iter()
+        .flat_map(|count| count.to_le_bytes())
+        .collect();
+    format!("{} {:016x}", counts.iter().sum::<u64>(), show::hash(&bytes))
+}
+
+fn two_readers(stage: &mut Stage) {
+    const BYTES: usize = 3_000_000;
+    let pattern = Pattern::new(37);
+    stage.connect();
+    stage.both(
+        "pour",
+        |a| {
+            format!(
+                "{} {}",
+                a.pour(&pattern, BYTES, 1),
+                a.shutdown(libc::SHUT_WR)
+            )
+        },
+        |b| {
+            let fd = b.fd;
+            let read = move || {
+                let mut counts = [0u64; 256];
+                let mut buffer = vec![0; 7000];
+                loop {
+                    match sys::recv(fd, &mut buffer, 0) {
+                        Ok(got) if got > 0 => {
+                            let got = usize::try_from(got).unwrap_or(0);
+                            for &byte in &buffer[..got] {
+                                counts[usize::from(byte)] += 1;
+                            }
+                        }
+                        _ => return counts,
+                    }
+                }
+            };
+            let other = std::thread::spawn(read);
+            let mut counts = read();
+            for (sum, more) in counts.iter_mut().zip(other.join().unwrap_or([0; 256])) {
+                *sum += more;
+            }
+            census(&counts)
+        },
+    );
+}
+
+fn two_writers(stage: &mut Stage) {
+    const EACH: usize = 1_500_000;
+    let patterns = [Pattern::new(41), Pattern::new(43)];
+    stage.connect();
+    stage.both(
+        "pour",
+        |a| {
+            let fd = a.fd;
+            let poured: Vec<String> = std::thread::scope(|scope| {
+                let writers: Vec<_> = patterns
+                    .iter()
+                    .map(|pattern| {
+                        scope.spawn(move || {
+                            let mut end = End::new(Side::A, crate::form::Form::Blocking);
+                            end.fd = fd;
+                            end.pour(pattern, EACH, 3)
+                        })
+                    })
+                    .collect();
+                writers
+                    .into_iter()
+                    .map(|writer| writer.join().unwrap_or_default())
+                    .collect()
+            });
+            format!("{} {}", poured.join(" "), a.close())
+        },
+        |b| {
+            let (bytes, ended) = b.recv_all(2 * EACH + 10);
+            let mut counts = [0u64; 256];
+            for &byte in &bytes {
+                counts[usize::from(byte)] += 1;
+            }
+            format!("{} {ended:?}", census(&counts))
+        },
+    );
+}
+
+/// Two threads wait; each message wakes one of them, and none is lost.
+fn two_waiters(stage: &mut Stage) {
+    const MESSAGES: usize = 300;
+    stage.connect();
+    stage.both(
+        "messages",
+        |a| {
+            for _ in 0..MESSAGES {
+                let _ = sys::send(a.fd, b"m", 0);
+                let _ = a.hear(1);
+            }
+            a.shutdown(libc::SHUT_WR)
+        },
+        |b| {
+            let fd = b.fd;
+            let serve = move || {
+                let mut served = 0;
+                let mut byte = [0];
+                while sys::recv(fd, &mut byte, 0) == Ok(1) {
+                    let _ = sys::send(fd, &byte, 0);
+                    served += 1;
+                }
+                served
+            };
+            let other = std::thread::spawn(serve);
+            let served = serve() + other.join().unwrap_or(0);
+            format!("served {served}")
+        },
+    );
+}
+
+fn a_connection_per_thread(stage: &mut Stage) {
+    const THREADS: usize = 6;
+    const ROUNDS: usize = 200;
+    let listener = stage.listen(Side::B);
+    stage.both(
+        "talk",
+        |_| {
+            let client = move || {
+                let mut end = End::new(Side::A, crate::form::Form::Blocking);
+                end.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+                let _ = sys::connect(end.fd, listener.address);
+                let good = (0..ROUNDS)
+                    .filter(|_| end.say("question") == "sent 8" && end.hear(6) == "\"answer\"")
+                    .count();
+                let _ = end.close();
+                good
+            };
+            let clients: Vec<_> = (0..THREADS).map(|_| std::thread::spawn(client)).collect();
+            let good: usize = clients
+                .into_iter()
+                .map(|client| client.join().unwrap_or(0))
+                .sum();
+            format!("good {good}")
+        },
+        |_| {
+            let serve = |fd| {
+                let mut end = End::new(Side::B, crate::form::Form::Blocking);
+                end.fd = fd;
+                let mut served = 0;
+                while end.hear(8) == "\"question\"" && end.say("answer") == "sent 6" {
+                    served += 1;
+                }
+                let _ = end.close();
+                served
+            };
+            let servers: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    let fd = fd_of(sys::accept4(listener.fd, 0));
+                    std::thread::spawn(move || serve(fd))
+                })
+                .collect();
+            let served: usize = servers
+                .into_iter()
+                .map(|server| server.join().unwrap_or(0))
+                .sum();
+            format!("served {served}")
+        },
+    );
+}

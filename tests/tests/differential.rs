@@ -1,0 +1,248 @@
+//! The socket cases of the `differential` program on kernel TCP and accelerated: equal, line by line.
+//!
+//! Every run is compared with a plain run of the same topology. Runs that are warmed up must also have
+//! gone through the rings, case by case; the daemon's counters say so.
+
+use std::collections::HashMap;
+use std::process::Command;
+use std::sync::{Mutex, OnceLock};
+
+use viaduct_tests::build;
+use viaduct_tests::compare::differences;
+use viaduct_tests::daemon::Daemon;
+use viaduct_tests::program::{self, finish};
+
+const DIFFERENTIAL: &str = env!("CARGO_BIN_EXE_differential");
+
+/// Cases at a time: they mostly wait.
+const JOBS: &str = "4";
+
+/// Cases that never go through a ring, warm or not: they make sure that something stays plain, or that
+/// nothing is sent at all.
+const PLAIN_CASES: &[&str] = &[
+    "connect_refused_nonblocking/",
+    "connect_to_itself/",
+    "listener_closed/",
+    "inetd/",
+    "pass_fresh",
+    "stdio_fresh/",
+    "splice_fresh/",
+    // Short connections, or upgraded too late for the daemon to count bytes.
+    "accepted_",
+    "accept_waits/",
+    "connect_",
+    "epoll_before_connect",
+    "fork_server/",
+    "one_exchange_each/",
+];
+
+/// Which sides run under the library.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sides {
+    Both,
+    A,
+    B,
+}
+
+fn command(words: &[&str]) -> Command {
+    let mut command = program::plain(DIFFERENTIAL);
+    command.args(["run", "--jobs", JOBS]).args(words);
+    command
+}
+
+/// What the plain run of these options prints; run once.
+fn plain(words: &[&str]) -> String {
+    static KNOWN: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
+    let known = KNOWN.get_or_init(Mutex::default);
+    let mut known = known.lock().expect("the table of plain runs");
+    let run = || {
+        let done = finish(command(words));
+        assert_eq!(done.code, 0, "{}", done.stderr);
+        assert!(
+            !done.stdout.contains(" hangs"),
+            "the plain run hangs: {}",
+            done.stderr
+        );
+        done.stdout
+    };
+    known.entry(words.join(" ")).or_insert_with(run).clone()
+}
+
+/// Runs accelerated and compares with plain; what the daemon counted for each case.
+fn compare(
+    daemon: &Daemon,
+    words: &[&str],
+    sides: Sides,
+    change: impl FnOnce(&mut Command),
+) -> Vec<(String, u64)> {
+    let expected = plain(words);
+    let evidence = daemon.directory().join("evidence");
+    let mut command = command(words);
+    program::configure(&mut command, &daemon.socket());
+    command.arg("--evidence").arg(&evidence);
+    for (flag, on) in [
+        ("--preload-a", sides != Sides::B),
+        ("--preload-b", sides != Sides::A),
+    ] {
+        if on {
+            command.arg(flag).arg(build::library());
+        }
+    }
+    if words.contains(&"--warm") && sides == Sides::Both {
+        command.arg("--ring");
+    }
+    change(&mut command);
+    let done = finish(command);
+    assert_eq!(done.code, 0, "{}", done.stderr);
+    let shown = differences(&expected, &done.stdout);
+    assert!(
+        shown.is_empty(),
+        "the runs differ:\n{shown}\nstderr:\n{}",
+        done.stderr
+    );
+    let counted = |line: &str| {
+        let mut words = line.split(' ');
+        let name = words.next()?.to_owned();
+        let session = u64::from_str_radix(words.next()?, 16).ok()?;
+        Some((name, daemon.totals(session).ring_bytes))
+    };
+    let evidence = std::fs::read_to_string(evidence).expect("the evidence");
+    evidence.lines().filter_map(counted).collect()
+}
+
+/// Asserts that every case went through a ring, except those that must not.
+fn assert_ring(counted: &[(String, u64)]) {
+    let idle: Vec<&str> = counted
+        .iter()
+        .filter(|(name, bytes)| {
+            *bytes == 0 && !PLAIN_CASES.iter().any(|plain| name.starts_with(plain))
+        })
+        .map(|(name, _)| name.as_str())
+        .collect();
+    assert!(idle.is_empty(), "no byte went through a ring: {idle:?}");
+}
+
+fn ring_bytes(counted: &[(String, u64)]) -> u64 {
+    counted.iter().map(|(_, bytes)| bytes).sum()
+}
+
+#[test]
+fn upgraded_before_the_case() {
+    let daemon = Daemon::start();
+    assert_ring(&compare(&daemon, &["--warm"], Sides::Both, |_| ()));
+}
+
+#[test]
+fn upgraded_before_the_case_roles_swapped() {
+    let daemon = Daemon::start();
+    assert_ring(&compare(
+        &daemon,
+        &["--warm", "--swap"],
+        Sides::Both,
+        |_| (),
+    ));
+}
+
+#[test]
+fn upgraded_during_the_case() {
+    let daemon = Daemon::start();
+    assert!(ring_bytes(&compare(&daemon, &[], Sides::Both, |_| ())) > 0);
+}
+
+#[test]
+fn upgraded_after_the_default_number_of_calls() {
+    let daemon = Daemon::start();
+    let counted = compare(&daemon, &[], Sides::Both, |command| {
+        command.env_remove("VIADUCT_UPGRADE_AFTER");
+    });
+    assert!(ring_bytes(&counted) > 0);
+}
+
+#[test]
+fn two_threads_of_one_process() {
+    let daemon = Daemon::start();
+    assert_ring(&compare(
+        &daemon,
+        &["--topology", "threads", "--warm"],
+        Sides::Both,
+        |_| (),
+    ));
+}
+
+#[test]
+fn both_ends_in_one_thread() {
+    let daemon = Daemon::start();
+    assert_ring(&compare(
+        &daemon,
+        &["--topology", "single", "--warm"],
+        Sides::Both,
+        |_| (),
+    ));
+}
+
+#[test]
+fn only_the_client_accelerated() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        ring_bytes(&compare(&daemon, &["--warm"], Sides::A, |_| ())),
+        0
+    );
+}
+
+#[test]
+fn only_the_server_accelerated() {
+    let daemon = Daemon::start();
+    assert_eq!(
+        ring_bytes(&compare(&daemon, &["--warm"], Sides::B, |_| ())),
+        0
+    );
+}
+
+#[test]
+fn nobody_is_a_peer() {
+    let daemon = Daemon::start();
+    let counted = compare(&daemon, &[], Sides::Both, |command| {
+        command.env("VIADUCT_PEERS", "192.0.2.0/24");
+    });
+    assert_eq!(ring_bytes(&counted), 0);
+    let status = daemon.status();
+    assert_eq!(
+        status["processes"].as_array().map(Vec::len),
+        Some(0),
+        "somebody spoke to the daemon"
+    );
+}
+
+/// Without spinning every wait is a sleep, and every wake-up a doorbell.
+#[test]
+fn without_spinning() {
+    let daemon = Daemon::start();
+    assert_ring(&compare(&daemon, &["--warm"], Sides::Both, |command| {
+        command.env("VIADUCT_SPIN_US", "0");
+    }));
+}
+
+/// The smallest ring: everything wraps, and every large send meets a full ring. Cases that rely on
+/// the kernel's larger buffers are left out.
+#[test]
+fn smallest_ring() {
+    for case in [
+        "echo/",
+        "both_ways/",
+        "one_way/",
+        "woken",
+        "waitall",
+        "sendfile_large/",
+        "two_",
+    ] {
+        let daemon = Daemon::start();
+        assert_ring(&compare(
+            &daemon,
+            &["--warm", "--only", case],
+            Sides::Both,
+            |command| {
+                command.env("VIADUCT_RING_BYTES", "65536");
+            },
+        ));
+    }
+}

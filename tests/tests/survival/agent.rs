@@ -1,0 +1,271 @@
+//! The agent's side: a blocking socket program that does what its standard input says.
+//!
+//! One line, one answer. `I` numbers the agent's connections.
+//!
+//! ```text
+//! listen              -> PORT
+//! accept I, connect I PORT, close I, nonblocking I        -> ok
+//! ping I N, pong I N  -> ok           N exchanges of one byte
+//! recv I N, send I N, poll I, epoll I, fill I             -> ret N | err ERRNO
+//! stream I BYTES SEED -> ok           sends and receives that many, and checks them
+//! echo I              -> ret N | err ERRNO    echoes until the end
+//! echo-epoll I        -> the same        with epoll_wait before each receive
+//! write-die I N       -> (nothing)    sends N bytes and kills itself
+//! kernel I            -> N            bytes received through the kernel's TCP
+//! patience I MS       -> ok           SO_RCVTIMEO and SO_SNDTIMEO
+//! limit WHAT N        -> ok           WHAT is nofile or as
+//! fds                 -> N N N        open descriptors
+//! ```
+
+use std::io::{BufRead, Error, Read, Result, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::{Signal, raise};
+use viaduct_tests::rig::program::{MARK, ROLE};
+
+use crate::kernel_bytes::kernel_bytes;
+use crate::pattern::Pattern;
+
+/// Bytes per call of the streams.
+const CHUNK: usize = 16 * 1024;
+
+/// Becomes an agent if the environment says so; else does nothing.
+pub(crate) fn run_if_told() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let mut out = std::io::stdout().lock();
+    // The test runner's own line is not finished.
+    writeln!(out).expect("standard output");
+    let mut agent = Agent::default();
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("standard input");
+        let answer = agent.obey(&line);
+        writeln!(out, "{MARK}{answer}").expect("standard output");
+    }
+    std::process::exit(0);
+}
+
+#[derive(Default)]
+struct Agent {
+    listener: Option<TcpListener>,
+    connections: Vec<Option<TcpStream>>,
+}
+
+impl Agent {
+    fn obey(&mut self, line: &str) -> String {
+        let mut words = line.split(' ');
+        let verb = words.next().unwrap_or_default().to_owned();
+        let words: Vec<&str> = words.collect();
+        match self.act(&verb, &words) {
+            Ok(answer) => answer,
+            Err(error) => format!("err {}", error.raw_os_error().unwrap_or(-1)),
+        }
+    }
+
+    fn act(&mut self, verb: &str, words: &[&str]) -> Result<String> {
+        let number = |at: usize| -> usize {
+            let word = words.get(at).unwrap_or(&"0");
+            word.parse().expect("a number")
+        };
+        let done = || Ok("ok".to_owned());
+        match verb {
+            "listen" => {
+                let listener = TcpListener::bind("127.0.0.1:0")?;
+                let port = listener.local_addr()?.port();
+                self.listener = Some(listener);
+                return Ok(port.to_string());
+            }
+            "accept" => {
+                let listener = self.listener.as_ref().expect("it listens");
+                let (stream, _) = listener.accept()?;
+                self.put(number(0), stream);
+                return done();
+            }
+            "connect" => {
+                let port = u16::try_from(number(1)).expect("a port");
+                let stream = TcpStream::connect(("127.0.0.1", port))?;
+                self.put(number(0), stream);
+                return done();
+            }
+            "close" => {
+                self.connections[number(0)] = None;
+                return done();
+            }
+            "limit" => {
+                let what = match words[0] {
+                    "nofile" => Resource::RLIMIT_NOFILE,
+                    "as" => Resource::RLIMIT_AS,
+                    other => panic!("limit {other}"),
+                };
+                let hard = getrlimit(what)?.1;
+                setrlimit(what, number(1) as u64, hard)?;
+                return done();
+            }
+            "fds" => return fds(),
+            _ => {}
+        }
+        let index = number(0);
+        let stream = self
+            .connections
+            .get(index)
+            .and_then(Option::as_ref)
+            .expect("that connection");
+        let answer = match verb {
+            "nonblocking" => {
+                stream.set_nonblocking(true)?;
+                "ok".to_owned()
+            }
+            "patience" => {
+                let patience = Duration::from_millis(number(1) as u64);
+                stream.set_read_timeout(Some(patience))?;
+                stream.set_write_timeout(Some(patience))?;
+                "ok".to_owned()
+            }
+            "ping" => ping(stream, number(1))?,
+            "pong" => pong(stream, number(1))?,
+            "recv" => format!("ret {}", (&mut &*stream).read(&mut vec![0; number(1)])?),
+            "send" => format!("ret {}", (&mut &*stream).write(&vec![b's'; number(1)])?),
+            "poll" => wait_poll(stream)?,
+            "epoll" => wait_epoll(stream)?,
+            "fill" => fill(stream)?,
+            "stream" => exchange(stream, number(1), number(2) as u64)?,
+            "echo" => echo(stream, || Ok(()))?,
+            "echo-epoll" => echo_epoll(stream)?,
+            "write-die" => {
+                let mut writer = stream;
+                writer.write_all(&vec![b'd'; number(1)])?;
+                raise(Signal::SIGKILL)?;
+                String::new()
+            }
+            "kernel" => kernel_bytes(stream)?.to_string(),
+            other => panic!("the agent does not know {other}"),
+        };
+        Ok(answer)
+    }
+
+    fn put(&mut self, index: usize, stream: TcpStream) {
+        if self.connections.len() <= index {
+            self.connections.resize_with(index + 1, || None);
+        }
+        self.connections[index] = Some(stream);
+    }
+}
+
+fn ping(mut stream: &TcpStream, rounds: usize) -> Result<String> {
+    let mut byte = [0];
+    for _ in 0..rounds {
+        stream.write_all(b"p")?;
+        stream.read_exact(&mut byte)?;
+    }
+    Ok("ok".to_owned())
+}
+
+fn pong(mut stream: &TcpStream, rounds: usize) -> Result<String> {
+    let mut byte = [0];
+    for _ in 0..rounds {
+        stream.read_exact(&mut byte)?;
+        stream.write_all(&byte)?;
+    }
+    Ok("ok".to_owned())
+}
+
+fn wait_poll(stream: &TcpStream) -> Result<String> {
+    let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLIN)];
+    let count = poll(&mut entry, PollTimeout::NONE)?;
+    let events = entry[0].revents().unwrap_or(PollFlags::empty()).bits();
+    Ok(format!("ret {count} {events:#x}"))
+}
+
+fn wait_epoll(stream: &TcpStream) -> Result<String> {
+    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    let wanted = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    set.add(stream, EpollEvent::new(wanted, 7))?;
+    let mut events = [EpollEvent::empty(); 4];
+    let count = set.wait(&mut events, nix::sys::epoll::EpollTimeout::NONE)?;
+    let bits = events[0].events().bits();
+    Ok(format!("ret {count} {bits:#x} {}", events[0].data()))
+}
+
+/// Sends until that fails.
+fn fill(mut stream: &TcpStream) -> Result<String> {
+    loop {
+        stream.write_all(&[b'f'; 65_536])?;
+    }
+}
+
+fn exchange(stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
+    std::thread::scope(|scope| {
+        let writer = scope.spawn(move || {
+            let mut pattern = Pattern::new(seed);
+            let mut chunk = vec![0; CHUNK];
+            let mut left = bytes;
+            let mut stream = stream;
+            while left > 0 {
+                let size = left.min(CHUNK);
+                pattern.fill(&mut chunk[..size]);
+                stream.write_all(&chunk[..size])?;
+                left -= size;
+            }
+            Ok::<(), Error>(())
+        });
+        let mut pattern = Pattern::new(seed);
+        let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+        let mut done = 0;
+        let mut reader = stream;
+        while done < bytes {
+            let size = CHUNK.min(bytes - done);
+            let got = reader.read(&mut chunk[..size])?;
+            if got == 0 {
+                return Ok(format!("end after {done}"));
+            }
+            pattern.fill(&mut wanted[..got]);
+            if chunk[..got] != wanted[..got] {
+                return Ok(format!("wrong bytes after {done}"));
+            }
+            done += got;
+        }
+        writer.join().expect("the writer")?;
+        Ok("ok".to_owned())
+    })
+}
+
+fn echo_epoll(stream: &TcpStream) -> Result<String> {
+    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    set.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, 7))?;
+    echo(stream, || {
+        let mut events = [EpollEvent::empty(); 4];
+        set.wait(&mut events, 10_000u16)?;
+        Ok(())
+    })
+}
+
+/// Echoes until the end; `wait` comes before each receive.
+fn echo(mut stream: &TcpStream, wait: impl Fn() -> Result<()>) -> Result<String> {
+    let mut chunk = vec![0; CHUNK];
+    let mut total = 0;
+    loop {
+        wait()?;
+        let got = stream.read(&mut chunk)?;
+        if got == 0 {
+            return Ok(format!("ret {total}"));
+        }
+        stream.write_all(&chunk[..got])?;
+        total += got;
+    }
+}
+
+/// The numbers of all open descriptors.
+fn fds() -> Result<String> {
+    let mut numbers = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        numbers.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    numbers.sort();
+    Ok(numbers.join(" "))
+}

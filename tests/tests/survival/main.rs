@@ -1,0 +1,22 @@
+//! What programs live through: peers, daemons and limits that fail, and far ends that lie.
+//!
+//! Wherever the kernel has an answer, the same case runs on plain TCP and under the library, and the
+//! two must give the same results. The programs are the test's own executable in another role; see
+//! [`agent`].
+
+mod agent;
+mod daemon_gone;
+mod duo;
+mod environment;
+mod hostile;
+mod idle;
+mod kernel_bytes;
+mod limits;
+mod pattern;
+mod peer_killed;
+
+/// Not a test: an agent, when the environment says so.
+#[test]
+fn agent_role() {
+    agent::run_if_told();
+}
