@@ -8,7 +8,6 @@ use std::os::fd::{BorrowedFd, RawFd};
 use rdma_core::control::{ContextRef, Message};
 use rdma_core::event::{CONTEXTS, WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
-use rdma_core::sync::full_barrier;
 
 use crate::conn::Conn;
 use crate::{contexts, control, fds};
@@ -20,10 +19,6 @@ static KICKING: AtomicU32 = AtomicU32::new(0);
 /// unlocking exchange).
 #[inline(always)]
 pub(crate) fn after_publish(conn: &Conn, view: &ConnView, what: WaitFor) {
-    // An exchange is a full barrier on x86-64 only.
-    if !cfg!(target_arch = "x86_64") {
-        full_barrier();
-    }
     if view.theirs.waits.any(what) {
         wake(conn, view, what);
     }

@@ -234,7 +234,7 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
         return native();
     };
     let got = recv::recv(fd, entry, index, &mut buffers, flags, native);
-    if got > 0 && buffers.done() > 0 {
+    if got == 0 || got > 0 && buffers.done() > 0 {
         // Not written by the kernel: what TCP reports beside data.
         // SAFETY: not null; the program's header.
         let told = unsafe { &mut *msg };

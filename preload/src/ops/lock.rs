@@ -3,6 +3,7 @@
 use core::time::Duration;
 
 use rdma_core::slot::DirectionLock;
+use rdma_core::sync::barrier_after_rmw;
 use rustix::thread::futex;
 
 use crate::tls;
@@ -59,6 +60,7 @@ pub(crate) fn free(lock: &DirectionLock) {
     if lock.unlock() {
         wake(lock);
     }
+    barrier_after_rmw();
 }
 
 #[cold]

@@ -314,6 +314,9 @@ fn look(
     if len == 0 {
         return Step::Full;
     }
+    if buffers.is_bad() {
+        return Step::Error(libc::EFAULT);
+    }
     buffers.fill(&ring, &mut cursor, len);
     publish(conn, view, &ring, &cursor);
     Step::Moved

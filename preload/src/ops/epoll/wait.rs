@@ -29,6 +29,10 @@ pub(crate) unsafe fn wait(
     // SAFETY: by contract.
     let told = unsafe { wait_for_both(set, epfd, events, max, timeout_ns, mask) };
     set.announce_if_polled();
+    // What is left is the next sleeper's, as in the kernel.
+    if !set.is_quiet() {
+        set.wake_sleepers();
+    }
     told
 }
 
@@ -363,13 +367,13 @@ fn sleep(
     } else {
         kernel(0, left())
     };
+    // Awake first, then out of the count: a thread that counts itself meanwhile sets the word again.
+    each(&|words| {
+        words.finish_sleep();
+    });
     if set.sleepers.fetch_sub(1, Ordering::SeqCst) > 1 {
         // Others still sleep here: later posts must ring again.
         each(&|words| words.prepare_sleep());
-    } else {
-        each(&|words| {
-            words.finish_sleep();
-        });
     }
     told
 }

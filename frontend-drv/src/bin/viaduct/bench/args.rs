@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::cost::{CostArgs, PeerArgs};
 use super::plan::{Placement, Test};
 
 /// Measure a benchmark over kernel TCP and over Viaduct, side by side.
@@ -19,6 +20,11 @@ pub(super) enum BenchCommand {
     Netperf(NetperfArgs),
     /// Print the table and draw the charts of an earlier results.json again
     Render(RenderArgs),
+    /// Measure what connections and calls cost: memory, descriptors, time
+    Cost(CostArgs),
+    /// A program that `cost` measures
+    #[command(hide = true)]
+    CostPeer(PeerArgs),
 }
 
 #[derive(Debug, Args)]
@@ -137,7 +143,7 @@ mod tests {
         let line = ["viaduct", "netperf"].iter().chain(words);
         match Line::try_parse_from(line)?.bench.command {
             BenchCommand::Netperf(args) => Ok(args),
-            BenchCommand::Render(_) => panic!("not a netperf command"),
+            _ => panic!("not a netperf command"),
         }
     }
 

@@ -11,6 +11,7 @@
 //!   [`shim_stats`]: the proof that the ring was used; [`busy`]: what it cost in CPU time;
 //!   [`machine`]: where it was measured.
 //! * [`table`] and [`chart`]: the same results for people.
+//! * [`cost`]: another measurement, of memory, descriptors and the time of single calls.
 //!
 //! It moves no benchmark data itself and never judges: targets are shown beside the ratios, but
 //! only a run that failed makes the exit status non-zero.
@@ -18,6 +19,7 @@
 mod args;
 mod busy;
 mod chart;
+mod cost;
 mod interrupt;
 mod machine;
 mod netperf;
@@ -47,6 +49,8 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
     match args.command {
         BenchCommand::Netperf(netperf) => compare_netperf(&netperf),
         BenchCommand::Render(render) => draw_again(&render),
+        BenchCommand::Cost(cost) => cost::run(&cost),
+        BenchCommand::CostPeer(peer) => cost::run_peer(&peer),
     }
 }
 

@@ -95,6 +95,11 @@ impl Group {
         })
     }
 
+    /// The child's process id.
+    pub(super) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Sleeps until the child has ended, the limit is over, or a signal asks us to stop. The child
     /// is not reaped, so that its process group cannot pass to a stranger.
     pub(super) fn wait(&self, limit: Duration) -> Result<Waited> {

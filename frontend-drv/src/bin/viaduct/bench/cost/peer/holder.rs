@@ -47,7 +47,8 @@ pub(super) fn serve(control: Control) -> Result<()> {
 /// The client, until it is told to quit.
 pub(super) fn connect(control: Control) -> Result<()> {
     let mut holder = Holder::new(control)?;
-    let mut kept = None;
+    // Open for as long as it is here.
+    let mut blocking: Option<TcpStream> = None;
     loop {
         holder.take_events(EpollTimeout::NONE, Holder::ignore)?;
         while let Some(line) = holder.control.line() {
@@ -60,11 +61,11 @@ pub(super) fn connect(control: Control) -> Result<()> {
                 "stop" => continue,
                 "ping" => {
                     let (stream, answer) = ping(number, rest.get(1).copied().unwrap_or(0))?;
-                    kept = Some(stream);
+                    blocking = Some(stream);
                     answer
                 }
                 "close" => {
-                    kept = None;
+                    drop(blocking.take());
                     holder.connections.clear();
                     holder.open = 0;
                     "closed".to_owned()
@@ -190,7 +191,9 @@ impl Holder {
             && let Some(Some(stream)) = self.connections.get_mut(index)
         {
             let reply = bytes.get(..length).unwrap_or_default();
-            stream.write_all(reply).with_context(|| format!("send on connection {index}"))?;
+            stream
+                .write_all(reply)
+                .with_context(|| format!("send on connection {index}"))?;
         }
         Ok(())
     }
@@ -229,7 +232,7 @@ impl Holder {
     fn round(&mut self) -> Result<()> {
         for (index, stream) in self.connections.iter_mut().enumerate() {
             if let Some(stream) = stream {
-                let sent = stream.write_all(&[b'x']);
+                let sent = stream.write_all(b"x");
                 sent.with_context(|| format!("send on connection {index}"))?;
             }
         }
@@ -241,7 +244,10 @@ impl Holder {
                 progress = (self.awaited, Instant::now());
             } else if progress.1.elapsed() > PATIENCE {
                 let (left, seconds) = (self.awaited, PATIENCE.as_secs());
-                bail!("{left} of {} replies are missing after {seconds} s", self.open);
+                bail!(
+                    "{left} of {} replies are missing after {seconds} s",
+                    self.open
+                );
             }
         }
         Ok(())
@@ -269,7 +275,9 @@ fn ping(port: usize, rounds: usize) -> Result<(TcpStream, String)> {
     let mut stream = dial(port)?;
     let mut byte = [0];
     for round in 0..rounds {
-        stream.write_all(b"x").with_context(|| format!("send of round {round}"))?;
+        stream
+            .write_all(b"x")
+            .with_context(|| format!("send of round {round}"))?;
         let reply = stream.read_exact(&mut byte);
         reply.with_context(|| format!("recv of round {round}"))?;
         sleep(PING_PAUSE);
@@ -305,12 +313,17 @@ const PING_PAUSE: Duration = Duration::from_millis(1);
 #[cfg(test)]
 mod tests {
     use std::os::unix::net::UnixStream;
-    use std::thread;
+    use std::thread::{self, JoinHandle};
 
     use super::*;
 
-    fn ask(control: &mut Control, line: &str) -> String {
-        control.say(line).unwrap();
+    fn start(work: fn(Control) -> Result<()>) -> (Control, JoinHandle<Result<()>>) {
+        let (tool, theirs) = UnixStream::pair().unwrap();
+        let thread = thread::spawn(move || work(Control::new(theirs)));
+        (Control::new(tool), thread)
+    }
+
+    fn answer(control: &mut Control) -> String {
         loop {
             if let Some(answer) = control.line() {
                 return answer;
@@ -319,18 +332,43 @@ mod tests {
         }
     }
 
+    fn ask(control: &mut Control, line: &str) -> String {
+        control.say(line).unwrap();
+        answer(control)
+    }
+
     #[test]
     fn every_connection_gets_its_bytes_back() {
-        let (tool, theirs) = UnixStream::pair().unwrap();
-        let (mut server, server_end) = (Control::new(tool), Control::new(theirs));
-        let serving = thread::spawn(|| serve(server_end));
-        let (tool, theirs) = UnixStream::pair().unwrap();
-        let (mut client, client_end) = (Control::new(tool), Control::new(theirs));
-        let connecting = thread::spawn(|| connect(client_end));
-
+        let (mut server, serving) = start(serve);
+        let (mut client, connecting) = start(connect);
         let port = ask(&mut server, "listen 1");
         server.say("accept 5").unwrap();
         assert_eq!(ask(&mut client, &format!("connect 5 {port}")), "connected");
-        assert_eq!(ask(&mut server, ""), "accepted");
+        assert_eq!(answer(&mut server), "accepted");
+        client.say("run 3 1000000").unwrap();
+        let ran = ask(&mut client, "stop");
+        assert!(words(&format!("ran {ran}")).1 >= 3, "{ran}");
+        assert_eq!(ask(&mut client, "close"), "closed");
+        while ask(&mut server, "open") != "0" {
+            thread::yield_now();
+        }
+        for (control, thread) in [(&mut server, serving), (&mut client, connecting)] {
+            control.say("quit").unwrap();
+            thread.join().unwrap().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_blocking_pair_ends_with_its_client() {
+        let (mut server, serving) = start(serve);
+        let (mut client, connecting) = start(connect);
+        let port = ask(&mut server, "listen 1");
+        server.say("serve-one").unwrap();
+        assert_eq!(ask(&mut client, &format!("ping {port} 2")), "pinged");
+        assert_eq!(ask(&mut client, "close"), "closed");
+        assert_eq!(answer(&mut server), "served");
+        drop((server, client));
+        assert!(serving.join().unwrap().is_err(), "the tool has left");
+        assert!(connecting.join().unwrap().is_err(), "the tool has left");
     }
 }

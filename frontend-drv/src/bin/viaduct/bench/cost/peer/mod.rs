@@ -8,6 +8,8 @@
 pub(super) mod calls;
 mod holder;
 
+pub(super) use holder::PER_PORT;
+
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
