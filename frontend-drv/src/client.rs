@@ -116,6 +116,17 @@ impl Client {
         Ok(())
     }
 
+    /// Waits up to `timeout` until a message can be sent.
+    pub fn wait_for_room(&self, timeout: Duration) {
+        let wait = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let fd = self.fd();
+        let mut entry = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
+        let _ = poll(&mut entry, Some(&wait));
+    }
+
     /// Receives one message into `buffer`, if one is there.
     ///
     /// # Errors

@@ -365,9 +365,18 @@ fn unregister(conn: &Conn, slot: &Slot, index: u32) {
             slot: slot_number,
             generation,
         });
-        control::send(session, &message, &[]);
+        // The daemon keeps the memory until it hears of this: wait a little if it is behind.
+        for _ in 0..UNREGISTER_TRIES {
+            if control::send(session, &message, &[]) || !session.is_live() {
+                break;
+            }
+            session.wait_for_room();
+        }
     }
 }
+
+/// Tries of 10 ms each to tell a busy daemon of a close.
+const UNREGISTER_TRIES: u32 = 20;
 
 /// shutdown(2), before the kernel's.
 pub(crate) fn before_shutdown(fd: c_int, how: c_int) {

@@ -250,7 +250,7 @@ fn limits_of(raw: RawLimits) -> Result<Limits, ConfigError> {
     let user = raw.per_user;
     Ok(Limits {
         clients: count("clients", raw.clients, 8192)?,
-        queued_messages: count("queued_messages", raw.queued_messages, 1024)?,
+        queued_messages: count("queued_messages", raw.queued_messages, 65_536)?,
         ring_log2_default,
         ring_log2_max,
         allocate: raw.allocate.unwrap_or(false),

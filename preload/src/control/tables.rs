@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "raw descriptors of our own in static tables")]
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
@@ -35,6 +36,9 @@ pub(crate) struct Session {
     /// Our event memory.
     pub events: RegionCell,
 }
+
+/// One wait for room in the control socket.
+const ROOM_WAIT: Duration = Duration::from_millis(10);
 
 const LIVE: u32 = 1;
 const ENDED: u32 = 2;
@@ -97,6 +101,13 @@ impl Session {
                 false
             }
             Some(Err(_)) | None => false,
+        }
+    }
+
+    /// Waits a few milliseconds for the daemon to read.
+    pub(crate) fn wait_for_room(&self) {
+        if let Some(client) = self.client.get() {
+            client.wait_for_room(ROOM_WAIT);
         }
     }
 
