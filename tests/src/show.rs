@@ -47,7 +47,7 @@ pub fn hash(bytes: &[u8]) -> u64 {
     let mut mix = |word: u64| {
         hash = (hash ^ word)
             .wrapping_mul(0x0000_0100_0000_01b3)
-            .rotate_left(29)
+            .rotate_left(29);
     };
     let (words, rest) = bytes.as_chunks::<8>();
     for word in words {

@@ -7,6 +7,10 @@
     unsafe_code,
     reason = "calls of libc's functions, which are what is under test"
 )]
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "control data is aligned for its header"
+)]
 
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr::{null, null_mut};
@@ -326,6 +330,7 @@ pub fn sendmsg(fd: c_int, data: &[&[u8]], flags: c_int) -> Ret {
 }
 
 /// What recvmsg(2) left in its header.
+#[derive(Debug)]
 pub struct Header {
     /// msg_flags.
     pub flags: c_int,
@@ -447,6 +452,7 @@ fn entries_of(wants: &[(c_int, i16)]) -> Vec<pollfd> {
 }
 
 /// What select(2) left: which of the asked are in each set, and the time that remains.
+#[derive(Debug)]
 pub struct Selected {
     /// What the call returned.
     pub ret: Ret,
@@ -501,9 +507,9 @@ pub fn select(
         }
     };
     let ret = ret(rc);
-    // SAFETY: every descriptor asked for is below FD_SETSIZE.
     let members = |set: &fd_set, fds: &[c_int]| {
         fds.iter()
+            // SAFETY: the descriptors are below FD_SETSIZE.
             .map(|&fd| unsafe { libc::FD_ISSET(fd, set) })
             .collect()
     };
@@ -987,6 +993,7 @@ pub fn mask(signal: c_int, block: bool) {
 }
 
 /// fdopen(3) for reading and writing; null if it failed.
+#[derive(Debug)]
 pub struct Stream(*mut libc::FILE);
 
 impl Stream {
@@ -1040,6 +1047,7 @@ pub fn guarded_page() -> usize {
     second
 }
 
+/// FIONREAD.
 pub const FIONREAD: c_ulong = libc::FIONREAD;
 /// Sets O_NONBLOCK.
 pub const FIONBIO: c_ulong = libc::FIONBIO;

@@ -45,13 +45,13 @@ pub(super) const CASES: &[Case] = &[
     once("pass_fresh_to_child", Needs::Processes, pass_fresh_to_child),
     once("pass_fresh_to_itself", Needs::Steps, pass_fresh_to_itself),
     once("daemonize_by_loop", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::Loop)
+        daemonize(stage, CloseAll::Loop);
     }),
     once("daemonize_by_range", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::Range)
+        daemonize(stage, CloseAll::Range);
     }),
     once("daemonize_by_closefrom", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::From)
+        daemonize(stage, CloseAll::From);
     }),
     once("stdio_fresh", Needs::Steps, stdio_fresh),
 ];

@@ -20,7 +20,7 @@ pub(super) const CASES: &[Case] = &[
     ),
     once("over_ipv6", Needs::Steps, |stage| over(stage, Family::V6)),
     once("over_mapped", Needs::Steps, |stage| {
-        over(stage, Family::Mapped)
+        over(stage, Family::Mapped);
     }),
 ];
 

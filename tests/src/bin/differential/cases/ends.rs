@@ -14,16 +14,16 @@ use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
     in_all_forms("half_close_by_a", Needs::Steps, |stage| {
-        half_close(stage, Side::A)
+        half_close(stage, Side::A);
     }),
     in_all_forms("half_close_by_b", Needs::Steps, |stage| {
-        half_close(stage, Side::B)
+        half_close(stage, Side::B);
     }),
     once("half_close_both_a_first", Needs::Steps, |stage| {
-        half_close_both(stage, Side::A)
+        half_close_both(stage, Side::A);
     }),
     once("half_close_both_b_first", Needs::Steps, |stage| {
-        half_close_both(stage, Side::B)
+        half_close_both(stage, Side::B);
     }),
     once("half_close_twice", Needs::Steps, half_close_twice),
     once("shutdown_rd", Needs::Steps, shutdown_rd),
@@ -45,13 +45,13 @@ pub(super) const CASES: &[Case] = &[
         close_then_peer_writes,
     ),
     once("close_unread_then_recv", Needs::Steps, |stage| {
-        close_unread(stage, After::Recv)
+        close_unread(stage, After::Recv);
     }),
     once("close_unread_then_send", Needs::Steps, |stage| {
-        close_unread(stage, After::Send)
+        close_unread(stage, After::Send);
     }),
     once("close_unread_then_so_error", Needs::Steps, |stage| {
-        close_unread(stage, After::SoError)
+        close_unread(stage, After::SoError);
     }),
     once(
         "close_unread_nothing_sent",
@@ -63,25 +63,25 @@ pub(super) const CASES: &[Case] = &[
     once("sigpipe", Needs::Processes, sigpipe),
     once("sigpipe_kills", Needs::Processes, sigpipe_kills),
     in_all_forms("recv_woken_by_close", Needs::Both, |stage| {
-        recv_woken(stage, How::Close)
+        recv_woken(stage, How::Close);
     }),
     in_all_forms("recv_woken_by_half_close", Needs::Both, |stage| {
-        recv_woken(stage, How::HalfClose)
+        recv_woken(stage, How::HalfClose);
     }),
     in_all_forms("recv_woken_by_reset", Needs::Both, |stage| {
-        recv_woken(stage, How::Reset)
+        recv_woken(stage, How::Reset);
     }),
     in_all_forms("recv_woken_by_data", Needs::Both, |stage| {
-        recv_woken(stage, How::Data)
+        recv_woken(stage, How::Data);
     }),
     in_all_forms("send_woken_by_close", Needs::Both, |stage| {
-        send_woken(stage, How::Close)
+        send_woken(stage, How::Close);
     }),
     in_all_forms("send_woken_by_reset", Needs::Both, |stage| {
-        send_woken(stage, How::Reset)
+        send_woken(stage, How::Reset);
     }),
     in_all_forms("send_woken_by_reading", Needs::Both, |stage| {
-        send_woken(stage, How::Data)
+        send_woken(stage, How::Data);
     }),
     once(
         "recv_woken_by_own_shutdown",

@@ -127,7 +127,7 @@ fn poll_bad(stage: &mut Stage) {
     stage.a("closed", |a| {
         let fd = sys::fd_of(sys::dup(a.fd));
         let _ = sys::close(fd);
-        all(sys::poll(&[(fd, POLLIN)], 1000)) + &format!(" {}", POLLNVAL)
+        all(sys::poll(&[(fd, POLLIN)], 1000)) + &format!(" {POLLNVAL}")
     });
 }
 
