@@ -120,6 +120,14 @@ const KNOWN: &[(&str, &str)] = &[
     ("epoll_polled", SPURIOUS),
     ("epoll_nested", SPURIOUS),
     ("splice_later", "splice on a ring is refused with EINVAL"),
+    (
+        "exec_later",
+        "a ring is handed over before exec only by its one holder",
+    ),
+    (
+        "sendfile_bad",
+        "some refusals of sendfile have another errno",
+    ),
     ("close_while_recv", PINNED),
     ("dup2_and_signal_while_recv", PINNED),
 ];

@@ -82,6 +82,10 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
 }
 
 fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
+    if asked.events & set::EXCLUSIVE != 0 && asked.events & !set::WITH_EXCLUSIVE != 0 {
+        errno::set(libc::EINVAL);
+        return -1;
+    }
     let Some((number, interest)) = set::new_interest(set, fd, asked) else {
         // No room: the kernel serves this registration, and the connection stays there.
         if let Some(index) = fds::lookup(fd).as_conn() {

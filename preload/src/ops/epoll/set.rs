@@ -27,6 +27,8 @@ pub(super) const ALWAYS_BLIND: u32 = u32::MAX;
 const ET: u32 = 1 << 31;
 const ONESHOT: u32 = 1 << 30;
 pub(super) const EXCLUSIVE: u32 = 1 << 28;
+/// All that the kernel lets stand beside EPOLLEXCLUSIVE: IN, OUT, ERR, HUP, WAKEUP, ET.
+pub(super) const WITH_EXCLUSIVE: u32 = EXCLUSIVE | ET | 1 << 29 | 0x1d;
 
 /// The upper half of our cookies. A program's own data in a registration that we made never stands
 /// in the kernel, so it cannot be confused; the value only has to differ from the data of

@@ -93,7 +93,7 @@ unsafe fn wait_for_both(
             }
             return told;
         }
-        count = translate(set, out, count, told.cast_unsigned() as usize);
+        count = translate(set, call, out, count, told.cast_unsigned() as usize);
         take_pending(set);
         if count < out.len() {
             let rest = out.get_mut(count..).unwrap_or_default();
@@ -263,7 +263,13 @@ fn bits(conn: &Conn, fd: c_int) -> u32 {
 
 /// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; events of
 /// connections on rings become entries of the ready list instead. The number of events now in `out`.
-fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usize) -> usize {
+fn translate(
+    set: &'static Set,
+    call: u32,
+    out: &mut [epoll_event],
+    from: usize,
+    told: usize,
+) -> usize {
     let mut count = from;
     for i in from..from + told {
         let Some(event) = out.get(i).copied() else {
@@ -296,6 +302,9 @@ fn translate(set: &'static Set, out: &mut [epoll_event], from: usize, told: usiz
                     continue;
                 }
                 conn.slot().meta.delivered.store(1, Ordering::Relaxed);
+            }
+            if interest.reported.swap(call, Ordering::Relaxed) == call {
+                continue;
             }
             if let Some(place) = out.get_mut(count) {
                 // An edge of the time before a ring was involved may carry more than was asked for.
