@@ -8,7 +8,7 @@ use rdma_core::ring::{RxCursor, TxCursor};
 
 use crate::rig::{Direction, Sleeper, explore};
 
-/// How an end goes away. Each of the three has a barrier of its own, so nothing follows before the
+/// How an end goes away. Each of them has a barrier of its own, so nothing follows before the
 /// look at the waiters.
 #[derive(Clone, Copy, PartialEq)]
 enum Farewell {
@@ -16,17 +16,21 @@ enum Farewell {
     End,
     /// close.
     EndAndLeave,
+    /// exec into a program without the library.
+    HandOver,
     /// Something is wrong.
     Break,
 }
 
 fn say(farewell: Farewell, own: &EndState, sent: u64) {
-    if farewell == Farewell::Break {
-        return own.break_with(Reason::HolderDied);
-    }
-    own.end(sent);
-    if farewell == Farewell::EndAndLeave {
-        own.leave();
+    match farewell {
+        Farewell::End => own.end(sent),
+        Farewell::EndAndLeave => {
+            own.end(sent);
+            own.leave();
+        }
+        Farewell::HandOver => own.hand_over(),
+        Farewell::Break => own.break_with(Reason::HolderDied),
     }
 }
 
@@ -98,6 +102,11 @@ fn writer_hears(farewell: Farewell) {
 #[test]
 fn a_writer_hears_that_its_reader_left() {
     writer_hears(Farewell::EndAndLeave);
+}
+
+#[test]
+fn a_writer_hears_that_its_reader_handed_over() {
+    writer_hears(Farewell::HandOver);
 }
 
 #[test]

@@ -219,7 +219,7 @@ fn serve_one(set: Sleeper, sleepers: &AtomicU32) -> u16 {
 /// who leaves work wakes the next.
 #[test]
 fn two_threads_of_one_epoll_set_share_the_work() {
-    explore(2, || {
+    explore(3, || {
         let set = Sleeper::new();
         let sleepers: &AtomicU32 = keep(AtomicU32::new(0));
         let other = thread::spawn(move || serve_one(set, sleepers));
