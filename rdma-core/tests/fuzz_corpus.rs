@@ -1,0 +1,323 @@
+//! The fuzzers' corpus as a plain test, and the test that wrote it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rdma_core::control::{
+    Context, ContextRef, Hello, Message, Paired, Peer, Query, Refused, Register, SlotRef, Text,
+    Welcome,
+};
+
+#[path = "../fuzz/src/lib.rs"]
+pub mod targets;
+
+fn corpus(target: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/corpus")
+        .join(target)
+}
+
+fn run_all(target: &str, run: fn(&[u8])) {
+    let mut count = 0;
+    for entry in fs::read_dir(corpus(target)).expect("a corpus") {
+        let path = entry.expect("an entry").path();
+        let data = fs::read(&path).expect("a file");
+        if std::panic::catch_unwind(|| run(&data)).is_err() {
+            panic!("{} fails", path.display());
+        }
+        count += 1;
+    }
+    assert!(count >= 20, "{count} files for {target}");
+}
+
+#[test]
+fn control() {
+    run_all("control", targets::control);
+}
+
+#[test]
+fn policy() {
+    run_all("policy", targets::policy);
+}
+
+#[test]
+fn ring() {
+    run_all("ring", targets::ring);
+}
+
+/// Writes the files named here; those that a fuzzer found stay.
+#[test]
+#[ignore = "writes into the source tree: cargo test --test fuzz_corpus -- --ignored"]
+fn write_the_corpus() {
+    for (target, seeds) in [
+        ("control", control_seeds()),
+        ("policy", policy_seeds()),
+        ("ring", ring_seeds()),
+    ] {
+        let folder = corpus(target);
+        fs::create_dir_all(&folder).unwrap();
+        for (name, data) in seeds {
+            fs::write(folder.join(name), data).unwrap();
+        }
+    }
+}
+
+type Seeds = Vec<(String, Vec<u8>)>;
+
+fn messages() -> Vec<(&'static str, Message<'static>)> {
+    let context = Context {
+        context: 255,
+        reserved: 0,
+    };
+    let slot = SlotRef {
+        slot: 16_383,
+        generation: 9,
+    };
+    let context_ref = ContextRef {
+        process: (1 << 22) - 1,
+        context: 255,
+    };
+    let peer = Peer {
+        process: 1,
+        reserved: 0,
+    };
+    let text = |more| Text { more, reserved: 0 };
+    vec![
+        (
+            "hello",
+            Message::Hello(Hello {
+                layout_version: 1,
+                ring_log2: 22,
+                session: 0xfeed,
+            }),
+        ),
+        ("context", Message::Context(context)),
+        (
+            "register",
+            Message::Register(Register {
+                slot: 3,
+                generation: 1,
+                cookie: 0x1234,
+                connects: 1,
+                side: 1,
+                family: 4,
+                own_port: 40_000,
+                far_port: 80,
+                reserved: [0; 6],
+                own_addr: [10, 9, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                far_addr: [10, 9, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+            }),
+        ),
+        ("unregister", Message::Unregister(slot)),
+        ("kick", Message::Kick(context_ref)),
+        (
+            "query",
+            Message::Query(Query {
+                what: Query::TOTALS,
+                reserved: 0,
+                session: 0xfeed,
+            }),
+        ),
+        (
+            "welcome",
+            Message::Welcome(Welcome {
+                process: 1,
+                layout_version: 1,
+                epoch: 7,
+            }),
+        ),
+        (
+            "refused",
+            Message::Refused(Refused {
+                slot: 3,
+                generation: 1,
+                reason: 11,
+                reserved: 0,
+            }),
+        ),
+        ("peer", Message::Peer(peer)),
+        ("peer_context", Message::PeerContext(context_ref)),
+        (
+            "paired",
+            Message::Paired(Paired {
+                slot: 3,
+                generation: 1,
+                conn_id: 5,
+                arena: 1,
+                ring_log2: 16,
+                arena_bytes: 1 << 20,
+                offset: 4096,
+                peer: 2,
+                end: 1,
+                reserved: [0; 3],
+            }),
+        ),
+        ("peer_gone", Message::PeerGone(peer)),
+        ("context_known", Message::ContextKnown(context)),
+        (
+            "report",
+            Message::Report(text(1), "{\"version\": \"\u{fc}\""),
+        ),
+        ("failure", Message::Failure(text(7), "version")),
+    ]
+}
+
+fn control_seeds() -> Seeds {
+    let mut seeds = Seeds::new();
+    for (name, message) in messages() {
+        let mut bytes = vec![u8::try_from(message.fds().max).expect("a few")];
+        let mut buffer = [0; 256];
+        let length = message.emit(&mut buffer).expect("it fits");
+        bytes.extend(&buffer[..length]);
+        seeds.push((name.to_owned(), bytes.clone()));
+        // Too many descriptors, a byte less, every field at its largest.
+        let mut fds = bytes.clone();
+        fds[0] += 1;
+        seeds.push((format!("{name}-fds"), fds));
+        seeds.push((format!("{name}-short"), bytes[..bytes.len() - 1].to_vec()));
+        bytes[17..].fill(0xff);
+        seeds.push((format!("{name}-ones"), bytes));
+    }
+    let hello = seeds[0].1.clone();
+    for (name, at, value) in [
+        ("magic", 1, b'X'),
+        ("version", 5, 2),
+        ("kind", 7, 99),
+        ("length", 9, 200),
+        ("long", 10, 1),
+        ("reserved", 13, 1),
+    ] {
+        let mut bytes = hello.clone();
+        bytes[at] = value;
+        seeds.push((format!("header-{name}"), bytes));
+    }
+    seeds.push(("nothing".to_owned(), Vec::new()));
+    seeds.push(("header-only".to_owned(), hello[..17].to_vec()));
+    seeds
+}
+
+fn policy_seeds() -> Seeds {
+    let lists = [
+        ("empty", ""),
+        ("commas", " , ,, "),
+        ("net", "10.9.0.0/24"),
+        ("ports", "10.9.0.0/24:5000-6000,10.9.1.1:80"),
+        ("exclude", "!10.9.0.7, 10.9.0.0/24"),
+        ("exclude-space", "! 10.9.0.7"),
+        ("v6", "fd00::/16,::1,fe80::1"),
+        ("v6-port", "[fd00::/16]:443,[::1]"),
+        ("v6-all", "::/0"),
+        ("v4-all", "0.0.0.0/0:0-65535"),
+        ("mapped", "::ffff:10.9.0.0/120"),
+        ("mapped-wide", "::ffff:0.0.0.0/95"),
+        ("bits-33", "10.9.0.0/33"),
+        ("bits-129", "::/129"),
+        ("bits-256", "10.9.0.0/256"),
+        ("bits-sign", "10.9.0.0/+8"),
+        ("port-large", "1.2.3.4:65536"),
+        ("port-back", "1.2.3.4:9-3"),
+        ("port-empty", "1.2.3.4:"),
+        ("port-dash", "1.2.3.4:1-"),
+        ("bracket-open", "[::1"),
+        ("bracket-tail", "[::1]80"),
+        ("bracket-v4", "[1.2.3.4]:80"),
+        ("bang", "!"),
+        ("bangs", "!!1.2.3.4"),
+        ("name", "localhost"),
+        ("zone", "fe80::1%eth0"),
+        ("unicode", "10.9.0.0/\u{662}\u{664}"),
+    ];
+    let mut seeds: Seeds = lists
+        .iter()
+        .map(|(name, list)| (format!("list-{name}"), [b"\0", list.as_bytes()].concat()))
+        .collect();
+    let many = vec!["::1"; 129].join(",");
+    seeds.push(("list-many".to_owned(), [b"\0", many.as_bytes()].concat()));
+    // kind, address, include, bits, first and last port; then an address.
+    let v4 = [0, 10, 9, 0, 0, 0, 24, 0, 80, 0, 80];
+    let all = [0, 0, 0, 0, 0, 1, 0, 0, 0, 255, 255];
+    let mapped = [2, 10, 9, 0, 0, 0, 120, 0, 0, 255, 255];
+    let near = [0, 10, 9, 0, 255];
+    seeds.push(("rules-v4".to_owned(), [&[1][..], &v4, &near].concat()));
+    seeds.push((
+        "rules-order".to_owned(),
+        [&[1][..], &v4, &all, &near].concat(),
+    ));
+    seeds.push((
+        "rules-mapped".to_owned(),
+        [&[1][..], &mapped, &all, &near].concat(),
+    ));
+    let v6 = [&[1][..], &[0xfd; 16], &[0, 7, 1, 2, 3, 4]].concat();
+    seeds.push(("rules-v6".to_owned(), [&[1][..], &v6, &v4].concat()));
+    seeds
+}
+
+fn ring_seeds() -> Seeds {
+    // As `fuzz/src/ring.rs` reads them: kind, then lengths (0 to 11: a table of edges).
+    const WRITE: u8 = 0;
+    const FILL: u8 = 2;
+    const PUBLISH: u8 = 3;
+    const REFRESH_PRODUCER: u8 = 5;
+    const HINT: u8 = 6;
+    const READ: u8 = 7;
+    const PEEK: u8 = 9;
+    const DISCARD: u8 = 10;
+    const REFRESH_CONSUMER: u8 = 11;
+    const RELEASE: u8 = 12;
+    const POKE: u8 = 14;
+    const NUDGE: u8 = 15;
+    let mut seeds = Seeds::new();
+    for edge in 0..12 {
+        let once = [WRITE, edge, PUBLISH, READ, edge, RELEASE, HINT];
+        seeds.push((format!("edge-{edge}"), once.repeat(3)));
+        let twice = [
+            FILL, edge, WRITE, 3, PUBLISH, PEEK, edge, 5, DISCARD, edge, RELEASE,
+        ];
+        seeds.push((format!("fill-{edge}"), twice.repeat(3)));
+    }
+    let pingpong = [WRITE, 1, PUBLISH, READ, 1, RELEASE, HINT].repeat(40);
+    seeds.push(("pingpong".to_owned(), pingpong));
+    let full = [
+        WRITE,
+        11,
+        PUBLISH,
+        WRITE,
+        1,
+        READ,
+        6,
+        RELEASE,
+        REFRESH_PRODUCER,
+        WRITE,
+        11,
+    ];
+    seeds.push(("full".to_owned(), full.repeat(4)));
+    let unpublished = [WRITE, 5, READ, 5, REFRESH_CONSUMER, PUBLISH, READ, 5];
+    seeds.push(("unpublished".to_owned(), unpublished.repeat(4)));
+    let stream = [
+        WRITE, 200, 0x88, 0x13, PUBLISH, READ, 200, 0xb8, 0x0b, RELEASE,
+    ];
+    seeds.push(("stream".to_owned(), stream.repeat(40)));
+    for word in 0..50u8 {
+        let lie = [POKE, word, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f];
+        let nudge = [NUDGE, word, 1, 0, 0, 0];
+        let tail = [
+            REFRESH_PRODUCER,
+            WRITE,
+            8,
+            PUBLISH,
+            REFRESH_CONSUMER,
+            READ,
+            8,
+            RELEASE,
+            HINT,
+        ];
+        let head = [WRITE, 3, PUBLISH, READ, 1, RELEASE];
+        if word < 10 {
+            seeds.push((format!("poke-{word}"), [&head[..], &lie, &tail].concat()));
+            seeds.push((format!("nudge-{word}"), [&head[..], &nudge, &tail].concat()));
+        } else if word % 10 == 0 {
+            seeds.push((format!("poke-{word}"), [&head[..], &lie, &tail].concat()));
+        }
+    }
+    seeds
+}
