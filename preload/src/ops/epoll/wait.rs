@@ -39,7 +39,7 @@ pub(crate) unsafe fn wait(
 /// Waits for the kernel's events and the rings'.
 ///
 /// # Safety
-/// As [`wait`].
+/// As [`wait()`].
 unsafe fn wait_for_both(
     set: &'static Set,
     epfd: c_int,
