@@ -4,13 +4,12 @@
 //! gone through the rings, case by case; the daemon's counters say so.
 
 use std::collections::HashMap;
-use std::process::Command;
 use std::sync::{Mutex, OnceLock};
 
-use viaduct_tests::build;
 use viaduct_tests::compare::differences;
-use viaduct_tests::daemon::Daemon;
-use viaduct_tests::program::{self, finish};
+use viaduct_tests::rig::build;
+use viaduct_tests::rig::daemon::Daemon;
+use viaduct_tests::rig::program::Form;
 
 const DIFFERENTIAL: &str = env!("CARGO_BIN_EXE_differential");
 
@@ -47,70 +46,80 @@ enum Sides {
     B,
 }
 
-fn command(words: &[&str]) -> Command {
-    let mut command = program::plain(DIFFERENTIAL);
-    command.args(["run", "--jobs", JOBS]).args(words);
+/// Runs the program, which watches over its cases itself; what it printed, and what it said of hangs.
+fn run(form: &Form, words: &[&str]) -> (String, String) {
+    let mut command = form.command(DIFFERENTIAL);
+    // A panic of an end is one line.
     command
+        .env_remove("RUST_BACKTRACE")
+        .args(["run", "--jobs", JOBS])
+        .args(words);
+    let done = command.output().expect("the program starts");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&done.stdout), text(&done.stderr));
+    assert!(done.status.success(), "{}: {stderr}", done.status);
+    (stdout, stderr)
 }
 
 /// What the plain run of these options prints; run once.
 fn plain(words: &[&str]) -> String {
-    static KNOWN: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
-    let known = KNOWN.get_or_init(Mutex::default);
-    let mut known = known.lock().expect("the table of plain runs");
-    let run = || {
-        let done = finish(command(words));
-        assert_eq!(done.code, 0, "{}", done.stderr);
-        assert!(
-            !done.stdout.contains(" hangs"),
-            "the plain run hangs: {}",
-            done.stderr
-        );
-        done.stdout
+    static RUNS: OnceLock<Mutex<HashMap<String, String>>> = OnceLock::new();
+    let runs = RUNS.get_or_init(Mutex::default);
+    let mut runs = runs.lock().expect("the plain runs");
+    let first = || {
+        let (stdout, stderr) = run(&Form::plain(), words);
+        assert!(!stdout.contains(" hangs"), "the plain run hangs: {stderr}");
+        stdout
     };
-    known.entry(words.join(" ")).or_insert_with(run).clone()
+    runs.entry(words.join(" ")).or_insert_with(first).clone()
 }
 
-/// Runs accelerated and compares with plain; what the daemon counted for each case.
-fn compare(
-    daemon: &Daemon,
-    words: &[&str],
-    sides: Sides,
-    change: impl FnOnce(&mut Command),
-) -> Vec<(String, u64)> {
-    let expected = plain(words);
-    let evidence = daemon.directory().join("evidence");
-    let mut command = command(words);
-    program::configure(&mut command, &daemon.socket());
-    command.arg("--evidence").arg(&evidence);
-    for (flag, on) in [
-        ("--preload-a", sides != Sides::B),
-        ("--preload-b", sides != Sides::A),
-    ] {
-        if on {
-            command.arg(flag).arg(build::library());
-        }
+/// The environment of the ends, in which the library is loaded end by end.
+fn settings(daemon: &Daemon) -> Form {
+    Form::plain()
+        .with("VIADUCT_SOCKET", daemon.socket())
+        .with("VIADUCT_PEERS", "127.0.0.0/8,::1")
+        .with("VIADUCT_UPGRADE_AFTER", "0")
+}
+
+/// Runs accelerated and compares with plain; how many bytes went through rings in each case.
+fn compare(daemon: &Daemon, form: &Form, words: &[&str], sides: Sides) -> Vec<(String, u64)> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let evidence = directory.path().join("evidence");
+    let (evidence, library) = (evidence.to_string_lossy(), build::library());
+    let library = library.to_string_lossy();
+    let mut all = words.to_vec();
+    all.extend(["--evidence", &evidence]);
+    if sides != Sides::B {
+        all.extend(["--preload-a", &library]);
+    }
+    if sides != Sides::A {
+        all.extend(["--preload-b", &library]);
     }
     if words.contains(&"--warm") && sides == Sides::Both {
-        command.arg("--ring");
+        all.push("--ring");
     }
-    change(&mut command);
-    let done = finish(command);
-    assert_eq!(done.code, 0, "{}", done.stderr);
-    let shown = differences(&comparable(&expected), &comparable(&done.stdout));
+    let expected = plain(words);
+    let (stdout, stderr) = run(form, &all);
+    let shown = differences(&comparable(&expected), &comparable(&stdout));
     assert!(
         shown.is_empty(),
-        "the runs differ:\n{shown}\nstderr:\n{}",
-        done.stderr
+        "the runs differ:\n{shown}\nstderr:\n{stderr}"
     );
     let counted = |line: &str| {
         let mut words = line.split(' ');
         let name = words.next()?.to_owned();
         let session = u64::from_str_radix(words.next()?, 16).ok()?;
-        Some((name, daemon.totals(session).ring_bytes))
+        Some((name, ring_bytes(&daemon.totals(session))))
     };
-    let evidence = std::fs::read_to_string(evidence).expect("the evidence");
+    let evidence = std::fs::read_to_string(&*evidence).expect("the evidence");
     evidence.lines().filter_map(counted).collect()
+}
+
+/// Bytes through rings, out of a daemon's totals.
+fn ring_bytes(totals: &serde_json::Value) -> u64 {
+    let number = |name: &str| totals[name].as_u64().expect("a number");
+    number("ring_tx_bytes") + number("ring_rx_bytes")
 }
 
 /// Cases in which the library is known to differ from the kernel, and why. They run all the same (a
@@ -123,10 +132,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("epoll_polled", SPURIOUS),
     ("epoll_nested", SPURIOUS),
     ("splice_later", "splice on a ring is refused with EINVAL"),
-    (
-        "exec_later",
-        "a ring is handed over before exec only by its one holder",
-    ),
     (
         "sendfile_bad",
         "some refusals of sendfile have another errno",
@@ -170,111 +175,94 @@ fn assert_ring(counted: &[(String, u64)]) {
     assert!(idle.is_empty(), "no byte went through a ring: {idle:?}");
 }
 
-fn ring_bytes(counted: &[(String, u64)]) -> u64 {
+fn sum(counted: &[(String, u64)]) -> u64 {
     counted.iter().map(|(_, bytes)| bytes).sum()
 }
 
 #[test]
 fn upgraded_before_the_case() {
     let daemon = Daemon::start();
-    assert_ring(&compare(&daemon, &["--warm"], Sides::Both, |_| ()));
+    let words = ["--warm"];
+    assert_ring(&compare(&daemon, &settings(&daemon), &words, Sides::Both));
 }
 
 #[test]
 fn upgraded_before_the_case_roles_swapped() {
     let daemon = Daemon::start();
-    assert_ring(&compare(
-        &daemon,
-        &["--warm", "--swap"],
-        Sides::Both,
-        |_| (),
-    ));
+    let words = ["--warm", "--swap"];
+    assert_ring(&compare(&daemon, &settings(&daemon), &words, Sides::Both));
 }
 
 #[test]
 fn upgraded_during_the_case() {
     let daemon = Daemon::start();
-    assert!(ring_bytes(&compare(&daemon, &[], Sides::Both, |_| ())) > 0);
+    assert!(sum(&compare(&daemon, &settings(&daemon), &[], Sides::Both)) > 0);
 }
 
 #[test]
 fn upgraded_after_the_default_number_of_calls() {
     let daemon = Daemon::start();
-    let counted = compare(&daemon, &[], Sides::Both, |command| {
-        command.env_remove("VIADUCT_UPGRADE_AFTER");
-    });
-    assert!(ring_bytes(&counted) > 0);
+    let form = Form::plain()
+        .with("VIADUCT_SOCKET", daemon.socket())
+        .with("VIADUCT_PEERS", "127.0.0.0/8,::1");
+    assert!(sum(&compare(&daemon, &form, &[], Sides::Both)) > 0);
 }
 
 #[test]
 fn two_threads_of_one_process() {
     let daemon = Daemon::start();
-    assert_ring(&compare(
-        &daemon,
-        &["--topology", "threads", "--warm"],
-        Sides::Both,
-        |_| (),
-    ));
+    let words = ["--topology", "threads", "--warm"];
+    assert_ring(&compare(&daemon, &settings(&daemon), &words, Sides::Both));
 }
 
 #[test]
 fn both_ends_in_one_thread() {
     let daemon = Daemon::start();
-    assert_ring(&compare(
-        &daemon,
-        &["--topology", "single", "--warm"],
-        Sides::Both,
-        |_| (),
-    ));
+    let words = ["--topology", "single", "--warm"];
+    assert_ring(&compare(&daemon, &settings(&daemon), &words, Sides::Both));
 }
 
 #[test]
 fn only_the_client_accelerated() {
     let daemon = Daemon::start();
-    assert_eq!(
-        ring_bytes(&compare(&daemon, &["--warm"], Sides::A, |_| ())),
-        0
-    );
+    let words = ["--warm"];
+    let counted = compare(&daemon, &settings(&daemon), &words, Sides::A);
+    assert_eq!(sum(&counted), 0);
 }
 
 #[test]
 fn only_the_server_accelerated() {
     let daemon = Daemon::start();
-    assert_eq!(
-        ring_bytes(&compare(&daemon, &["--warm"], Sides::B, |_| ())),
-        0
-    );
+    let words = ["--warm"];
+    let counted = compare(&daemon, &settings(&daemon), &words, Sides::B);
+    assert_eq!(sum(&counted), 0);
 }
 
 #[test]
 fn nobody_is_a_peer() {
     let daemon = Daemon::start();
-    let counted = compare(&daemon, &[], Sides::Both, |command| {
-        command.env("VIADUCT_PEERS", "192.0.2.0/24");
-    });
-    assert_eq!(ring_bytes(&counted), 0);
+    let form = settings(&daemon).with("VIADUCT_PEERS", "192.0.2.0/24");
+    assert_eq!(sum(&compare(&daemon, &form, &[], Sides::Both)), 0);
     let status = daemon.status();
-    assert_eq!(
-        status["processes"].as_array().map(Vec::len),
-        Some(0),
-        "somebody spoke to the daemon"
-    );
+    let known = status["processes"].as_array().map(Vec::len);
+    assert_eq!(known, Some(0), "somebody spoke to the daemon");
 }
 
 /// Without spinning every wait is a sleep, and every wake-up a doorbell.
 #[test]
 fn without_spinning() {
     let daemon = Daemon::start();
-    assert_ring(&compare(&daemon, &["--warm"], Sides::Both, |command| {
-        command.env("VIADUCT_SPIN_US", "0");
-    }));
+    let form = settings(&daemon).with("VIADUCT_SPIN_US", "0");
+    assert_ring(&compare(&daemon, &form, &["--warm"], Sides::Both));
 }
 
 /// The smallest ring: everything wraps, and every large send meets a full ring. Cases that rely on
 /// the kernel's larger buffers are left out.
 #[test]
 fn smallest_ring() {
-    for case in [
+    let daemon = Daemon::start();
+    let form = settings(&daemon).with("VIADUCT_RING_BYTES", "65536");
+    let cases = [
         "echo/",
         "both_ways/",
         "one_way/",
@@ -282,15 +270,9 @@ fn smallest_ring() {
         "waitall",
         "sendfile_large/",
         "two_",
-    ] {
-        let daemon = Daemon::start();
-        assert_ring(&compare(
-            &daemon,
-            &["--warm", "--only", case],
-            Sides::Both,
-            |command| {
-                command.env("VIADUCT_RING_BYTES", "65536");
-            },
-        ));
+    ];
+    for case in cases {
+        let words = ["--warm", "--only", case];
+        assert_ring(&compare(&daemon, &form, &words, Sides::Both));
     }
 }

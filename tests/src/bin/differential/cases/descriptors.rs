@@ -42,8 +42,18 @@ pub(super) const CASES: &[Case] = &[
     once("fork_server", Needs::Processes, fork_server),
     once("inetd", Needs::Processes, inetd),
     once("exec_later", Needs::Processes, exec_later),
-    once("pass_fresh_to_child", Needs::Processes, pass_fresh_to_child),
-    once("pass_fresh_to_itself", Needs::Steps, pass_fresh_to_itself),
+    once("pass_fresh_to_child", Needs::Processes, |stage| {
+        pass_to_child(stage, true);
+    }),
+    once("pass_later_to_child", Needs::Processes, |stage| {
+        pass_to_child(stage, false);
+    }),
+    once("pass_fresh_to_itself", Needs::Steps, |stage| {
+        pass_to_itself(stage, true);
+    }),
+    once("pass_later_to_itself", Needs::Steps, |stage| {
+        pass_to_itself(stage, false);
+    }),
     once("daemonize_by_loop", Needs::Processes, |stage| {
         daemonize(stage, CloseAll::Loop);
     }),
@@ -53,7 +63,8 @@ pub(super) const CASES: &[Case] = &[
     once("daemonize_by_closefrom", Needs::Processes, |stage| {
         daemonize(stage, CloseAll::From);
     }),
-    once("stdio_fresh", Needs::Steps, stdio_fresh),
+    once("stdio_fresh", Needs::Steps, |stage| stdio(stage, true)),
+    once("stdio_later", Needs::Steps, |stage| stdio(stage, false)),
 ];
 
 const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
@@ -458,52 +469,72 @@ fn fork_server(stage: &mut Stage) {
     );
 }
 
-/// B hands the connection to `cat` as its standard input and output.
-fn hand_to_cat(stage: &mut Stage) {
-    stage.both(
-        "cat",
-        |a| {
-            let mut good = 0;
-            for _ in 0..30 {
-                let said = a.say("through the cat");
-                good += usize::from(a.hear(15) == "\"through the cat\"" && said == "sent 15");
-            }
-            let shut = a.shutdown(SHUT_WR);
-            format!("{good} {shut} {}", a.hear(1))
-        },
-        |b| {
-            let fd = b.fd;
-            let pid = child(|| sys::exec_cat(fd));
-            let closed = b.close();
-            format!("{closed} {}", sys::wait_for(pid))
-        },
-    );
+/// Messages that come back from `cat`, and the end.
+fn talk_to_cat(a: &mut End) -> String {
+    for round in 0..30 {
+        let said = a.say("through the cat");
+        let heard = a.hear(15);
+        if said != "sent 15" || heard != "\"through the cat\"" {
+            return format!("{round} rounds, then {said}, {heard}");
+        }
+    }
+    let shut = a.shutdown(SHUT_WR);
+    format!("{shut} {}", a.hear(1))
 }
 
+/// Accept, fork, exec: the connection becomes standard input and output of another program.
 fn inetd(stage: &mut Stage) {
     stage.connect_cold(Family::V4);
-    hand_to_cat(stage);
+    stage.both("cat", talk_to_cat, |b| {
+        let fd = b.fd;
+        let pid = child(|| sys::exec_cat(fd));
+        let closed = b.close();
+        format!("{closed} {}", sys::wait_for(pid))
+    });
 }
 
+/// The same after a while, with nothing under way.
 fn exec_later(stage: &mut Stage) {
     stage.connect();
-    hand_to_cat(stage);
+    let mut pid = Err(-1);
+    stage.b("exec", |b| {
+        let fd = b.fd;
+        let (go, tell) = sys::pipe();
+        // Closed by exec, which its reader learns as the end.
+        let (done, held) = sys::pipe();
+        pid = child(|| {
+            let _ = sys::close(done);
+            sys::read(go, &mut [0]) == Ok(1) && sys::exec_cat(fd)
+        });
+        let _ = sys::close(held);
+        let closed = b.close();
+        let _ = sys::write(tell, b"x");
+        format!("{closed} {}", show::ret(sys::read(done, &mut [0])))
+    });
+    stage.a("cat", talk_to_cat);
+    stage.b("left", |_| sys::wait_for(pid));
 }
 
-fn pass_fresh_to_child(stage: &mut Stage) {
-    stage.connect_cold(Family::V4);
+fn pass_to_child(stage: &mut Stage, fresh: bool) {
+    if fresh {
+        stage.connect_cold(Family::V4);
+    } else {
+        stage.connect();
+    }
     stage.both(
         "exchange",
         |a| {
             let (here, there) = sys::socketpair();
             let fd = a.fd;
-            // The child must not inherit what it is to receive.
+            // The child must not hold what it is to receive.
             let pid = child(|| {
                 let _ = sys::close(fd);
+                let _ = sys::write(there, b"x");
                 a.fd = sys::recv_fd(there);
                 let said = a.say("from the child");
                 said == "sent 14" && a.hear(12) == "\"to the child\""
             });
+            let _ = sys::read(here, &mut [0]);
             let passed = sys::send_fds(here, b"x", &[fd]);
             let closed = a.close();
             format!("{} {closed} {}", show::ret(passed), sys::wait_for(pid))
@@ -516,8 +547,12 @@ fn pass_fresh_to_child(stage: &mut Stage) {
     );
 }
 
-fn pass_fresh_to_itself(stage: &mut Stage) {
-    stage.connect_cold(Family::V4);
+fn pass_to_itself(stage: &mut Stage, fresh: bool) {
+    if fresh {
+        stage.connect_cold(Family::V4);
+    } else {
+        stage.connect();
+    }
     stage.a("pass", |a| {
         let (here, there) = sys::socketpair();
         let passed = sys::send_fds(here, b"x", &[a.fd]);
@@ -586,13 +621,24 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
     stage.b("nothing more", |b| b.recv(5, MSG_DONTWAIT));
 }
 
-/// A socket wrapped into a stdio stream before anything else.
-fn stdio_fresh(stage: &mut Stage) {
-    stage.connect_cold(Family::V4);
-    stage.b("say", |b| b.say("first line\nsecond line\n"));
-    stage.a("streams", |a| {
+/// A socket wrapped into stdio streams: before anything else, or after a while with nothing under way.
+fn stdio(stage: &mut Stage, fresh: bool) {
+    if fresh {
+        stage.connect_cold(Family::V4);
+    } else {
+        stage.connect();
+    }
+    let mut streams = None;
+    stage.a("open", |a| {
         let input = sys::Stream::open(a.fd);
-        let output = sys::Stream::open(fd_of(sys::dup(a.fd)));
+        streams = Some((input, sys::Stream::open(fd_of(sys::dup(a.fd)))));
+        "opened".to_owned()
+    });
+    stage.b("say", |b| b.say("first line\nsecond line\n"));
+    stage.a("streams", |_| {
+        let Some((input, output)) = streams.take() else {
+            return "no streams".to_owned();
+        };
         let mut shown = Vec::new();
         for round in 0..2 {
             shown.push(format!("{:?}", input.line()));

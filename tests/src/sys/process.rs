@@ -1,0 +1,166 @@
+//! Processes, threads and signals.
+
+#![expect(
+    unsafe_code,
+    reason = "calls of libc's functions, which are what is under test"
+)]
+
+use core::mem::{MaybeUninit, zeroed};
+use core::ptr::{null, null_mut};
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{c_int, itimerval, sigset_t, timeval};
+
+use super::descriptor::dup2;
+use super::{Ret, ret};
+
+/// fork(2): 0 in the child. The test has one thread when it forks.
+pub fn fork() -> Ret {
+    // SAFETY: the caller has one thread.
+    ret(unsafe { libc::fork() })
+}
+
+/// Ends the process without destructors, as a forked child does.
+pub fn exit_now(code: c_int) -> ! {
+    // SAFETY: no pointers.
+    unsafe { libc::_exit(code) }
+}
+
+/// Becomes `cat` with `fd` as its standard input and output; false if that cannot be done.
+pub fn exec_cat(fd: c_int) -> bool {
+    let (_, _) = (dup2(fd, 0), dup2(fd, 1));
+    let arguments = [c"cat".as_ptr(), null()];
+    // SAFETY: terminated strings in a terminated list.
+    unsafe { libc::execv(c"/bin/cat".as_ptr(), arguments.as_ptr()) };
+    false
+}
+
+/// The calling thread, for [`signal_thread`].
+pub fn this_thread() -> libc::pthread_t {
+    // SAFETY: no arguments.
+    unsafe { libc::pthread_self() }
+}
+
+/// Sends a signal to a thread that has not been joined.
+pub fn signal_thread(thread: libc::pthread_t, signal: c_int) {
+    // SAFETY: the thread has not been joined, so its handle is valid.
+    unsafe { libc::pthread_kill(thread, signal) };
+}
+
+/// Waits for a child: `exit N` or `signal N`.
+pub fn wait_for(pid: Ret) -> String {
+    let Ok(pid) = pid else {
+        return "no child".to_owned();
+    };
+    let mut status = 0;
+    let pid = libc::pid_t::try_from(pid).unwrap_or(-2);
+    loop {
+        // SAFETY: one int.
+        let rc = ret(unsafe { libc::waitpid(pid, &raw mut status, 0) });
+        match rc {
+            Err(libc::EINTR) => {}
+            Err(error) => return format!("waitpid: {error}"),
+            Ok(_) if libc::WIFEXITED(status) => {
+                return format!("exit {}", libc::WEXITSTATUS(status));
+            }
+            Ok(_) => return format!("signal {}", libc::WTERMSIG(status)),
+        }
+    }
+}
+
+/// Kills a process group of ours.
+pub fn kill_group(leader: u32) {
+    if let Ok(group) = libc::pid_t::try_from(leader) {
+        // SAFETY: no pointers; the leader is our child and not yet waited for.
+        unsafe { libc::kill(-group, libc::SIGKILL) };
+    }
+}
+
+/// Signals caught by [`catch`], all threads together.
+static CAUGHT: AtomicU32 = AtomicU32::new(0);
+
+extern "C" fn count_signal(_signal: c_int) {
+    CAUGHT.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Catches `signal` and counts it.
+pub fn catch(signal: c_int, flags: c_int) -> Ret {
+    CAUGHT.store(0, Ordering::SeqCst);
+    let handler: extern "C" fn(c_int) = count_signal;
+    disposition(signal, handler as *const () as usize, flags)
+}
+
+/// Default handling of `signal`, or ignoring it.
+pub fn uncatch(signal: c_int, ignore: bool) -> Ret {
+    disposition(
+        signal,
+        if ignore { libc::SIG_IGN } else { libc::SIG_DFL },
+        0,
+    )
+}
+
+fn disposition(signal: c_int, handler: usize, flags: c_int) -> Ret {
+    // SAFETY: zero is a valid action.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    // SAFETY: a local action; the handler only counts.
+    ret(unsafe { libc::sigaction(signal, &raw const action, null_mut()) })
+}
+
+/// Whether `signal` is handled as [`catch`] with these flags said.
+pub fn is_caught(signal: c_int, flags: c_int) -> bool {
+    // SAFETY: zero is a valid action.
+    let mut action: libc::sigaction = unsafe { zeroed() };
+    // SAFETY: a local action.
+    let rc = unsafe { libc::sigaction(signal, null(), &raw mut action) };
+    let handler: extern "C" fn(c_int) = count_signal;
+    // SA_RESTORER is libc's own.
+    rc == 0
+        && action.sa_sigaction == handler as *const () as usize
+        && action.sa_flags & !0x0400_0000 == flags
+}
+
+/// How often a caught signal has come.
+pub fn caught() -> u32 {
+    CAUGHT.load(Ordering::SeqCst)
+}
+
+/// SIGALRM after `first_ms`, then every `every_ms` (0: once). Both 0: never.
+pub fn alarm(first_ms: i64, every_ms: i64) {
+    let time = |ms: i64| timeval {
+        tv_sec: ms / 1000,
+        tv_usec: ms % 1000 * 1000,
+    };
+    let timer = itimerval {
+        it_interval: time(every_ms),
+        it_value: time(first_ms),
+    };
+    // SAFETY: a local timer.
+    unsafe { libc::setitimer(libc::ITIMER_REAL, &raw const timer, null_mut()) };
+}
+
+/// A set with one signal in it, or none.
+pub fn signal_set(signal: Option<c_int>) -> sigset_t {
+    let mut set = MaybeUninit::<sigset_t>::zeroed();
+    // SAFETY: initialises a set.
+    unsafe { libc::sigemptyset(set.as_mut_ptr()) };
+    if let Some(signal) = signal {
+        // SAFETY: an initialised set.
+        unsafe { libc::sigaddset(set.as_mut_ptr(), signal) };
+    }
+    // SAFETY: initialised above.
+    unsafe { set.assume_init() }
+}
+
+/// Blocks or unblocks one signal in this thread.
+pub fn mask(signal: c_int, block: bool) {
+    let set = signal_set(Some(signal));
+    let how = if block {
+        libc::SIG_BLOCK
+    } else {
+        libc::SIG_UNBLOCK
+    };
+    // SAFETY: a local set.
+    unsafe { libc::pthread_sigmask(how, &raw const set, null_mut()) };
+}

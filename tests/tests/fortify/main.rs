@@ -1,0 +1,127 @@
+//! Programs in C that reach what Rust programs do not: the checked variants of libc's calls
+//! (`_FORTIFY_SOURCE`), blocking calls that are left by siglongjmp, and by pthread_cancel.
+//!
+//! The same binary runs on kernel TCP and under the library and prints the same. Without a C compiler
+//! the tests say so and pass.
+
+#![expect(clippy::print_stderr, reason = "tests say what they skip")]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+use viaduct_tests::rig::daemon::Daemon;
+use viaduct_tests::rig::program::{Form, SESSION};
+
+/// The checked variants that the program must reach, or it tests nothing.
+const CHECKED: &[&str] = &[
+    "__read_chk",
+    "__recv_chk",
+    "__recvfrom_chk",
+    "__poll_chk",
+    "__ppoll_chk",
+];
+
+/// The program, compiled into a directory of its own; none without a compiler.
+fn compile() -> Option<(TempDir, PathBuf)> {
+    let directory = tempfile::tempdir().expect("a temporary directory");
+    let source = directory.path().join("talk.c");
+    let program = directory.path().join("talk");
+    std::fs::write(&source, include_str!("talk.c")).expect("a writable directory");
+    let mut cc = Command::new("cc");
+    cc.args([
+        "-O2",
+        "-U_FORTIFY_SOURCE",
+        "-D_FORTIFY_SOURCE=2",
+        "-pthread",
+        "-o",
+    ])
+    .arg(&program)
+    .arg(&source);
+    match cc.output() {
+        Ok(output) if output.status.success() => Some((directory, program)),
+        Ok(output) => {
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            panic!("cc cannot compile the program: {stderr}");
+        }
+        Err(error) => {
+            eprintln!("skipped: no C compiler: {error}");
+            None
+        }
+    }
+}
+
+/// Runs a scene in a form; code (128 + signal if killed), output and error output.
+fn run(program: &Path, form: &Form, scene: &[&str]) -> (i32, String, String) {
+    use std::os::unix::process::ExitStatusExt;
+    let output = form.run(&program.to_string_lossy(), scene, b"");
+    let code = output.status.code();
+    let code = code.unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (code, text(&output.stdout), text(&output.stderr))
+}
+
+/// Plays scenes in both forms; they must end the same way, with this code, and go through the rings.
+fn same(scenes: &[[&str; 2]], code: i32) {
+    let Some((_directory, program)) = compile() else {
+        return;
+    };
+    for scene in scenes {
+        let expected = run(&program, &Form::plain(), scene);
+        assert_eq!(expected.0, code, "{scene:?}, plain: {expected:?}");
+        for spin in ["50", "0"] {
+            let daemon = Daemon::start();
+            let form = Form::accelerated(daemon.socket()).with("VIADUCT_SPIN_US", spin);
+            let found = run(&program, &form, scene);
+            assert_eq!(
+                found, expected,
+                "{scene:?}, accelerated (left), plain (right)"
+            );
+            let totals = daemon.totals(SESSION);
+            let bytes = totals["ring_rx_bytes"].as_u64();
+            assert!(
+                bytes > Some(0),
+                "{scene:?}: no byte went through a ring: {totals}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_program_reaches_the_checked_calls() {
+    let Some((_directory, program)) = compile() else {
+        return;
+    };
+    let bytes = std::fs::read(&program).expect("the program");
+    let names = |name: &str| {
+        bytes
+            .windows(name.len())
+            .any(|window| window == name.as_bytes())
+    };
+    let missing: Vec<&&str> = CHECKED.iter().filter(|name| !names(name)).collect();
+    assert!(missing.is_empty(), "not fortified: {missing:?}");
+}
+
+#[test]
+fn checked_calls() {
+    same(&[["calls", ""]], 0);
+}
+
+/// A buffer that is too small ends the program, as glibc does it, before anything is received.
+#[test]
+fn overflows_are_detected() {
+    let scenes = ["read", "recv", "recvfrom", "poll", "ppoll"].map(|call| ["overflow", call]);
+    same(&scenes, 134);
+}
+
+#[test]
+fn calls_left_by_siglongjmp() {
+    let scenes = ["recv", "poll", "epoll", "send"].map(|call| ["jump", call]);
+    same(&scenes, 0);
+}
+
+#[test]
+fn threads_cancelled_in_calls() {
+    let scenes = ["recv", "poll", "send"].map(|call| ["cancel", call]);
+    same(&scenes, 0);
+}
