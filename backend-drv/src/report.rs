@@ -221,6 +221,8 @@ const fn tx_state(state: TxState) -> &'static str {
         TxState::Switching => "switching",
         TxState::Ring => "ring",
         TxState::Done => "done",
+        TxState::Returning => "returning",
+        TxState::Returned => "returned",
     }
 }
 
@@ -231,5 +233,6 @@ const fn rx_state(state: RxState) -> &'static str {
         RxState::Draining => "draining",
         RxState::Ring => "ring",
         RxState::Done => "done",
+        RxState::Returned => "returned",
     }
 }

@@ -263,6 +263,19 @@ pub(crate) fn poll_now(fd: c_int, events: i16) -> i16 {
     })
 }
 
+/// Sends what the kernel takes now of memory of ours.
+///
+/// # Errors
+/// The errno; EAGAIN if it takes nothing.
+pub(crate) fn send_now(fd: c_int, bytes: *const u8, len: usize) -> Result<usize, c_int> {
+    errno::preserved(|| {
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the kernel only reads, and answers EFAULT if it cannot.
+        let sent = unsafe { real::send(fd, bytes.cast(), len, flags) };
+        usize::try_from(sent).map_err(|_| errno::get())
+    })
+}
+
 /// Looks at the next byte of the kernel socket without taking it: `Ok(true)` a byte, `Ok(false)` end
 /// of stream, else the errno (EAGAIN: nothing yet).
 pub(crate) fn peek(fd: c_int) -> Result<bool, c_int> {

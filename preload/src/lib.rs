@@ -8,7 +8,7 @@
 //! * [`ops`]: the operations: sending, receiving, readiness, life of descriptors.
 //! * [`real`]: libc's own functions. [`tls`]: what a thread keeps. [`user`]: the program's buffers.
 //! * [`fds`]: descriptor number to connection. [`conn`]: connections of this process.
-//! * [`upgrade`]: registering, attaching, arming, switching. [`kernel`]: the kernel's byte counts.
+//! * [`upgrade`]: registering, attaching, arming, switching. [`downgrade`]: back to TCP. [`kernel`]: the kernel's byte counts.
 //! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
 //!   spinning and sleeping. [`kick`]: waking the far end.
 //! * [`config`] and [`init`]: the environment, read once. [`trace`]: VIADUCT_LOG. [`signals`]: EINTR or restart.
@@ -35,6 +35,7 @@ mod config;
 mod conn;
 mod contexts;
 mod control;
+mod downgrade;
 mod errno;
 mod fds;
 #[cfg(not(test))]

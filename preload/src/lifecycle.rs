@@ -13,7 +13,7 @@ use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
 use crate::ops::{epoll, lock, send};
-use crate::{config, contexts, control, errno, kernel, kick, tls, upgrade};
+use crate::{config, contexts, control, downgrade, errno, kernel, kick, tls, upgrade};
 
 /// Free slots of this process's arena.
 static SLOT_NUMBERS: Numbers<{ SLOTS as usize }> = Numbers::new();
@@ -252,8 +252,10 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     if !last {
         return;
     }
-    if let Some(view) = conn.view() {
-        send::end(conn);
+    if let (Some(fd), true) = (socket, slot.meta.strangers.load(Ordering::Acquire) > 0) {
+        downgrade::leave_ring(conn, fd, Reason::Exec);
+    } else if let Some(view) = conn.view() {
+        send::end(conn, socket);
         let rx = &slot.rx;
         let locked = lock::take(&rx.lock).is_ok();
         let mut cursor = rx.cursor();
@@ -386,7 +388,7 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
     let conn = conn(index);
     if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
         conn.shut.fetch_or(SHUT_WRITE, Ordering::Relaxed);
-        errno::preserved(|| send::end(conn));
+        errno::preserved(|| send::end(conn, Some(fd)));
     }
     if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
         conn.shut.fetch_or(SHUT_READ, Ordering::Relaxed);
@@ -464,7 +466,21 @@ fn leave_to_others(fd: c_int, reason: Reason) {
     let Some(index) = fds::lookup(fd).as_conn() else {
         return;
     };
-    errno::preserved(|| hand_to_kernel(conn(index), fd, reason));
+    errno::preserved(|| {
+        withdraw(conn(index), reason);
+        downgrade::leave_ring(conn(index), fd, reason);
+    });
+}
+
+/// A registration that nobody has answered is taken back.
+fn withdraw(conn: &'static Conn, reason: Reason) {
+    let slot = conn.slot();
+    if slot.stage() == Stage::Registered {
+        unregister(conn, slot, conn.slot_index.load(Ordering::Relaxed));
+    }
+    if matches!(slot.stage(), Stage::Registered | Stage::Candidate) {
+        upgrade::decline(conn, reason);
+    }
 }
 
 /// The program wants the number of one of our own descriptors: ours moves.
@@ -511,9 +527,9 @@ pub(crate) extern "C" fn at_exit() {
     }
 }
 
-/// Before exec: the new program knows nothing of rings. What it inherits goes back to the kernel, if this
-/// process is the only one that holds it; the far end drains its ring and follows. Bytes that lie unread
-/// in our ring cannot be handed over: then the connection is broken, openly.
+/// Before exec: the new program knows nothing of rings. What it inherits goes back to the kernel, unless
+/// other processes go on with it and it merely stays open in the new program: a descriptor beyond
+/// standard error that nobody takes the trouble to close.
 pub(crate) fn before_exec() {
     if !any_known() || !is_own_memory() {
         return;
@@ -523,56 +539,38 @@ pub(crate) fn before_exec() {
             if let Some(index) = entry.as_conn()
                 && !kernel::is_close_on_exec(fd)
             {
-                hand_to_kernel(conn(index), fd, Reason::Exec);
-                forget_before_exec(conn(index));
+                give_to_program(conn(index), fd);
             }
         });
     });
 }
 
-/// The daemon must not take the end of this program for the end of a connection that was handed over.
+fn give_to_program(conn: &'static Conn, fd: c_int) {
+    let meta = &conn.slot().meta;
+    let shared = meta.holders.load(Ordering::Acquire) > 1;
+    if shared && fd > 2 {
+        // The last of the others who closes it leaves it to the new program.
+        meta.strangers.fetch_add(1, Ordering::AcqRel);
+        meta.holders.fetch_sub(1, Ordering::AcqRel);
+        conn.refs.store(0, Ordering::Relaxed);
+        return;
+    }
+    conn.veto(Reason::Exec);
+    downgrade::leave_ring(conn, fd, Reason::Exec);
+    if !shared {
+        forget_before_exec(conn);
+    }
+}
+
+/// The daemon must not take the end of this program for the end of a connection that lives on.
 fn forget_before_exec(conn: &'static Conn) {
     let slot = conn.slot();
-    let handed_over = conn
+    let left = conn
         .view()
-        .is_some_and(|view| view.mine.state.is_handed_over() && view.mine.state.broken().is_none());
-    if handed_over && slot.stage() == Stage::Attached {
+        .is_some_and(|view| view.mine.state.broken().is_none());
+    if left && slot.stage() == Stage::Attached {
         unregister(conn, slot, conn.slot_index.load(Ordering::Relaxed));
         conn.detach();
         slot.set_stage(Stage::Plain);
     }
-}
-
-/// The connection is used by somebody who does not see rings from now on: both directions go back to the
-/// kernel. What cannot be handed over (bytes that lie unread in our ring, other holders that go on using
-/// it) breaks the connection openly.
-fn hand_to_kernel(conn: &'static Conn, fd: c_int, reason: Reason) {
-    conn.veto(reason);
-    let slot = conn.slot();
-    let Some(view) = conn.view() else { return };
-    if !crate::ops::ready::involves_ring(conn) {
-        return;
-    }
-    if slot.meta.holders.load(Ordering::Acquire) != 1 {
-        // After exec the other holders simply go on; the new program merely keeps the socket open.
-        if reason != Reason::Exec {
-            crate::ops::recv::break_conn(conn, view, reason);
-        }
-        return;
-    }
-    upgrade::notice_switch(conn, view, fd);
-    send::end(conn);
-    view.mine.state.hand_over();
-    let rx = &slot.rx;
-    let locked = lock::take(&rx.lock).is_ok();
-    let mut cursor = rx.cursor();
-    let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1) > 0;
-    rx.set_state(RxState::Done);
-    if locked {
-        lock::free(&rx.lock);
-    }
-    if unread {
-        crate::ops::recv::break_conn(conn, view, reason);
-    }
-    kick::wake_all(conn, view);
 }

@@ -303,7 +303,11 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
         tx.set_state(TxState::Kernel);
         return false;
     };
-    view.mine.state.switch(sent);
+    if !view.mine.state.switch(sent) {
+        // The far end has left its ring meanwhile.
+        tx.set_state(TxState::Returned);
+        return false;
+    }
     tx.set_state(TxState::Ring);
     trace::event(Level::Info, conn, "sends by ring", "");
     kernel::push(fd);
@@ -337,16 +341,18 @@ pub(crate) fn begin_draining(conn: &'static Conn, fd: c_int, at: u64) -> bool {
 /// Receiver: notices a switch of the far end without receiving, for those who only ask what is there.
 pub(crate) fn notice_switch(conn: &'static Conn, view: &ConnView, fd: c_int) {
     let rx = &conn.slot().rx;
-    if rx.state() != RxState::Armed {
+    if rx.state() != RxState::Armed || !view.theirs.state.is_switched() {
         return;
     }
-    let Some(at) = view.theirs.state.switched_at() else {
-        return;
-    };
     if lock::take(&rx.lock).is_err() {
         return;
     }
-    let contradiction = rx.state() == RxState::Armed && !begin_draining(conn, fd, at);
+    let contradiction = rx.state() == RxState::Armed
+        && view
+            .theirs
+            .state
+            .accept()
+            .is_some_and(|at| !begin_draining(conn, fd, at));
     lock::free(&rx.lock);
     if contradiction {
         crate::ops::recv::break_conn(conn, view, Reason::UnseenWriter);

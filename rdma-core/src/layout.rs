@@ -9,7 +9,7 @@
 //!      4096+S   ring of end 1            where S = ring_span(ring_bytes)
 //! ```
 //!
-//! A word is written by one end only; the far end maps the same memory and could write it all the
+//! A word is written by one end only (but for `route`); the far end maps the same memory and could write it all the
 //! same, so every reader checks. Positions are monotonic u64 counts of bytes. Fixed widths, native
 //! byte order (both ends run on one machine, or the backend translates), no pointers.
 //!
@@ -21,7 +21,7 @@ use crate::mem::{Region, RingBytes, Shared};
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// Version of everything in this module. Both ends and the daemon must agree.
-pub const LAYOUT_VERSION: u32 = 1;
+pub const LAYOUT_VERSION: u32 = 2;
 
 /// First word of a connection's memory: "VIADUCT1".
 pub const CONN_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT1");
@@ -67,8 +67,8 @@ pub struct ConnHeader {
 pub struct EndState {
     /// This end looks at its ring whenever it waits or reads.
     pub armed: AtomicU32,
-    /// This end sends through its ring; `switch_at` is valid.
-    pub switched: AtomicU32,
+    /// A [`crate::handshake::Route`]: where this end's stream goes. The one word that both ends write.
+    pub route: AtomicU32,
     /// Bytes this end had sent through the kernel when it switched.
     pub switch_at: AtomicU64,
     /// This end sends nothing after `end_at` (bytes sent through the ring).
@@ -79,6 +79,10 @@ pub struct EndState {
     pub end_at: AtomicU64,
     /// Not zero: the connection is broken; a [`crate::Reason`] code.
     pub broken: AtomicU32,
+    /// This end's stream goes back to the kernel after so many bytes of the ring.
+    pub return_at: AtomicU64,
+    /// This end left its ring after so many bytes of it.
+    pub retract_at: AtomicU64,
 }
 
 /// Who waits at an end; see [`crate::event`].

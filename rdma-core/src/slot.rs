@@ -53,6 +53,10 @@ pub enum TxState {
     Ring = 2,
     /// Ended: the kernel answers (EPIPE, RST).
     Done = 3,
+    /// The far end left its ring: bytes from `resend` on are sent once more, by the kernel.
+    Returning = 4,
+    /// Back in the kernel for good.
+    Returned = 5,
 }
 
 /// States of a receiving direction, in [`RxSlot::state`].
@@ -69,6 +73,8 @@ pub enum RxState {
     Ring = 3,
     /// The ring's stream has been read to its end: the kernel answers (EOF, errors).
     Done = 4,
+    /// Back in the kernel for good.
+    Returned = 5,
 }
 
 /// Where a connection stands, in [`SlotMeta::stage`].
@@ -108,8 +114,8 @@ impl RxState {
 impl Stage {
     const FIRST: Self = Self::Free;
 }
-state_word!(TxState, Ring, Kernel, Switching, Done);
-state_word!(RxState, Ring, Kernel, Armed, Draining, Done);
+state_word!(TxState, Ring, Kernel, Switching, Done, Returning, Returned);
+state_word!(RxState, Ring, Kernel, Armed, Draining, Done, Returned);
 state_word!(Stage, Free, Candidate, Registered, Attached, Plain);
 
 /// The lock of one direction: the owner's thread token, 0 when free.
@@ -234,6 +240,8 @@ pub struct TxSlot {
     pub tcp_bytes: AtomicU64,
     /// Doorbells rung.
     pub kicks: AtomicU64,
+    /// While returning: the ring position from which bytes are still to be sent by the kernel.
+    pub resend: AtomicU64,
 }
 
 /// The receiving direction of an end.
@@ -268,6 +276,8 @@ pub struct SlotMeta {
     pub generation: AtomicU32,
     /// Processes that hold the connection through the shim.
     pub holders: AtomicU32,
+    /// Programs without the shim that were started with the socket open.
+    pub strangers: AtomicU32,
     /// A [`Stage`].
     pub stage: AtomicU32,
     /// A [`crate::Reason`] code when plain or broken.
@@ -425,6 +435,7 @@ impl Slot {
         for word in [
             &self.tx.tcp_bytes,
             &self.tx.kicks,
+            &self.tx.resend,
             &self.rx.kernel_left,
             &self.rx.far_ack,
             &self.rx.tcp_bytes,
@@ -441,6 +452,7 @@ impl Slot {
         for word in [
             &self.rx.lowat,
             &meta.holders,
+            &meta.strangers,
             &meta.stage,
             &meta.reason,
             &meta.side,

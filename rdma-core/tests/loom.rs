@@ -27,11 +27,11 @@
 //! | `take_pending`: no barrier | `wake::an_epoll_set_sees_a_byte_whose_bit_was_pending_already` |
 //! | `Inside::enter`, `Inside::nobody`: no barrier | `switch::a_switch_counts_*`, `switch::an_end_does_not_arm_*` |
 //! | `switch`: no barrier | `switch::a_switch_alone_wakes_the_receiver` |
-//! | `switch`, `switched_at` relaxed | `switch::a_stream_is_switched_at_an_exact_byte` |
+//! | `switch`, `accept` relaxed | `switch::a_stream_is_switched_at_an_exact_byte` |
 //! | `end`: no barrier | `close::a_receiver_hears_a_half_close` |
 //! | `end`, `ended_at` relaxed | `close::a_receiver_hears_a_half_close`, `close::a_receiver_hears_a_close` |
 //! | `leave`: no barrier | `close::a_writer_hears_that_its_reader_left`, `close::two_ends_*` |
-//! | `hand_over`: no barrier | `close::a_writer_hears_that_its_reader_handed_over` |
+//! | `retract`: no barrier | `close::a_writer_hears_that_its_reader_left_the_ring` |
 //! | `break_with`: no barrier | `close::a_receiver_hears_a_break`, `close::a_writer_hears_a_break` |
 //! | lock: `try_lock` or `unlock` relaxed, no mark, mark ignored | both of `lock` |
 //! | caller: one sleeper woken instead of all | `lock::three_threads_all_get_the_lock` |
@@ -46,6 +46,8 @@
 
 #[path = "loom/close.rs"]
 mod close;
+#[path = "loom/downgrade.rs"]
+mod downgrade;
 #[path = "loom/lock.rs"]
 mod lock;
 #[path = "loom/restart.rs"]

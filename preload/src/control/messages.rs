@@ -125,6 +125,10 @@ fn attach_in(
     let Some((conn, slot)) = find(paired.slot, paired.generation) else {
         return Err(Reason::NotEstablished);
     };
+    if slot.stage() != Stage::Registered {
+        // Withdrawn while the answer was on its way.
+        return Err(Reason::NotEstablished);
+    }
     if slot.meta.holders.load(Ordering::Acquire) != 1 {
         return Err(Reason::Forked);
     }

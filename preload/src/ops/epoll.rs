@@ -20,7 +20,6 @@ use core::sync::atomic::Ordering;
 use libc::epoll_event;
 use rdma_core::Reason;
 use rdma_core::event::{WaitFor, WaitRef};
-use rdma_core::slot::RxState;
 
 pub(crate) use set::{
     Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_polled,
@@ -159,9 +158,8 @@ fn engage(interest: &'static Interest) {
         while waits.leave(WaitFor::Data, who) {}
         while waits.leave(WaitFor::Space, who) {}
         let mut entered = true;
-        if conn.slot().rx.state() != RxState::Kernel {
-            entered &= waits.enter(WaitFor::Data, who);
-        }
+        // Also for a far end that leaves the ring on which this end sends.
+        entered &= waits.enter(WaitFor::Data, who);
         interest.space.store(0, Ordering::Relaxed);
         if !entered {
             // More waiters than entries: the far end cannot ring this set.

@@ -17,6 +17,7 @@ use libc::{
     timespec,
 };
 use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::{RxState, TxState};
 
@@ -24,7 +25,7 @@ use super::{recv, send};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
 use crate::fds::{self};
 use crate::wait::{self, Sleeper};
-use crate::{control, errno, kernel, real, upgrade};
+use crate::{control, downgrade, errno, kernel, real, upgrade};
 
 /// POLLIN and its synonym.
 const READ_BITS: i16 = POLLIN | 0x40;
@@ -92,7 +93,10 @@ pub(crate) fn involves_ring(conn: &Conn) -> bool {
         return false;
     }
     let slot = conn.slot();
-    !matches!(slot.rx.state(), RxState::Kernel | RxState::Done) || slot.tx.state() == TxState::Ring
+    !matches!(
+        slot.rx.state(),
+        RxState::Kernel | RxState::Done | RxState::Returned
+    ) || matches!(slot.tx.state(), TxState::Ring | TxState::Returning)
 }
 
 /// The readiness of a connection that involves a ring, given what the kernel says of the socket.
@@ -102,7 +106,7 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     };
     let slot = conn.slot();
     let mut bits = kernel_bits;
-    upgrade::notice_switch(conn_static(conn), view, fd);
+    settle(conn_static(conn), view, fd);
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
@@ -140,6 +144,16 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     bits
 }
 
+/// Follows what the far end has done to the routes of both directions; true if that changed something.
+fn settle(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
+    let slot = conn.slot();
+    let before = (slot.rx.state(), slot.tx.state());
+    downgrade::service(conn, view, fd);
+    upgrade::notice_switch(conn, view, fd);
+    recv::notice_return(conn, view, fd);
+    before != (slot.rx.state(), slot.tx.state())
+}
+
 fn conn_static(it: &Conn) -> &'static Conn {
     conn(it.index())
 }
@@ -147,6 +161,9 @@ fn conn_static(it: &Conn) -> &'static Conn {
 /// What the kernel is to be asked about a connection that involves a ring.
 fn kernel_interest(conn: &Conn, events: i16) -> i16 {
     let mut ask = events;
+    if conn.slot().tx.state() == TxState::Returning {
+        ask |= POLLOUT;
+    }
     if conn.slot().tx.state() == TxState::Ring {
         ask &= !WRITE_BITS;
     }
@@ -390,6 +407,9 @@ fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
             revents: 0,
         };
         if let Some(conn) = ring_conn(entry.fd) {
+            if let Some(view) = conn.view() {
+                settle(conn, view, entry.fd);
+            }
             ask.events = kernel_interest(conn, entry.events);
             ready |= ring_bits(conn, entry) != 0;
         }
@@ -461,9 +481,13 @@ fn sleep(
             }
         }
     }
-    let ready = entries
-        .iter()
-        .any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0));
+    // A route that has changed since the kernel's part was prepared: look again.
+    let ready = entries.iter().any(|entry| {
+        ring_conn(entry.fd).is_some_and(|conn| {
+            conn.view().is_some_and(|view| settle(conn, view, entry.fd))
+                || ring_bits(conn, entry) != 0
+        })
+    });
     let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
     if ready {
         left = Some(0);
@@ -498,7 +522,10 @@ fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
         return false;
     };
     let mut good = known;
-    if events & (READ_BITS | POLLRDHUP) != 0 && conn.slot().rx.state() != RxState::Kernel {
+    // Also for a far end that leaves the ring on which this end sends.
+    if events & (READ_BITS | POLLRDHUP) != 0
+        || conn.slot().tx.state() == TxState::Ring && events & WRITE_BITS == 0
+    {
         good &= view.mine.waits.enter(WaitFor::Data, who);
     }
     if events & WRITE_BITS != 0 && conn.slot().tx.state() == TxState::Ring {

@@ -21,7 +21,7 @@ use crate::fds::{self, Entry};
 use crate::trace::{self, Level};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
-use crate::{control, errno, kernel, kick, real, tls, upgrade};
+use crate::{control, downgrade, errno, kernel, kick, real, tls, upgrade};
 
 /// Flags that the fast path may ignore.
 const FAST_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC;
@@ -183,7 +183,12 @@ fn slow(
         }
         let before = buffers.done();
         match step(conn, fd, buffers, flags, target) {
-            Step::Native if buffers.done() > 0 => return count(buffers),
+            Step::Native if buffers.done() > 0 => {
+                if conn.slot().rx.state() == RxState::Returned && buffers.done() < target {
+                    rest_from_kernel(conn, fd, buffers, flags);
+                }
+                return count(buffers);
+            }
             Step::Native => match from_kernel(conn, fd, native) {
                 Some(result) => return result,
                 None => continue,
@@ -244,7 +249,7 @@ fn nothing(
         upgrade::notice_switch(conn, view, fd);
         let state = conn.slot().rx.state();
         let there = match state {
-            RxState::Kernel | RxState::Done => return native(),
+            RxState::Kernel | RxState::Done | RxState::Returned => return native(),
             RxState::Armed | RxState::Draining => kernel::peek(fd) != Err(libc::EAGAIN),
             RxState::Ring => has_news(conn, view, state, 1),
         };
@@ -273,19 +278,47 @@ fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Op
     let rx = &conn.slot().rx;
     rx.inside.enter();
     let state = rx.state();
-    if state != RxState::Kernel && state != RxState::Done {
+    if !matches!(state, RxState::Kernel | RxState::Done | RxState::Returned) {
         rx.inside.leave();
         return None;
     }
     let got = native();
     rx.inside.leave();
     if let Ok(bytes) = usize::try_from(got)
-        && state == RxState::Kernel
+        && state != RxState::Done
     {
         rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         upgrade::note(conn, fd, bytes);
     }
     Some(got)
+}
+
+/// The rest of a call whose first bytes came from the ring, which the stream has left.
+fn rest_from_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int) {
+    while buffers.left() > 0 {
+        let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+        // SAFETY: zero is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = used;
+        let before = errno::get();
+        // SAFETY: the parts are the program's buffers.
+        let got = unsafe { real::recvmsg(fd, &raw mut message, flags) };
+        match usize::try_from(got) {
+            Ok(bytes) if bytes > 0 => {
+                let total = &conn.slot().rx.tcp_bytes;
+                total.fetch_add(bytes as u64, Ordering::Relaxed);
+                buffers.skip(bytes);
+            }
+            _ => {
+                errno::set(before);
+                return;
+            }
+        }
+        if flags & MSG_WAITALL == 0 {
+            return;
+        }
+    }
 }
 
 /// One look at wherever the bytes come from now.
@@ -300,6 +333,7 @@ fn step(
     let Some(view) = conn.view() else {
         return Step::Native;
     };
+    downgrade::service(conn, view, fd);
     if lock::take(&rx.lock).is_err() {
         return Step::Error(libc::EINTR);
     }
@@ -335,7 +369,7 @@ fn look(
                     return (Step::Native, false);
                 }
             }
-            RxState::Armed => match view.theirs.state.switched_at() {
+            RxState::Armed => match view.theirs.state.accept() {
                 Some(at) => {
                     if !upgrade::begin_draining(conn, fd, at) {
                         break_conn(conn, view, Reason::UnseenWriter);
@@ -357,7 +391,7 @@ fn look(
                 }
                 if flags & MSG_PEEK != 0 && left == got as u64 && buffers.left() > 0 {
                     // The look goes on behind the border.
-                    ring_now(conn, view, buffers, flags & !MSG_WAITALL, target);
+                    ring_now(conn, view, fd, buffers, flags & !MSG_WAITALL, target);
                 }
                 if flags & MSG_PEEK == 0 {
                     rx.kernel_left.store(left - got as u64, Ordering::Relaxed);
@@ -369,8 +403,8 @@ fn look(
                 }
                 return (step, false);
             }
-            RxState::Ring => return ring_now(conn, view, buffers, flags, target),
-            RxState::Done => return (Step::Native, false),
+            RxState::Ring => return ring_now(conn, view, fd, buffers, flags, target),
+            RxState::Done | RxState::Returned => return (Step::Native, false),
         }
     }
 }
@@ -418,8 +452,9 @@ fn kernel_now(
 
 /// Takes from the ring what is there now.
 fn ring_now(
-    conn: &Conn,
+    conn: &'static Conn,
     view: &ConnView,
+    fd: c_int,
     buffers: &mut Buffers,
     flags: c_int,
     target: usize,
@@ -429,13 +464,14 @@ fn ring_now(
     let mut cursor = rx.cursor();
     // Ends first, then the tail: what was written before the end is then surely seen.
     let ended = view.theirs.state.ended_at();
+    let returned = view.theirs.state.returned_at();
     let last = conn.final_tail.load(Ordering::Acquire);
     let Ok(available) = ring.refresh(&mut cursor) else {
         break_conn(conn, view, Reason::RingCorrupt);
         return (Step::Error(libc::ECONNRESET), false);
     };
     rx.set_cursor(&cursor);
-    let end = ended.or((last != NO_FINAL).then_some(last));
+    let end = returned.or(ended).or((last != NO_FINAL).then_some(last));
     if end.is_some_and(|end| end < cursor.tail) {
         break_conn(conn, view, Reason::RingCorrupt);
         return (Step::Error(libc::ECONNRESET), false);
@@ -445,13 +481,13 @@ fn ring_now(
         if error != 0 {
             return (Step::Error(error), false);
         }
+        if returned == Some(cursor.head) {
+            back_in_kernel(conn, fd);
+            return (Step::Native, false);
+        }
         if end == Some(cursor.head) {
             if conn.is_dead() {
                 return (Step::End, false);
-            }
-            if super::send::left_unread(conn, view) {
-                break_conn(conn, view, Reason::Exec);
-                return (Step::Error(libc::ECONNRESET), false);
             }
             rx.set_state(RxState::Done);
             return (Step::Native, false);
@@ -553,11 +589,14 @@ fn block(
     let deadline = *deadline
         .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
-    let events = libc::POLLIN | libc::POLLRDHUP;
+    let mut events = libc::POLLIN | libc::POLLRDHUP;
+    if slot.tx.state() == TxState::Returning {
+        events |= libc::POLLOUT;
+    }
     match wait::sleep(conn, view, fd, WaitFor::Data, events, deadline, ready) {
         Woken::Again => Ok(()),
         Woken::Kernel(bits) => {
-            on_kernel_event(conn, view, fd, bits);
+            on_kernel_event(conn, view, fd, bits & !libc::POLLOUT);
             Ok(())
         }
         Woken::Timeout => Err(libc::EAGAIN),
@@ -573,12 +612,12 @@ fn block(
 fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
     let rx = &conn.slot().rx;
     let now = rx.state();
-    if now != state {
+    if now != state || downgrade::is_wanted(conn, view) {
         return true;
     }
     match now {
-        RxState::Kernel | RxState::Done => true,
-        RxState::Armed => view.theirs.state.switched_at().is_some(),
+        RxState::Kernel | RxState::Done | RxState::Returned => true,
+        RxState::Armed => view.theirs.state.is_switched(),
         RxState::Draining => false,
         RxState::Ring => {
             let ring = Consumer::of(view);
@@ -602,6 +641,7 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
 /// Whether no more bytes will come, for whatever reason.
 fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
     view.theirs.state.ended_at() == Some(cursor.head)
+        || view.theirs.state.returned_at() == Some(cursor.head)
         || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
         || view.theirs.state.broken().is_some()
         || view.mine.state.broken().is_some()
@@ -612,7 +652,11 @@ fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
 /// or a writer that nobody saw.
 pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16) {
     let rx = &conn.slot().rx;
-    if rx.state() != RxState::Ring || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+    // After a far end's return to the kernel, the kernel is asked when the ring has been read.
+    if rx.state() != RxState::Ring
+        || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        || view.theirs.state.returned_at().is_some()
+    {
         return;
     }
     let shut = conn.shut.load(Ordering::Relaxed);
@@ -630,6 +674,8 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
         }
         match kernel::peek(fd) {
             Ok(false) => {}
+            // Its return was announced before it sent anything.
+            Ok(true) if view.theirs.state.returned_at().is_some() => return,
             Ok(true) => return break_conn(conn, view, Reason::UnseenWriter),
             Err(libc::EAGAIN | libc::EINTR) => return,
             Err(error) => conn.pending_error.store(error, Ordering::Relaxed),
@@ -691,7 +737,7 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
     };
     upgrade::notice_switch(conn, view, fd);
     match rx.state() {
-        RxState::Kernel | RxState::Armed | RxState::Done => None,
+        RxState::Kernel | RxState::Armed | RxState::Done | RxState::Returned => None,
         RxState::Draining => {
             let left = rx.kernel_left.load(Ordering::Relaxed);
             let there = kernel::readable(fd)?.min(left);
@@ -701,6 +747,34 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
                 there
             })
         }
-        RxState::Ring => Some(in_ring()),
+        RxState::Ring => {
+            let there = in_ring();
+            // What a far end that has returned sent by the kernel is readable as well.
+            let behind = (view.theirs.state.returned_at() == Some(rx.cursor().head + there))
+                .then(|| kernel::readable(fd))
+                .flatten();
+            Some(there + behind.unwrap_or(0))
+        }
+    }
+}
+
+/// Under the receive lock: the ring has been read to where the far end's stream goes back to the kernel.
+pub(crate) fn back_in_kernel(conn: &'static Conn, fd: c_int) {
+    conn.slot().rx.set_state(RxState::Returned);
+    trace::event(Level::Info, conn, "receives by TCP again", "");
+    super::epoll::on_change(conn, fd);
+}
+
+/// Notices that the far end's stream goes back to the kernel without receiving, for those who only ask
+/// what is there.
+pub(crate) fn notice_return(conn: &'static Conn, view: &ConnView, fd: c_int) {
+    let rx = &conn.slot().rx;
+    let is_there =
+        || rx.state() == RxState::Ring && view.theirs.state.returned_at() == Some(rx.cursor().head);
+    if is_there() && lock::take(&rx.lock).is_ok() {
+        if is_there() {
+            back_in_kernel(conn, fd);
+        }
+        lock::free(&rx.lock);
     }
 }

@@ -18,10 +18,11 @@ use rdma_core::slot::TxState;
 use super::lock;
 use super::recv::{break_conn, on_kernel_event};
 use crate::conn::{Conn, SHUT_READ, conn};
+use crate::downgrade::{self, Resent};
 use crate::fds::{self, Entry};
 use crate::user::Buffers;
 use crate::wait::{self, Woken};
-use crate::{control, errno, kernel, kick, tls, upgrade};
+use crate::{control, errno, kernel, kick, real, tls, upgrade};
 
 /// Flags that change nothing for a ring.
 const RING_FLAGS: c_int =
@@ -116,6 +117,8 @@ enum Step {
     Error(c_int),
     /// No space now.
     Full,
+    /// The kernel takes no more now of what must go before.
+    KernelFull,
 }
 
 #[cold]
@@ -145,7 +148,12 @@ fn slow(
         }
         match step(conn, fd, buffers, dont_wait) {
             // The kernel says what happens to the rest at the program's next call.
-            Step::Native if buffers.done() > 0 => return count(buffers),
+            Step::Native if buffers.done() > 0 => {
+                if conn.slot().tx.state() == TxState::Returned {
+                    rest_to_kernel(conn, fd, buffers, flags);
+                }
+                return count(buffers);
+            }
             Step::Native => match to_kernel(conn, fd, native) {
                 Some(result) => return result,
                 None => continue,
@@ -163,7 +171,7 @@ fn slow(
                 }
                 return errno::fail(error);
             }
-            Step::Full => {}
+            Step::Full | Step::KernelFull => {}
         }
         match block(conn, fd, dont_wait, buffers.left(), &mut deadline) {
             Ok(()) => slept = true,
@@ -213,19 +221,40 @@ pub(super) fn to_kernel(
     let tx = &conn.slot().tx;
     tx.inside.enter();
     let state = tx.state();
-    if state != TxState::Kernel && state != TxState::Done {
+    if !matches!(state, TxState::Kernel | TxState::Done | TxState::Returned) {
         tx.inside.leave();
         return None;
     }
     let sent = native();
     tx.inside.leave();
     if let Ok(bytes) = usize::try_from(sent)
-        && state == TxState::Kernel
+        && state != TxState::Done
     {
         tx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         upgrade::note(conn, fd, bytes);
     }
     Some(sent)
+}
+
+/// The rest of a call whose first bytes went to the ring, which the stream has left.
+fn rest_to_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int) {
+    while buffers.left() > 0 {
+        let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+        // SAFETY: zero is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = used;
+        let before = errno::get();
+        // SAFETY: the parts are the program's buffers.
+        let sent = unsafe { real::sendmsg(fd, &raw const message, flags | MSG_NOSIGNAL) };
+        let Ok(bytes) = usize::try_from(sent) else {
+            errno::set(before);
+            return;
+        };
+        let total = &conn.slot().tx.tcp_bytes;
+        total.fetch_add(bytes as u64, Ordering::Relaxed);
+        buffers.skip(bytes);
+    }
 }
 
 /// Whether the direction is on the ring, switching it now if the far end has armed: for calls whose bytes
@@ -234,6 +263,7 @@ pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
     let Some(view) = conn.view() else {
         return false;
     };
+    downgrade::service(conn, view, fd);
     let tx = &conn.slot().tx;
     if tx.state() == TxState::Kernel && view.theirs.state.is_armed() && lock::take(&tx.lock).is_ok()
     {
@@ -289,12 +319,17 @@ fn look(
                 return Step::Native;
             }
         }
-        TxState::Kernel | TxState::Switching | TxState::Done => return Step::Native,
+        TxState::Kernel | TxState::Switching | TxState::Done | TxState::Returned => {
+            return Step::Native;
+        }
+        TxState::Returning => return resend(conn, view, fd),
         TxState::Ring => {}
     }
     if view.theirs.state.is_reader_gone() {
-        if left_unread(conn, view) {
-            break_conn(conn, view, Reason::Exec);
+        if downgrade::begin_resending(conn, view) {
+            return resend(conn, view, fd);
+        }
+        if view.mine.state.broken().is_some() {
             return Step::Error(libc::ECONNRESET);
         }
         // The kernel answers: its socket is closed as well, or serves somebody without a ring.
@@ -322,12 +357,19 @@ fn look(
     Step::Moved
 }
 
-/// Whether bytes of ours lie in a ring that was handed over to the kernel without them.
-pub(super) fn left_unread(conn: &Conn, view: &ConnView) -> bool {
-    let tx = &conn.slot().tx;
-    tx.state() == TxState::Ring
-        && view.theirs.state.is_handed_over()
-        && view.theirs.consumer.head.load(Ordering::Acquire) < tx.cursor().tail
+/// As [`look`], for what the far end left in the ring.
+fn resend(conn: &'static Conn, view: &ConnView, fd: c_int) -> Step {
+    match downgrade::resend(conn, view, fd) {
+        Resent::All => {
+            super::epoll::on_change(conn, fd);
+            Step::Native
+        }
+        Resent::Full => {
+            super::epoll::on_change(conn, fd);
+            Step::KernelFull
+        }
+        Resent::Failed(error) => Step::Error(error),
+    }
 }
 
 /// Waits for space.
@@ -350,6 +392,9 @@ fn block(
     {
         super::epoll::want_space(conn);
         return Err(libc::EAGAIN);
+    }
+    if slot.tx.state() == TxState::Returning {
+        return block_in_kernel(conn, view, fd, deadline);
     }
     let ring = Producer::of(view);
     // Not at the first free byte: a copy should be worth the wake-up.
@@ -402,10 +447,51 @@ fn block(
     }
 }
 
+/// Waits until the kernel takes more of what must go before.
+///
+/// # Errors
+/// As [`block`].
+fn block_in_kernel(
+    conn: &'static Conn,
+    view: &ConnView,
+    fd: c_int,
+    deadline: &mut Option<Option<u64>>,
+) -> Result<(), c_int> {
+    if kernel::is_nonblocking(fd) {
+        return Err(libc::EAGAIN);
+    }
+    let started = control::monotonic_ns();
+    let deadline = *deadline
+        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
+    let interrupts = tls::interrupts();
+    let done = || conn.slot().tx.state() != TxState::Returning;
+    match wait::sleep(
+        conn,
+        view,
+        fd,
+        WaitFor::Space,
+        libc::POLLOUT,
+        deadline,
+        done,
+    ) {
+        Woken::Again | Woken::Kernel(_) => Ok(()),
+        Woken::Timeout => Err(libc::EAGAIN),
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+            Err(libc::EINTR)
+        }
+        Woken::Interrupted => Ok(()),
+    }
+}
+
 /// Ends the direction: no byte after what was sent so far. The kernel's FIN or RST follows.
-pub(crate) fn end(conn: &Conn) {
+///
+/// `fd` names the socket, if anything still does: what the far end left in the ring goes first.
+pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
     let Some(view) = conn.view() else { return };
     let tx = &conn.slot().tx;
+    if let Some(fd) = fd {
+        downgrade::flush(conn, view, fd);
+    }
     let locked = lock::take(&tx.lock).is_ok();
     // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
     view.mine.state.end(tx.cursor().tail);

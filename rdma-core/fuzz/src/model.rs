@@ -216,7 +216,12 @@ impl Model {
     fn look_at_everything(&self) {
         for view in [&self.near, &self.far] {
             let state = &view.theirs.state;
-            let _ = (state.is_armed(), state.switched_at(), state.ended_at());
+            let _ = (
+                state.is_armed(),
+                state.accept(),
+                state.returned_at(),
+                state.ended_at(),
+            );
             let _ = (state.is_reader_gone(), state.broken());
             let who = WaitRef {
                 process: 7,
@@ -244,7 +249,7 @@ impl Model {
             wide.extend(end.waits.rx.iter().chain(&end.waits.tx));
             narrow.extend([
                 &end.state.armed,
-                &end.state.switched,
+                &end.state.route,
                 &end.state.ended,
                 &end.state.reader_gone,
                 &end.state.broken,

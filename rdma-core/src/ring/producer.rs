@@ -157,6 +157,19 @@ impl Producer {
         Ok(len)
     }
 
+    /// The bytes from position `from` to the tail in one run, as they stand in the ring, for a system call
+    /// that sends them once more. `from` is not behind the consumer's position.
+    #[cfg(not(loom))]
+    pub fn sent_run(&self, cursor: &TxCursor, from: u64) -> (*const u8, usize) {
+        let left = usize::try_from(cursor.tail.saturating_sub(from)).unwrap_or(usize::MAX);
+        let at = TxCursor {
+            tail: from,
+            ..*cursor
+        };
+        let (bytes, len) = self.data.raw_run(index(&at), left);
+        (bytes.cast_const(), len)
+    }
+
     /// Free memory behind the tail in one run, at most `len` bytes, for a system call that fills the
     /// ring itself. Follow with [`Producer::advance`].
     #[cfg(not(loom))]

@@ -17,19 +17,19 @@ enum Farewell {
     /// close.
     EndAndLeave,
     /// exec into a program without the library.
-    HandOver,
+    LeaveRing,
     /// Something is wrong.
     Break,
 }
 
-fn say(farewell: Farewell, own: &EndState, sent: u64) {
+fn say(farewell: Farewell, own: &EndState, far: &EndState, sent: u64) {
     match farewell {
         Farewell::End => own.end(sent),
         Farewell::EndAndLeave => {
             own.end(sent);
             own.leave();
         }
-        Farewell::HandOver => own.hand_over(),
+        Farewell::LeaveRing => own.retract(far, 0).unwrap(),
         Farewell::Break => own.break_with(Reason::HolderDied),
     }
 }
@@ -41,7 +41,8 @@ fn receiver_hears(farewell: Farewell) {
         let sender = thread::spawn(move || {
             let mut cursor = TxCursor::default();
             assert_eq!(direction.put(&mut cursor, &[1, 2]), 2);
-            say(farewell, &direction.sender.state, cursor.tail);
+            let (own, far) = (&direction.sender.state, &direction.receiver.state);
+            say(farewell, own, far, cursor.tail);
             receiver.rouse_waiters(&direction.receiver.waits, WaitFor::Data);
         });
         let far = &direction.sender.state;
@@ -85,7 +86,8 @@ fn writer_hears(farewell: Farewell) {
         let mut cursor = TxCursor::default();
         assert_eq!(direction.put(&mut cursor, &[1, 2]), 2);
         let reader = thread::spawn(move || {
-            say(farewell, &direction.receiver.state, 0);
+            let (own, far) = (&direction.receiver.state, &direction.sender.state);
+            say(farewell, own, far, 0);
             sender.rouse_waiters(&direction.sender.waits, WaitFor::Space);
         });
         let far = &direction.receiver.state;
@@ -105,8 +107,8 @@ fn a_writer_hears_that_its_reader_left() {
 }
 
 #[test]
-fn a_writer_hears_that_its_reader_handed_over() {
-    writer_hears(Farewell::HandOver);
+fn a_writer_hears_that_its_reader_left_the_ring() {
+    writer_hears(Farewell::LeaveRing);
 }
 
 #[test]
@@ -124,7 +126,7 @@ fn two_ends_that_close_at_once_wake_each_other() {
         assert_eq!(direction.put(&mut cursor, &[1, 2]), 2);
         let (near, far) = (direction.sender, direction.receiver);
         let reader = thread::spawn(move || {
-            say(Farewell::EndAndLeave, &far.state, 0);
+            say(Farewell::EndAndLeave, &far.state, &near.state, 0);
             sender.rouse_waiters(&near.waits, WaitFor::Space);
             while !near.state.is_reader_gone() {
                 receiver.wait_in(&far.waits, WaitFor::Data, || near.state.is_reader_gone());
@@ -133,7 +135,7 @@ fn two_ends_that_close_at_once_wake_each_other() {
         while !far.state.is_reader_gone() {
             sender.wait_in(&near.waits, WaitFor::Space, || far.state.is_reader_gone());
         }
-        say(Farewell::EndAndLeave, &near.state, cursor.tail);
+        say(Farewell::EndAndLeave, &near.state, &far.state, cursor.tail);
         receiver.rouse_waiters(&far.waits, WaitFor::Data);
         reader.join().unwrap();
     });

@@ -115,6 +115,14 @@ impl Direction {
         out.extend(&buffer[..got]);
         got
     }
+
+    /// The sender's own look at the next byte of its ring; false at the tail.
+    pub(crate) fn look(&self, cursor: &mut RxCursor, out: &mut Vec<u8>) -> bool {
+        let mut buffer = [0; 1];
+        let got = self.consumer().read_slice(cursor, &mut buffer).unwrap();
+        out.extend(&buffer[..got]);
+        got != 0
+    }
 }
 
 /// What a sleeping thread watches: the kernel socket and the doorbell.

@@ -10,16 +10,16 @@ use crate::rig::{Direction, Sleeper, explore, keep};
 
 /// The sending end: what its threads share.
 #[derive(Clone)]
-struct SendingEnd {
-    direction: Direction,
-    slot: &'static TxSlot,
+pub(crate) struct SendingEnd {
+    pub(crate) direction: Direction,
+    pub(crate) slot: &'static TxSlot,
     /// Stands for the slot's lock, which has models of its own.
-    lock: Arc<Mutex<()>>,
-    receiver: Sleeper,
+    pub(crate) lock: Arc<Mutex<()>>,
+    pub(crate) receiver: Sleeper,
 }
 
 impl SendingEnd {
-    fn new(direction: Direction, receiver: Sleeper) -> Self {
+    pub(crate) fn new(direction: Direction, receiver: Sleeper) -> Self {
         Self {
             direction,
             slot: keep(TxSlot::default()),
@@ -29,15 +29,15 @@ impl SendingEnd {
     }
 
     /// A hooked send of one byte.
-    fn send(&self, byte: u8) {
+    pub(crate) fn send(&self, byte: u8) {
         if self.direction.receiver.state.is_armed() {
             self.try_switch();
         }
         loop {
             match self.slot.state() {
-                TxState::Kernel => {
+                state @ (TxState::Kernel | TxState::Returned) => {
                     self.slot.inside.enter();
-                    let still = self.slot.state() == TxState::Kernel;
+                    let still = self.slot.state() == state;
                     if still {
                         self.receiver.kernel.send(byte);
                     }
@@ -48,20 +48,45 @@ impl SendingEnd {
                 }
                 // Whoever switches holds the lock.
                 TxState::Switching => drop(self.lock.lock().unwrap()),
-                TxState::Ring => return self.send_by_ring(byte),
-                TxState::Done => unreachable!(),
+                TxState::Ring => {
+                    if self.send_by_ring(byte) {
+                        return;
+                    }
+                }
+                TxState::Returning | TxState::Done => unreachable!(),
             }
         }
     }
 
-    fn send_by_ring(&self, byte: u8) {
+    /// False: the far end has left the ring, and what it left went to the kernel.
+    fn send_by_ring(&self, byte: u8) -> bool {
         let guard = self.lock.lock().unwrap();
+        if self.slot.state() != TxState::Ring || self.follow_the_receiver() {
+            return false;
+        }
         let mut cursor = self.slot.cursor();
         assert_eq!(self.direction.put(&mut cursor, &[byte]), 1);
         self.slot.set_cursor(&cursor);
         drop(guard);
         self.receiver
             .notify(&self.direction.receiver.waits, WaitFor::Data);
+        true
+    }
+
+    /// Under the lock: sends what the far end left in the ring, if it has left it.
+    pub(crate) fn follow_the_receiver(&self) -> bool {
+        let (own, far) = (&self.direction.sender.state, &self.direction.receiver.state);
+        let Some(at) = own.retracted_at(far) else {
+            return false;
+        };
+        let mut cursor = RxCursor { head: at, tail: at };
+        let mut left = Vec::new();
+        while self.direction.look(&mut cursor, &mut left) {}
+        for byte in left {
+            self.receiver.kernel.send(byte);
+        }
+        self.slot.set_state(TxState::Returned);
+        true
     }
 
     fn try_switch(&self) {
@@ -72,7 +97,10 @@ impl SendingEnd {
         self.slot.set_state(TxState::Switching);
         if self.slot.inside.nobody() {
             let at = self.receiver.kernel.sent();
-            self.direction.sender.state.switch(at);
+            if !self.direction.sender.state.switch(at) {
+                self.slot.set_state(TxState::Returned);
+                return;
+            }
             self.slot.set_state(TxState::Ring);
             // No barrier here: `switch` has it.
             self.receiver
@@ -88,8 +116,9 @@ fn receive(direction: Direction, receiver: Sleeper, want: usize) -> Vec<u8> {
     let (consumer, far) = (direction.consumer(), &direction.sender.state);
     let mut cursor = RxCursor::default();
     let (mut got, mut from_kernel) = (Vec::new(), 0);
+    let mut at = None;
     while got.len() < want {
-        let at = far.switched_at();
+        at = at.or_else(|| far.accept());
         let progress = if at == Some(from_kernel) {
             direction.take(&mut cursor, 4, &mut got) != 0
         } else if let Some(byte) = receiver.kernel.try_recv() {
@@ -101,11 +130,14 @@ fn receive(direction: Direction, receiver: Sleeper, want: usize) -> Vec<u8> {
         };
         if !progress {
             receiver.wait_in(&direction.receiver.waits, WaitFor::Data, || {
-                far.switched_at() != at || consumer.refresh(&mut cursor).unwrap() != 0
+                at.is_none() && far.is_switched() || consumer.refresh(&mut cursor).unwrap() != 0
             });
         }
     }
-    assert_eq!(far.switched_at().unwrap_or(from_kernel), from_kernel);
+    assert_eq!(
+        at.or_else(|| far.accept()).unwrap_or(from_kernel),
+        from_kernel
+    );
     assert_eq!(receiver.kernel.try_recv(), None, "beyond the switch");
     got
 }
@@ -155,12 +187,12 @@ fn a_switch_alone_wakes_the_receiver() {
         let (direction, receiver) = (Direction::new(4), Sleeper::new());
         let end = SendingEnd::new(direction, receiver);
         let sender = thread::spawn(move || end.try_switch());
-        while direction.sender.state.switched_at().is_none() {
+        while !direction.sender.state.is_switched() {
             receiver.wait_in(&direction.receiver.waits, WaitFor::Data, || {
-                direction.sender.state.switched_at().is_some()
+                direction.sender.state.is_switched()
             });
         }
-        assert_eq!(direction.sender.state.switched_at(), Some(0));
+        assert_eq!(direction.sender.state.accept(), Some(0));
         sender.join().unwrap();
     });
 }

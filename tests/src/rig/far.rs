@@ -229,6 +229,7 @@ pub struct FarEnd {
     kernel_sent: u64,
     kernel_read: u64,
     on_ring: bool,
+    switched_at: Option<u64>,
 }
 
 impl FarEnd {
@@ -258,13 +259,14 @@ impl FarEnd {
             kernel_sent: 1,
             kernel_read: 1,
             on_ring: false,
+            switched_at: None,
         };
         end.view.mine.state.arm();
         for round in 0..200u8 {
             if !end.echo(session, &[round], WATCHDOG / 4) {
                 return None;
             }
-            if end.on_ring && end.view.theirs.state.switched_at().is_some() {
+            if end.on_ring && end.switched_at.is_some() {
                 return Some(end);
             }
         }
@@ -297,8 +299,7 @@ impl FarEnd {
     /// Sends everything, by whichever way this direction goes.
     fn send(&mut self, session: &Session, mut bytes: &[u8], deadline: Instant) -> bool {
         if !self.on_ring && self.view.theirs.state.is_armed() {
-            self.view.mine.state.switch(self.kernel_sent);
-            self.on_ring = true;
+            self.on_ring = self.view.mine.state.switch(self.kernel_sent);
         }
         while !bytes.is_empty() {
             let sent = if self.on_ring {
@@ -332,7 +333,9 @@ impl FarEnd {
 
     /// Receives what is there; `None` at the end or after an error.
     fn receive(&mut self, session: &Session, into: &mut [u8]) -> Option<usize> {
-        if self.view.theirs.state.switched_at() == Some(self.kernel_read) {
+        let state = &self.view.theirs.state;
+        self.switched_at = self.switched_at.or_else(|| state.accept());
+        if self.switched_at == Some(self.kernel_read) {
             let ring = Consumer::of(&self.view);
             let got = ring.read_slice(&mut self.rx, into).ok()?;
             if got > 0 {
@@ -415,7 +418,7 @@ fn end_words(whose: &str, end: &'static EndWords, words: &mut Vec<(String, Word)
     let waits = &end.waits;
     let narrow = [
         ("armed", &state.armed),
-        ("switched", &state.switched),
+        ("route", &state.route),
         ("ended", &state.ended),
         ("reader_gone", &state.reader_gone),
         ("broken", &state.broken),
@@ -425,6 +428,8 @@ fn end_words(whose: &str, end: &'static EndWords, words: &mut Vec<(String, Word)
     let wide = [
         ("switch_at", &state.switch_at),
         ("end_at", &state.end_at),
+        ("return_at", &state.return_at),
+        ("retract_at", &state.retract_at),
         ("head", &end.consumer.head),
     ];
     words.extend(narrow.map(|(name, word)| (format!("{whose}.{name}"), Word::Narrow(word))));

@@ -496,6 +496,9 @@ impl Interest {
             return asked;
         };
         let mut events = asked & !(ONESHOT | EXCLUSIVE) | ET | libc::EPOLLRDHUP.cast_unsigned();
+        if conn.slot().tx.state() == TxState::Returning {
+            events |= libc::EPOLLOUT.cast_unsigned();
+        }
         if conn.slot().tx.state() == TxState::Ring {
             events &= !(libc::EPOLLOUT.cast_unsigned() | 0x100 | 0x200);
         }

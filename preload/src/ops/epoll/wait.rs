@@ -237,7 +237,9 @@ fn is_quiet_in_kernel(conn: &Conn) -> bool {
         && slot.tx.state() == TxState::Ring
         && conn.final_tail.load(Ordering::Relaxed) == NO_FINAL
         && conn.view().is_some_and(|view| {
-            view.theirs.state.ended_at().is_none() && !view.theirs.state.is_reader_gone()
+            view.theirs.state.ended_at().is_none()
+                && view.theirs.state.returned_at().is_none()
+                && !view.theirs.state.is_reader_gone()
         })
 }
 

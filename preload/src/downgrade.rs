@@ -1,0 +1,247 @@
+//! From the ring back to kernel TCP, for good: somebody uses the socket who does not see rings.
+//!
+//! The direction that this end sends goes back after the ring's last byte: the far end reads the ring up
+//! to there and then the kernel again. The direction that it receives is left where it stands: the far
+//! end sends what lies behind once more, by the kernel, when it next looks at the connection (a waiting
+//! thread is woken for that). See [`rdma_core::handshake`].
+//!
+//! The states stand in the end slot, so they hold for all processes that share the socket by fork.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use rdma_core::Reason;
+use rdma_core::layout::ConnView;
+use rdma_core::ring::{Consumer, Producer};
+use rdma_core::slot::{RxState, TxState};
+
+use crate::conn::{Conn, NO_FINAL};
+use crate::ops::recv::break_conn;
+use crate::ops::{epoll, lock, ready};
+use crate::trace::{self, Level};
+use crate::{contexts, control, kernel, kick};
+
+/// How long a program that is about to close, exec or give the socket away waits for the kernel to take
+/// what the far end left in the ring. Longer than any far end that reads at all needs.
+const FLUSH_NS: u64 = 2_000_000_000;
+
+/// What sending ring bytes by the kernel has come to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Resent {
+    /// All of them.
+    All,
+    /// The kernel takes no more now.
+    Full,
+    /// An errno that the kernel reported, for the program's next call.
+    Failed(c_int),
+}
+
+/// Both directions go back to the kernel. What cannot be carried over (bytes unread in our ring whose
+/// sender has already left) breaks the connection, openly.
+pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
+    conn.veto(reason);
+    let Some(view) = conn.view() else { return };
+    if !ready::involves_ring(conn) {
+        // No other process that shares the slot may go to the ring later.
+        settle_in_kernel(conn);
+        if !ready::involves_ring(conn) {
+            return;
+        }
+    }
+    trace::event(Level::Info, conn, "goes back to TCP:", reason.name());
+    leave_sending(conn, view, fd, reason);
+    leave_receiving(conn, view, reason);
+    kick::wake_all(conn, view);
+    contexts::ring_own(&view.mine.waits);
+    epoll::on_change(conn, fd);
+}
+
+/// Directions that are in the kernel stay there.
+fn settle_in_kernel(conn: &Conn) {
+    let slot = conn.slot();
+    if lock::take(&slot.tx.lock).is_ok() {
+        if slot.tx.state() == TxState::Kernel {
+            slot.tx.set_state(TxState::Returned);
+        }
+        lock::free(&slot.tx.lock);
+    }
+    if lock::take(&slot.rx.lock).is_ok() {
+        if slot.rx.state() == RxState::Kernel {
+            slot.rx.set_state(RxState::Returned);
+        }
+        lock::free(&slot.rx.lock);
+    }
+}
+
+fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
+    let tx = &conn.slot().tx;
+    if lock::take(&tx.lock).is_err() {
+        return break_conn(conn, view, reason);
+    }
+    match tx.state() {
+        TxState::Ring => {
+            let state = &view.mine.state;
+            let tail = tx.cursor().tail;
+            // Either accepted, or taken back, or accepted in between, or left by the far end.
+            if state.give_back(tail) || !state.cancel() && state.give_back(tail) {
+                tx.set_state(TxState::Returned);
+            } else {
+                begin_resending(conn, view);
+            }
+        }
+        TxState::Kernel => tx.set_state(TxState::Returned),
+        TxState::Switching | TxState::Done | TxState::Returning | TxState::Returned => {}
+    }
+    lock::free(&tx.lock);
+    if !flush(conn, view, fd) {
+        break_conn(conn, view, reason);
+    }
+}
+
+fn leave_receiving(conn: &'static Conn, view: &ConnView, reason: Reason) {
+    let rx = &conn.slot().rx;
+    if lock::take(&rx.lock).is_err() {
+        return break_conn(conn, view, reason);
+    }
+    let stuck = match rx.state() {
+        RxState::Kernel => {
+            rx.set_state(RxState::Returned);
+            false
+        }
+        RxState::Armed | RxState::Draining | RxState::Ring => leave_at_head(conn, view),
+        RxState::Done | RxState::Returned => false,
+    };
+    lock::free(&rx.lock);
+    if stuck {
+        break_conn(conn, view, reason);
+    }
+}
+
+/// As [`leave_receiving`], under the lock; true if bytes would be lost.
+fn leave_at_head(conn: &Conn, view: &ConnView) -> bool {
+    let rx = &conn.slot().rx;
+    let far = &view.theirs.state;
+    // Ends before the tail, as ever.
+    let last = conn.final_tail.load(Ordering::Acquire);
+    let end = far.ended_at().or((last != NO_FINAL).then_some(last));
+    let mut cursor = rx.cursor();
+    let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1) > 0;
+    let lost = match view.mine.state.retract(far, cursor.head) {
+        // The far end will not send anything again.
+        Ok(()) => end.is_some() && unread,
+        Err(at) => at != cursor.head,
+    };
+    rx.set_state(RxState::Returned);
+    lost
+}
+
+/// Under the send lock: the far end has left the ring that this end sends on. False: it has not, or says
+/// nonsense (then the connection is broken).
+pub(crate) fn begin_resending(conn: &'static Conn, view: &ConnView) -> bool {
+    let tx = &conn.slot().tx;
+    let Some(at) = view.mine.state.retracted_at(&view.theirs.state) else {
+        return false;
+    };
+    let mut cursor = tx.cursor();
+    let known = Producer::of(view).refresh(&mut cursor).is_ok();
+    if !known || at < cursor.head || at > cursor.tail {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return false;
+    }
+    tx.resend.store(at, Ordering::Relaxed);
+    tx.set_state(TxState::Returning);
+    trace::event(Level::Info, conn, "sends by TCP again", "");
+    true
+}
+
+/// Under the send lock: sends what the far end left in the ring, as far as the kernel takes it now.
+pub(crate) fn resend(conn: &Conn, view: &ConnView, fd: c_int) -> Resent {
+    let tx = &conn.slot().tx;
+    let ring = Producer::of(view);
+    let cursor = tx.cursor();
+    loop {
+        let from = tx.resend.load(Ordering::Relaxed);
+        let (bytes, len) = ring.sent_run(&cursor, from);
+        if len == 0 {
+            tx.set_state(TxState::Returned);
+            return Resent::All;
+        }
+        match kernel::send_now(fd, bytes, len) {
+            Ok(sent) => {
+                tx.resend.store(from + sent as u64, Ordering::Relaxed);
+                tx.tcp_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+            }
+            Err(libc::EAGAIN) => return Resent::Full,
+            Err(libc::EINTR) => {}
+            Err(error) => {
+                // The connection is over, and the rest with it.
+                tx.set_state(TxState::Returned);
+                return Resent::Failed(error);
+            }
+        }
+    }
+}
+
+/// Whether the far end has left a ring on which this end still sends: somebody must look.
+#[inline]
+pub(crate) fn is_wanted(conn: &Conn, view: &ConnView) -> bool {
+    conn.slot().tx.state() == TxState::Ring
+        && view.theirs.state.is_reader_gone()
+        && view.mine.state.retracted_at(&view.theirs.state).is_some()
+}
+
+/// Does what the far end's departure from the ring asks of this end, without waiting. For calls that are
+/// not sends, and so would not notice.
+#[inline]
+pub(crate) fn service(conn: &'static Conn, view: &ConnView, fd: c_int) {
+    if is_wanted(conn, view) || conn.slot().tx.state() == TxState::Returning {
+        work_off(conn, view, fd);
+    }
+}
+
+#[cold]
+fn work_off(conn: &'static Conn, view: &ConnView, fd: c_int) {
+    let tx = &conn.slot().tx;
+    if lock::take(&tx.lock).is_err() {
+        return;
+    }
+    if tx.state() == TxState::Ring {
+        begin_resending(conn, view);
+    }
+    let begun = tx.state() == TxState::Returning;
+    let resent = if begun {
+        resend(conn, view, fd)
+    } else {
+        Resent::All
+    };
+    lock::free(&tx.lock);
+    if let Resent::Failed(error) = resent {
+        conn.defer_error(error);
+    }
+    if begun {
+        epoll::on_change(conn, fd);
+    }
+}
+
+/// Sends everything that the far end left in the ring, waiting for the kernel a little. False: it does not
+/// take it.
+pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
+    let tx = &conn.slot().tx;
+    let deadline = control::monotonic_ns() + FLUSH_NS;
+    loop {
+        service(conn, view, fd);
+        if tx.state() != TxState::Returning {
+            return true;
+        }
+        let left = deadline.saturating_sub(control::monotonic_ns());
+        if left == 0 {
+            return false;
+        }
+        let mut entry = [libc::pollfd {
+            fd,
+            events: libc::POLLOUT,
+            revents: 0,
+        }];
+        let _ = ready::kernel_poll(&mut entry, Some(left));
+    }
+}
