@@ -1,6 +1,8 @@
 //! The environment of the library, read once in the constructor.
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+#![expect(unsafe_code, reason = "one pointer that is null or valid for good")]
+
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::OnceLock;
@@ -33,6 +35,8 @@ pub(crate) struct Config {
 }
 
 static CONFIG: OnceLock<Config> = OnceLock::new();
+/// The configuration in force; null while (or where) the library is inert.
+static IN_FORCE: AtomicPtr<Config> = AtomicPtr::new(core::ptr::null_mut());
 static UPGRADE_CALLS: AtomicU32 = AtomicU32::new(CALLS_DEFAULT);
 static UPGRADE_BYTES: AtomicU64 = AtomicU64::new(BYTES_DEFAULT);
 static SPIN_US: AtomicU32 = AtomicU32::new(SPIN_DEFAULT_US);
@@ -40,7 +44,13 @@ static SPIN_US: AtomicU32 = AtomicU32::new(SPIN_DEFAULT_US);
 /// The configuration; `None` while (or where) the library is inert.
 #[inline]
 pub(crate) fn config() -> Option<&'static Config> {
-    CONFIG.get()
+    // SAFETY: null, or what CONFIG holds for good.
+    unsafe { IN_FORCE.load(Ordering::Acquire).as_ref() }
+}
+
+/// From now on the library is inert in this process.
+pub(crate) fn disable() {
+    IN_FORCE.store(core::ptr::null_mut(), Ordering::Release);
 }
 
 /// Data calls and bytes after which a connection registers.
@@ -115,7 +125,8 @@ pub(crate) fn load() -> Result<(), String> {
         strict: strict(),
     };
     if !config.policy.is_empty() {
-        let _ = CONFIG.set(config);
+        let config = CONFIG.get_or_init(|| config);
+        IN_FORCE.store(core::ptr::from_ref(config).cast_mut(), Ordering::Release);
     }
     Ok(())
 }

@@ -59,13 +59,13 @@ pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
 /// Directions that are in the kernel stay there.
 fn settle_in_kernel(conn: &Conn) {
     let slot = conn.slot();
-    if lock::take(&slot.tx.lock).is_ok() {
+    if lock::take_tx(conn).is_ok() {
         if slot.tx.state() == TxState::Kernel {
             slot.tx.set_state(TxState::Returned);
         }
         lock::free(&slot.tx.lock);
     }
-    if lock::take(&slot.rx.lock).is_ok() {
+    if lock::take_rx(conn).is_ok() {
         if slot.rx.state() == RxState::Kernel {
             slot.rx.set_state(RxState::Returned);
         }
@@ -75,7 +75,7 @@ fn settle_in_kernel(conn: &Conn) {
 
 fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let tx = &conn.slot().tx;
-    if lock::take(&tx.lock).is_err() {
+    if lock::take_tx(conn).is_err() {
         return break_conn(conn, view, reason);
     }
     match tx.state() {
@@ -100,7 +100,7 @@ fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason
 
 fn leave_receiving(conn: &'static Conn, view: &ConnView, reason: Reason) {
     let rx = &conn.slot().rx;
-    if lock::take(&rx.lock).is_err() {
+    if lock::take_rx(conn).is_err() {
         return break_conn(conn, view, reason);
     }
     let stuck = match rx.state() {
@@ -202,7 +202,7 @@ pub(crate) fn service(conn: &'static Conn, view: &ConnView, fd: c_int) {
 #[cold]
 fn work_off(conn: &'static Conn, view: &ConnView, fd: c_int) {
     let tx = &conn.slot().tx;
-    if lock::take(&tx.lock).is_err() {
+    if lock::take_tx(conn).is_err() {
         return;
     }
     if tx.state() == TxState::Ring {

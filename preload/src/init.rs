@@ -2,7 +2,7 @@
 //!
 //! 1. look libc's functions up,
 //! 2. read the environment (a bad value: one line, and the program runs plain),
-//! 3. find the rseq area, watch forks.
+//! 3. find the rseq area, watch forks, look at what was inherited.
 //!
 //! Nothing is opened and nobody is spoken to before the first connection to a peer.
 
@@ -44,6 +44,7 @@ extern "C" fn init() {
         lifecycle::is_own_memory();
         // SAFETY: a handler without preconditions.
         unsafe { libc::pthread_atfork(None, None, Some(lifecycle::in_forked_child)) };
+        lifecycle::adopt_inherited();
     }
     crate::errno::set(errno);
 }

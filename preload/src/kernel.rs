@@ -43,8 +43,8 @@ impl TcpInfo {
     fn of(fd: c_int) -> Option<Self> {
         let mut info = Self([0; 256]);
         let len = option(fd, libc::IPPROTO_TCP, libc::TCP_INFO, &mut info.0)?;
-        // Up to and including tcpi_bytes_received (Linux 4.2).
-        (len >= 136).then_some(info)
+        // Up to and including tcpi_bytes_retrans (Linux 4.19).
+        (len >= 216).then_some(info)
     }
 
     fn u64_at(&self, at: usize) -> u64 {
@@ -64,6 +64,15 @@ impl TcpInfo {
 
     fn bytes_received(&self) -> u64 {
         self.u64_at(128)
+    }
+
+    /// Data bytes sent, those sent again included (Linux 4.19).
+    fn bytes_sent(&self) -> u64 {
+        self.u64_at(200)
+    }
+
+    fn bytes_retransmitted(&self) -> u64 {
+        self.u64_at(208)
     }
 }
 
@@ -134,6 +143,22 @@ fn queue(fd: c_int, request: u64) -> Option<u64> {
 /// Bytes that can be read from the kernel socket now.
 pub(crate) fn readable(fd: c_int) -> Option<u64> {
     queue(fd, SIOCINQ)
+}
+
+/// Whether this end of an established connection called connect: `bytes_acked` then counts the SYN beside
+/// the data. `None`: data is under way, so it cannot be told now.
+pub(crate) fn has_connected(fd: c_int) -> Option<bool> {
+    let info = TcpInfo::of(fd)?;
+    if queue(fd, SIOCOUTQ)? != 0 || TcpInfo::of(fd)?.bytes_acked() != info.bytes_acked() {
+        return None;
+    }
+    match info
+        .bytes_acked()
+        .checked_sub(info.bytes_sent() - info.bytes_retransmitted())?
+    {
+        side @ 0..=1 => Some(side == 1),
+        _ => None,
+    }
 }
 
 /// Bytes ever sent through the kernel on an established connection. `connected`: this end called

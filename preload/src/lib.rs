@@ -11,6 +11,7 @@
 //! * [`upgrade`]: registering, attaching, arming, switching. [`downgrade`]: back to TCP. [`kernel`]: the kernel's byte counts.
 //! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
 //!   spinning and sleeping. [`kick`]: waking the far end.
+//! * [`retire`]: stepping back before seccomp and for io_uring.
 //! * [`config`] and [`init`]: the environment, read once. [`trace`]: VIADUCT_LOG. [`signals`]: EINTR or restart.
 //!
 //! Rules of the house: no allocation, no lock of the process, no logging and no libc call that is
@@ -46,6 +47,7 @@ mod kick;
 mod lifecycle;
 mod ops;
 mod real;
+mod retire;
 mod signals;
 mod tls;
 mod trace;

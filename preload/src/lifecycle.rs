@@ -25,6 +25,8 @@ pub(crate) enum Side {
     Connected = 1,
     /// It was accepted.
     Accepted = 2,
+    /// Somebody else made the connection; the kernel's counts tell later.
+    Unknown = 0,
 }
 
 /// A connection was made (or, for a non-blocking connect, begun): if its far end is a peer, it becomes
@@ -70,6 +72,43 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
     }
     errno::preserved(|| make_candidate(fd, side, nonblocking));
 }
+
+/// A descriptor came from elsewhere (inherited over exec, received from another process): if it is a
+/// connection to a peer, it becomes a candidate.
+pub(crate) fn adopt_unknown(fd: c_int) {
+    let Some(config) = config::config() else {
+        return;
+    };
+    errno::preserved(|| {
+        let is_tcp =
+            kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP);
+        if !is_tcp
+            || fds::lookup(fd).as_conn().is_some()
+            || kernel::state(fd) != Some(kernel::TCP_ESTABLISHED)
+        {
+            return;
+        }
+        let Some((own, far)) = kernel::addresses(fd) else {
+            return;
+        };
+        // A port in the list is the service's, and which end that is we do not know.
+        let service = SocketAddr::new(far.ip(), own.port());
+        let is_peer = |judged| matches!(config.policy.judge(judged), Verdict::Peer(_));
+        if is_peer(far) && (!config.policy.has_ports() || is_peer(service)) {
+            make_candidate(fd, Side::Unknown, kernel::is_nonblocking(fd));
+        }
+    });
+}
+
+/// What was inherited over exec, as far as a program that starts another one hands descriptors on.
+pub(crate) fn adopt_inherited() {
+    for fd in 0..INHERITED {
+        adopt_unknown(fd);
+    }
+}
+
+/// Descriptors looked at when the program starts.
+const INHERITED: c_int = 16;
 
 fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     // What was accepted has a connection; whether it is TCP's is asked when it registers.
@@ -198,6 +237,17 @@ pub(crate) fn created(fd: c_int) {
     }
 }
 
+/// Before a sleep on a connection: the number may name another file by now, because of a close that no
+/// hook saw. True if it did; the connection is forgotten then.
+pub(crate) fn is_stale(conn: &Conn, fd: c_int) -> bool {
+    let known = conn.slot().meta.cookie.load(Ordering::Relaxed);
+    if known == 0 || kernel::cookie(fd) == Some(known) {
+        return false;
+    }
+    errno::preserved(|| created(fd));
+    true
+}
+
 #[cold]
 fn forget_stale(fd: c_int) {
     let entry = fds::lookup(fd);
@@ -257,7 +307,7 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     } else if let Some(view) = conn.view() {
         send::end(conn, socket);
         let rx = &slot.rx;
-        let locked = lock::take(&rx.lock).is_ok();
+        let locked = lock::take_rx(conn).is_ok();
         let mut cursor = rx.cursor();
         let unread = matches!(
             rx.state(),
@@ -336,10 +386,11 @@ impl Closing {
         }
         // From here on nobody finds the connection through a descriptor; wait for those who did.
         conn.generation.fetch_add(1, Ordering::AcqRel);
-        for direction in [&slot.tx.lock, &slot.rx.lock] {
-            if lock::take(direction).is_ok() {
-                lock::free(direction);
-            }
+        if lock::take_tx(conn).is_ok() {
+            lock::free(&slot.tx.lock);
+        }
+        if lock::take_rx(conn).is_ok() {
+            lock::free(&slot.rx.lock);
         }
         conn.detach();
         if last && index != u32::MAX {
@@ -442,6 +493,7 @@ fn each_conn(work: impl Fn(&'static Conn)) {
 pub(crate) extern "C" fn in_forked_child() {
     OWN_PID.store(0, Ordering::Relaxed);
     tls::after_fork();
+    crate::retire::after_fork();
     CONN_NUMBERS.after_fork(false);
     SLOT_NUMBERS.after_fork(true);
     control::after_fork();
@@ -466,9 +518,15 @@ fn leave_to_others(fd: c_int, reason: Reason) {
     let Some(index) = fds::lookup(fd).as_conn() else {
         return;
     };
+    to_kernel(conn(index), fd, reason);
+}
+
+/// The connection must be the kernel's from now on, for `reason`.
+#[cold]
+pub(crate) fn to_kernel(conn: &'static Conn, fd: c_int, reason: Reason) {
     errno::preserved(|| {
-        withdraw(conn(index), reason);
-        downgrade::leave_ring(conn(index), fd, reason);
+        withdraw(conn, reason);
+        downgrade::leave_ring(conn, fd, reason);
     });
 }
 
@@ -548,16 +606,22 @@ pub(crate) fn before_exec() {
 fn give_to_program(conn: &'static Conn, fd: c_int) {
     let meta = &conn.slot().meta;
     let shared = meta.holders.load(Ordering::Acquire) > 1;
-    if shared && fd > 2 {
+    if shared && fd > 2 && conn.view().is_some() {
         // The last of the others who closes it leaves it to the new program.
         meta.strangers.fetch_add(1, Ordering::AcqRel);
         meta.holders.fetch_sub(1, Ordering::AcqRel);
         conn.refs.store(0, Ordering::Relaxed);
         return;
     }
-    conn.veto(Reason::Exec);
-    downgrade::leave_ring(conn, fd, Reason::Exec);
+    to_kernel(conn, fd, Reason::Exec);
     if !shared {
+        forget_before_exec(conn);
+    }
+}
+
+/// This process has nothing to do with the connection any more, which is the kernel's.
+pub(crate) fn forget(conn: &'static Conn) {
+    if conn.slot().meta.holders.load(Ordering::Acquire) == 1 {
         forget_before_exec(conn);
     }
 }

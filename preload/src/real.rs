@@ -5,7 +5,7 @@
 
 #![expect(unsafe_code, reason = "calls through function pointers found by dlsym")]
 
-use core::ffi::{CStr, c_char, c_int, c_ulong, c_void};
+use core::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use libc::{
@@ -149,6 +149,18 @@ originals! {
     fn getsockopt(fd: c_int, level: c_int, name: c_int, value: *mut c_void, len: *mut socklen_t) -> c_int;
     fn setsockopt(fd: c_int, level: c_int, name: c_int, value: *const c_void, len: socklen_t) -> c_int;
     fn sendfile(out: c_int, input: c_int, offset: *mut off_t, count: size_t) -> ssize_t;
+    fn syscall(number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize) -> c_long;
+    fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int;
+    fn fclose(stream: *mut c_void) -> c_int;
+    fn pclose(stream: *mut c_void) -> c_int;
+    fn creat(path: *const c_char, mode: usize) -> c_int;
+    fn creat64(path: *const c_char, mode: usize) -> c_int;
+    fn eventfd(count: u32, flags: c_int) -> c_int;
+    fn timerfd_create(clock: c_int, flags: c_int) -> c_int;
+    fn memfd_create(name: *const c_char, flags: u32) -> c_int;
+    fn inotify_init() -> c_int;
+    fn inotify_init1(flags: c_int) -> c_int;
+    fn signalfd(fd: c_int, mask: *const sigset_t, flags: c_int) -> c_int;
     fn splice(input: c_int, in_offset: *mut i64, out: c_int, out_offset: *mut i64, len: size_t, flags: u32) -> ssize_t;
     fn close_range(first: u32, last: u32, flags: c_int) -> c_int;
     fn fdopen(fd: c_int, mode: *const c_char) -> isize;

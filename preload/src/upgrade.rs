@@ -13,6 +13,7 @@ use rdma_core::slot::{RxState, Stage, TxState};
 use rustix::fs::{Mode, OFlags, open};
 
 use crate::conn::Conn;
+use crate::lifecycle::Side;
 use crate::ops::lock;
 use crate::trace::{self, Level};
 use crate::{config, control, kernel, kick};
@@ -78,7 +79,7 @@ pub(crate) fn register(conn: &'static Conn, fd: c_int) {
     let Some(config) = config::config() else {
         return;
     };
-    if let Some(reason) = conn.vetoed() {
+    if let Some(reason) = conn.vetoed().or_else(crate::retire::refusal) {
         decline(conn, reason);
         return;
     }
@@ -119,6 +120,14 @@ fn try_register(
         return Err(Some(Reason::SelfConnected));
     }
     let cookie = kernel::cookie(fd).ok_or(Some(Reason::Identity))?;
+    if slot.meta.side.load(Ordering::Relaxed) == 0 {
+        let side = if kernel::has_connected(fd).ok_or(None)? {
+            Side::Connected
+        } else {
+            Side::Accepted
+        };
+        slot.meta.side.store(side as u32, Ordering::Relaxed);
+    }
     let index = if conn.slot_index.load(Ordering::Relaxed) == u32::MAX {
         crate::lifecycle::move_to_own_arena(conn).ok_or(Some(Reason::SlotLimit))?
     } else {
@@ -344,7 +353,7 @@ pub(crate) fn notice_switch(conn: &'static Conn, view: &ConnView, fd: c_int) {
     if rx.state() != RxState::Armed || !view.theirs.state.is_switched() {
         return;
     }
-    if lock::take(&rx.lock).is_err() {
+    if lock::take_rx(conn).is_err() {
         return;
     }
     let contradiction = rx.state() == RxState::Armed

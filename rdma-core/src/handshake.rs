@@ -238,8 +238,8 @@ mod tests {
 
     fn ends() -> (HeapRegion, ConnView, ConnView) {
         let heap = HeapRegion::new(conn_bytes(1 << RING_LOG2_MIN));
-        let zero = ConnView::new(&heap.region(), End::Zero, RING_LOG2_MIN).unwrap();
-        let one = ConnView::new(&heap.region(), End::One, RING_LOG2_MIN).unwrap();
+        let zero = ConnView::new(&heap.region(), End::Zero, RING_LOG2_MIN).expect("fits");
+        let one = ConnView::new(&heap.region(), End::One, RING_LOG2_MIN).expect("fits");
         (heap, zero, one)
     }
 

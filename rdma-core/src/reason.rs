@@ -108,6 +108,8 @@ reasons! {
     Waiters = 33, "waiters";
     /// The library could not be initialised in this process.
     Uninitialised = 34, "uninitialised";
+    /// The program has set a seccomp filter for itself.
+    Sandboxed = 36, "sandboxed";
     /// The far end wrote nonsense into the connection memory.
     RingCorrupt = 40, "ring_corrupt";
     /// Bytes came through the kernel after the far end had switched: a writer that nobody saw.

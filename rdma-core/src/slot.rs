@@ -164,6 +164,16 @@ impl DirectionLock {
             .map(|_| marked)
     }
 
+    /// Takes the lock from `owner`, who is dead, for `new`. False: it has changed hands.
+    pub fn seize(&self, owner: u32, new: u32) -> bool {
+        // Sleepers may be left: the mark stays.
+        [owner, owner | CONTENDED].into_iter().any(|word| {
+            self.0
+                .compare_exchange(word, new | CONTENDED, Ordering::Acquire, Ordering::Relaxed)
+                .is_ok()
+        })
+    }
+
     /// Frees the lock; true if the sleepers must be woken, and then *all* of them: who takes the lock
     /// next does not know that others still sleep. The exchange is a full barrier on x86-64.
     #[inline(always)]

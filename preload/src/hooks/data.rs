@@ -6,7 +6,7 @@ use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, 
 
 use crate::ops::{file, recv, send};
 use crate::user::Buffers;
-use crate::{errno, fds, lifecycle, real};
+use crate::{config, errno, fds, lifecycle, real};
 
 // SAFETY (whole file): each hook passes on exactly the arguments that the program gave to the libc
 // function of the same name, whose contract is therefore the program's to keep.
@@ -115,7 +115,14 @@ export! {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) };
         if fds::lookup(fd).as_conn().is_none() || msgs.is_null() {
-            return native();
+            let got = native();
+            if got > 0 && config::config().is_some() {
+                for i in 0..got.unsigned_abs() as usize {
+                    // SAFETY: the kernel has just written it.
+                    unsafe { note_received(&raw const (*msgs.add(i)).msg_hdr) };
+                }
+            }
+            return got;
         }
         // SAFETY: see the top of the file.
         unsafe { receive_messages(fd, msgs, count, flags, timeout) }
@@ -222,7 +229,12 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
     let native = || unsafe { real::recvmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn().filter(|_| msg.addr() >= 4096) else {
-        return native();
+        let got = native();
+        if got >= 0 && config::config().is_some() {
+            // SAFETY: the kernel has just written it.
+            unsafe { note_received(msg) };
+        }
+        return got;
     };
     // SAFETY: not null; the program's header.
     let header = unsafe { msg.read() };
@@ -329,6 +341,15 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
 /// `msg` points to a header.
 unsafe fn note_passed(msg: *const msghdr) {
     // SAFETY: by contract.
+    unsafe { each_descriptor(msg, lifecycle::passed_on) };
+}
+
+/// Gives each descriptor that stands in a message (SCM_RIGHTS) to `found`.
+///
+/// # Safety
+/// `msg` points to a header.
+unsafe fn each_descriptor(msg: *const msghdr, found: impl Fn(c_int)) {
+    // SAFETY: by contract.
     let header = unsafe { &*msg };
     if header.msg_control.is_null() || header.msg_controllen == 0 {
         return;
@@ -347,12 +368,26 @@ unsafe fn note_passed(msg: *const msghdr) {
             for i in 0..fds {
                 // SAFETY: i is inside the part's data.
                 let bytes = unsafe { data.add(i * size_of::<c_int>()).cast::<[u8; 4]>().read() };
-                lifecycle::passed_on(c_int::from_ne_bytes(bytes));
+                found(c_int::from_ne_bytes(bytes));
             }
         }
         // SAFETY: as above.
         at = unsafe { libc::CMSG_NXTHDR(header, at) };
     }
+}
+
+/// Descriptors that came from another process, in a message that the kernel has just written.
+///
+/// # Safety
+/// `msg` points to a header.
+unsafe fn note_received(msg: *const msghdr) {
+    // SAFETY: by contract.
+    unsafe {
+        each_descriptor(msg, |fd| {
+            lifecycle::created(fd);
+            lifecycle::adopt_unknown(fd);
+        });
+    };
 }
 
 /// # Safety

@@ -1,6 +1,6 @@
 //! Descriptors: close, dup, fcntl, and the calls that hand out numbers.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{c_char, c_int, c_void};
 
 use crate::ops::options;
 use crate::{config, errno, fds, lifecycle, real};
@@ -111,6 +111,96 @@ redhook::hook! {
         // SAFETY: see the top of the file.
         pair_handed_out(unsafe { real::socketpair(domain, kind, protocol, pair) }, pair)
     }
+}
+
+redhook::hook! {
+    unsafe fn creat(path: *const c_char, mode: usize) -> c_int => viaduct_creat {
+        // SAFETY: see the top of the file.
+        handed_out(unsafe { real::creat(path, mode) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn creat64(path: *const c_char, mode: usize) -> c_int => viaduct_creat64 {
+        // SAFETY: see the top of the file.
+        handed_out(unsafe { real::creat64(path, mode) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn eventfd(count: u32, flags: c_int) -> c_int => viaduct_eventfd {
+        // SAFETY: no pointers.
+        handed_out(unsafe { real::eventfd(count, flags) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn timerfd_create(clock: c_int, flags: c_int) -> c_int => viaduct_timerfd_create {
+        // SAFETY: no pointers.
+        handed_out(unsafe { real::timerfd_create(clock, flags) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn memfd_create(name: *const c_char, flags: u32) -> c_int => viaduct_memfd_create {
+        // SAFETY: see the top of the file.
+        handed_out(unsafe { real::memfd_create(name, flags) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn inotify_init() -> c_int => viaduct_inotify_init {
+        // SAFETY: no arguments.
+        handed_out(unsafe { real::inotify_init() })
+    }
+}
+
+redhook::hook! {
+    unsafe fn inotify_init1(flags: c_int) -> c_int => viaduct_inotify_init1 {
+        // SAFETY: no pointers.
+        handed_out(unsafe { real::inotify_init1(flags) })
+    }
+}
+
+redhook::hook! {
+    unsafe fn signalfd(
+        fd: c_int, mask: *const libc::sigset_t, flags: c_int
+    ) -> c_int => viaduct_signalfd {
+        // SAFETY: see the top of the file.
+        let new = unsafe { real::signalfd(fd, mask, flags) };
+        // Given a signalfd, it changes that one and hands nothing out.
+        if fd == -1 { handed_out(new) } else { new }
+    }
+}
+
+export! {
+    unsafe fn fclose(stream: *mut c_void) -> c_int {
+        // SAFETY: see the top of the file.
+        closing_stream(stream, || unsafe { real::fclose(stream) })
+    }
+
+    unsafe fn pclose(stream: *mut c_void) -> c_int {
+        // SAFETY: see the top of the file.
+        closing_stream(stream, || unsafe { real::pclose(stream) })
+    }
+}
+
+/// A stream takes its descriptor along, by a call that no hook sees.
+fn closing_stream(stream: *mut c_void, native: impl Fn() -> c_int) -> c_int {
+    if stream.is_null() || !lifecycle::any_known() {
+        return native();
+    }
+    // SAFETY: the program's open stream.
+    let fd = errno::preserved(|| unsafe { libc::fileno(stream.cast()) });
+    if fds::lookup(fd).is_none() || !lifecycle::is_own_memory() {
+        return native();
+    }
+    let closing = lifecycle::begin_close(fd);
+    let rc = native();
+    if let Some(closing) = closing {
+        errno::preserved(|| closing.finish());
+    }
+    rc
 }
 
 redhook::hook! {

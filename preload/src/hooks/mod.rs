@@ -19,7 +19,7 @@ macro_rules! export {
     ($(unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) -> $ret:ty $body:block)+) => {
         $(
             #[unsafe(no_mangle)]
-            unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $ret $body
+            pub(super) unsafe extern "C-unwind" fn $name($($arg: $type),*) -> $ret $body
         )+
     };
 }
@@ -37,5 +37,6 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 mod data;
 mod fd;
 mod process;
+mod raw;
 mod ready;
 mod socket;

@@ -264,6 +264,26 @@ pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
     }
 }
 
+/// Puts the program's own registrations back into the kernel, and forgets all sets.
+pub(crate) fn dissolve_all() {
+    set::each_live(|interest| {
+        let Some(set) = interest.set() else { return };
+        let mut event = interest.as_asked();
+        errno::preserved(|| {
+            // SAFETY: a local event.
+            unsafe {
+                real::epoll_ctl(
+                    set.epfd(),
+                    libc::EPOLL_CTL_MOD,
+                    interest.fd(),
+                    &raw mut event,
+                )
+            }
+        });
+        set::drop_interest(interest);
+    });
+}
+
 /// The last descriptor of the connection is closed: its interests are gone from the kernel too.
 pub(crate) fn forget_conn(conn: &Conn) {
     for interest in interests_of(conn) {

@@ -1,11 +1,15 @@
-//! Taking and freeing a direction's lock.
+//! Taking and freeing a direction's lock, also from a holder that was killed.
 
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use rdma_core::slot::DirectionLock;
+use rdma_core::Reason;
+use rdma_core::handshake::Route;
+use rdma_core::slot::{DirectionLock, RxState, TxState};
 use rdma_core::sync::barrier_after_rmw;
 use rustix::thread::futex;
 
+use crate::conn::Conn;
 use crate::tls;
 
 /// The calling thread holds the lock already: a signal handler interrupted its own operation.
@@ -18,21 +22,36 @@ const LOOKS: u32 = 100;
 /// Longest sleep on a lock; a holder keeps it for one copy.
 const SLEEP: Duration = Duration::from_millis(10);
 
-/// Takes the lock, waiting for other holders.
+/// Takes the lock of the direction that this end sends, waiting for other holders.
 ///
 /// # Errors
 /// [`Nested`]: waiting would last for ever.
 #[inline]
-pub(crate) fn take(lock: &DirectionLock) -> Result<(), Nested> {
+pub(crate) fn take_tx(conn: &Conn) -> Result<(), Nested> {
+    take(&conn.slot().tx.lock, &|| mend_tx(conn))
+}
+
+/// As [`take_tx`], of the direction that it receives.
+///
+/// # Errors
+/// As [`take_tx`].
+#[inline]
+pub(crate) fn take_rx(conn: &Conn) -> Result<(), Nested> {
+    take(&conn.slot().rx.lock, &|| mend_rx(conn))
+}
+
+#[inline]
+fn take(lock: &DirectionLock, mend: &dyn Fn()) -> Result<(), Nested> {
     match lock.try_lock(tls::token()) {
         Ok(()) => Ok(()),
-        Err(owner) => wait(lock, owner),
+        Err(owner) => wait(lock, owner, mend),
     }
 }
 
 #[cold]
-fn wait(lock: &DirectionLock, mut owner: u32) -> Result<(), Nested> {
+fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nested> {
     let me = tls::token();
+    let mut sleeps = 0;
     loop {
         if owner == me {
             return Err(Nested);
@@ -44,6 +63,11 @@ fn wait(lock: &DirectionLock, mut owner: u32) -> Result<(), Nested> {
             }
             core::hint::spin_loop();
         }
+        if sleeps >= PATIENCE && is_dead(owner) && lock.seize(owner, me) {
+            mend();
+            return Ok(());
+        }
+        sleeps += 1;
         if let Some(word) = lock.contend() {
             let timeout = futex::Timespec {
                 tv_sec: 0,
@@ -51,6 +75,58 @@ fn wait(lock: &DirectionLock, mut owner: u32) -> Result<(), Nested> {
             };
             let _ = futex::wait(lock.word(), futex::Flags::empty(), word, Some(&timeout));
         }
+    }
+}
+
+/// Sleeps before a holder is suspected to be dead.
+const PATIENCE: u32 = 5;
+
+/// Whether no thread has this number any more. A number that was given out anew looks alive, and the wait
+/// goes on until that thread ends as well.
+fn is_dead(owner: u32) -> bool {
+    i32::try_from(owner)
+        .ok()
+        .and_then(rustix::process::Pid::from_raw)
+        .is_some_and(|thread| {
+            rustix::process::test_kill_process(thread) == Err(rustix::io::Errno::SRCH)
+        })
+}
+
+/// The holder of the sending direction was killed: makes its state whole.
+///
+/// What it copied and did not publish was not sent. The ring's beginning is moved by two stores.
+fn mend_tx(conn: &Conn) {
+    let tx = &conn.slot().tx;
+    let Some(view) = conn.view() else { return };
+    if tx.state() == TxState::Switching {
+        let switched = view.mine.state.route() != Route::Kernel;
+        tx.set_state(if switched {
+            TxState::Ring
+        } else {
+            TxState::Kernel
+        });
+    }
+    match tx.state() {
+        TxState::Ring => {
+            let mut cursor = tx.cursor();
+            let base = view.tx_words.base.load(Ordering::Acquire);
+            if base <= cursor.tail {
+                cursor.base = base;
+                tx.set_cursor(&cursor);
+            }
+        }
+        // It may have sent more than it noted.
+        TxState::Returning => super::recv::break_conn(conn, view, Reason::HolderDied),
+        TxState::Kernel | TxState::Switching | TxState::Done | TxState::Returned => {}
+    }
+}
+
+/// As [`mend_tx`]: what it took from the ring and did not publish can be read again. What it took from the
+/// kernel is gone, as it would be without us, and must be counted anew.
+fn mend_rx(conn: &Conn) {
+    let rx = &conn.slot().rx;
+    if rx.state() == RxState::Draining {
+        rx.set_state(RxState::Armed);
     }
 }
 

@@ -11,10 +11,9 @@ use core::sync::atomic::Ordering;
 use libc::{c_void, socklen_t};
 use rdma_core::Reason;
 
-use super::ready::involves_ring;
 use super::recv;
 use crate::conn::{Conn, conn};
-use crate::{errno, fds, kernel, lifecycle, real};
+use crate::{fds, kernel, lifecycle, real};
 
 const SO_ZEROCOPY: c_int = 60;
 const SO_PEEK_OFF: c_int = 42;
@@ -55,7 +54,7 @@ pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
             rc
         }
         FIOASYNC => {
-            conn.veto(Reason::UnseenWaiter);
+            lifecycle::to_kernel(conn, fd, Reason::UnseenWaiter);
             native()
         }
         _ => native(),
@@ -79,7 +78,7 @@ pub(crate) unsafe fn fcntl(fd: c_int, command: c_int, arg: usize) -> c_int {
                 let conn = conn(index);
                 refresh_nonblocking(conn, fd);
                 if arg & libc::O_ASYNC as usize != 0 {
-                    conn.veto(Reason::UnseenWaiter);
+                    lifecycle::to_kernel(conn, fd, Reason::UnseenWaiter);
                 }
             }
         }
@@ -121,12 +120,8 @@ pub(crate) unsafe fn set(
         _ => None,
     };
     if let Some(reason) = veto {
-        if involves_ring(conn) {
-            // The stream is on the ring, where this has no meaning: say that it is not supported.
-            errno::set(libc::EOPNOTSUPP);
-            return -1;
-        }
-        conn.veto(reason);
+        // A ring knows nothing of this: the stream goes back to the kernel first.
+        lifecycle::to_kernel(conn, fd, reason);
     }
     let rc = native();
     if rc == 0

@@ -21,7 +21,7 @@ use crate::fds::{self, Entry};
 use crate::trace::{self, Level};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
-use crate::{control, downgrade, errno, kernel, kick, real, tls, upgrade};
+use crate::{control, downgrade, errno, kernel, kick, lifecycle, real, tls, upgrade};
 
 /// Flags that the fast path may ignore.
 const FAST_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC;
@@ -132,6 +132,9 @@ fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
     cursor.available() <= ring.capacity() / 2
 }
 
+/// No errno: the descriptor names another file by now.
+pub(super) const STALE: c_int = -1;
+
 /// What one look gave.
 enum Step {
     /// Nothing of ours: call the kernel as the program did.
@@ -227,6 +230,7 @@ fn slow(
             &mut deadline,
         ) {
             Ok(()) => slept = true,
+            Err(STALE) if buffers.done() == 0 => return native(),
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
         }
@@ -334,7 +338,7 @@ fn step(
         return Step::Native;
     };
     downgrade::service(conn, view, fd);
-    if lock::take(&rx.lock).is_err() {
+    if lock::take_rx(conn).is_err() {
         return Step::Error(libc::EINTR);
     }
     let (step, space) = look(conn, view, fd, buffers, flags, target);
@@ -582,6 +586,9 @@ fn block(
     if wait::spin(far, pace, ready) {
         return Ok(());
     }
+    if lifecycle::is_stale(conn, fd) {
+        return Err(STALE);
+    }
     if kernel::is_nonblocking(fd) {
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         return Err(libc::EAGAIN);
@@ -697,7 +704,7 @@ fn finish(conn: &Conn, view: &ConnView) {
             // Unread bytes at a dead end: TCP would have answered RST.
             conn.pending_error
                 .store(libc::ECONNRESET, Ordering::Relaxed);
-        } else if lock::take(&tx.lock).is_ok() {
+        } else if lock::take_tx(conn).is_ok() {
             // Nobody reads the ring: what is sent from now on, the kernel answers.
             if tx.state() == TxState::Ring {
                 tx.set_state(TxState::Done);
@@ -771,7 +778,7 @@ pub(crate) fn notice_return(conn: &'static Conn, view: &ConnView, fd: c_int) {
     let rx = &conn.slot().rx;
     let is_there =
         || rx.state() == RxState::Ring && view.theirs.state.returned_at() == Some(rx.cursor().head);
-    if is_there() && lock::take(&rx.lock).is_ok() {
+    if is_there() && lock::take_rx(conn).is_ok() {
         if is_there() {
             back_in_kernel(conn, fd);
         }

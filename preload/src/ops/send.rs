@@ -16,13 +16,13 @@ use rdma_core::ring::{Consumer, Producer, TxCursor};
 use rdma_core::slot::TxState;
 
 use super::lock;
-use super::recv::{break_conn, on_kernel_event};
+use super::recv::{STALE, break_conn, on_kernel_event};
 use crate::conn::{Conn, SHUT_READ, conn};
 use crate::downgrade::{self, Resent};
 use crate::fds::{self, Entry};
 use crate::user::Buffers;
 use crate::wait::{self, Woken};
-use crate::{control, errno, kernel, kick, real, tls, upgrade};
+use crate::{control, errno, kernel, kick, lifecycle, real, tls, upgrade};
 
 /// Flags that change nothing for a ring.
 const RING_FLAGS: c_int =
@@ -131,7 +131,7 @@ fn slow(
     flags: c_int,
     native: &dyn Fn() -> isize,
 ) -> isize {
-    if let Some(result) = unservable(conn, buffers, flags, native) {
+    if let Some(result) = unservable(conn, fd, buffers, flags, native) {
         return result;
     }
     let dont_wait = flags & MSG_DONTWAIT != 0;
@@ -175,6 +175,7 @@ fn slow(
         }
         match block(conn, fd, dont_wait, buffers.left(), &mut deadline) {
             Ok(()) => slept = true,
+            Err(STALE) if buffers.done() == 0 => return native(),
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => return errno::fail(error),
         }
@@ -187,22 +188,20 @@ fn count(buffers: &Buffers) -> isize {
 
 /// Calls that never go to a ring: out-of-band data, zero-copy, nothing to send.
 fn unservable(
-    conn: &Conn,
+    conn: &'static Conn,
+    fd: c_int,
     buffers: &Buffers,
     flags: c_int,
     native: &dyn Fn() -> isize,
 ) -> Option<isize> {
-    let on_ring = conn.slot().tx.state() == TxState::Ring && conn.view().is_some();
     if flags & (MSG_OOB | MSG_ZEROCOPY) != 0 {
-        if on_ring {
-            // The stream has left the kernel: the mark or the notification could not be exact.
-            return Some(errno::fail(libc::EOPNOTSUPP));
-        }
-        conn.veto(if flags & MSG_OOB != 0 {
+        // The urgent mark and the notification are the kernel's: the stream goes back there first.
+        let reason = if flags & MSG_OOB != 0 {
             Reason::OutOfBand
         } else {
             Reason::ZeroCopy
-        });
+        };
+        lifecycle::to_kernel(conn, fd, reason);
         return Some(native());
     }
     if buffers.left() == 0 {
@@ -265,7 +264,7 @@ pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
     };
     downgrade::service(conn, view, fd);
     let tx = &conn.slot().tx;
-    if tx.state() == TxState::Kernel && view.theirs.state.is_armed() && lock::take(&tx.lock).is_ok()
+    if tx.state() == TxState::Kernel && view.theirs.state.is_armed() && lock::take_tx(conn).is_ok()
     {
         if tx.state() == TxState::Kernel {
             upgrade::try_switch(conn, view, fd, false);
@@ -281,7 +280,7 @@ fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) 
     let Some(view) = conn.view() else {
         return Step::Native;
     };
-    if lock::take(&tx.lock).is_err() {
+    if lock::take_tx(conn).is_err() {
         return Step::Error(libc::EINTR);
     }
     let step = look(conn, view, fd, buffers, dont_wait);
@@ -415,6 +414,9 @@ fn block(
     if wait::spin(far, wait::Pace::Stream, ready) {
         return Ok(());
     }
+    if lifecycle::is_stale(conn, fd) {
+        return Err(STALE);
+    }
     if kernel::is_nonblocking(fd) {
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         super::epoll::want_space(conn);
@@ -492,7 +494,7 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
     if let Some(fd) = fd {
         downgrade::flush(conn, view, fd);
     }
-    let locked = lock::take(&tx.lock).is_ok();
+    let locked = lock::take_tx(conn).is_ok();
     // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
     view.mine.state.end(tx.cursor().tail);
     tx.set_state(TxState::Done);

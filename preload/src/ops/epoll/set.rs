@@ -198,6 +198,15 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
     Some(set)
 }
 
+/// Calls `work` for every interest that the kernel knows.
+pub(super) fn each_live(mut work: impl FnMut(&'static Interest)) {
+    for interest in INTEREST_TABLE.iter().take(INTEREST_NUMBERS.used() as usize) {
+        if interest.live.load(Ordering::Acquire) != 0 {
+            work(interest);
+        }
+    }
+}
+
 /// A descriptor of a set was closed.
 pub(crate) fn forget_set(epfd: c_int, index: u32) {
     let Some(set) = set_of(index) else { return };
@@ -486,6 +495,18 @@ impl Interest {
         self.data.store(asked.u64, Ordering::Relaxed);
         self.spent.store(0, Ordering::Relaxed);
         self.told.store(0, Ordering::Relaxed);
+    }
+
+    /// The registration as the program made it; without events after a one-shot report.
+    pub(super) fn as_asked(&self) -> epoll_event {
+        let mut events = self.events.load(Ordering::Relaxed);
+        if self.spent.load(Ordering::Relaxed) != 0 {
+            events &= ET | ONESHOT | EXCLUSIVE;
+        }
+        epoll_event {
+            events,
+            u64: self.data(),
+        }
     }
 
     /// What the kernel is asked: the program's own wish on TCP; once a ring is involved, edges of

@@ -2,6 +2,7 @@
 
 mod connecting;
 mod descriptors;
+mod downgrade;
 mod echo;
 mod ends;
 mod epoll;
@@ -113,6 +114,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         descriptors::CASES,
         threads::CASES,
         files::CASES,
+        downgrade::CASES,
     ]
     .into_iter()
     .flatten()

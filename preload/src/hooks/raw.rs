@@ -1,0 +1,133 @@
+//! Calls by number: `syscall` and `prctl`.
+//!
+//! A program that calls a socket function by number through libc's `syscall` means the same as by name. Of
+//! the rest only those matter that end what the library can do in the process: seccomp and io_uring.
+
+use core::ffi::{c_int, c_long, c_ulong};
+use core::ptr::with_exposed_provenance_mut as pointer;
+
+use super::{data, fd as descriptors, ready, socket};
+use crate::{fds, lifecycle, real, retire};
+
+// SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
+
+export! {
+    unsafe fn syscall(
+        number: c_long, a: usize, b: usize, c: usize, d: usize, e: usize, f: usize,
+    ) -> c_long {
+        // SAFETY: see the top of the file.
+        let by_name = unsafe { by_name(number, [a, b, c, d, e, f]) };
+        if let Some(result) = by_name {
+            return result;
+        }
+        // SAFETY: see the top of the file.
+        unsafe { real::syscall(number, a, b, c, d, e, f) }
+    }
+
+    unsafe fn prctl(option: c_int, a: usize, b: usize, c: usize, d: usize) -> c_int {
+        if option == libc::PR_SET_SECCOMP {
+            retire::before_seccomp();
+        }
+        // SAFETY: see the top of the file.
+        unsafe { real::prctl(option, a, b, c, d) }
+    }
+}
+
+const SECCOMP_SET_MODE_STRICT: usize = 0;
+const SECCOMP_SET_MODE_FILTER: usize = 1;
+
+/// The call by its name, if it concerns something of ours.
+///
+/// # Safety
+/// As the system call itself.
+#[inline]
+unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
+    let [a, b, c, d, e, _] = args;
+    match number {
+        libc::SYS_seccomp if matches!(a, SECCOMP_SET_MODE_STRICT | SECCOMP_SET_MODE_FILTER) => {
+            retire::before_seccomp();
+            None
+        }
+        libc::SYS_prctl if a == int(libc::PR_SET_SECCOMP) => {
+            retire::before_seccomp();
+            None
+        }
+        libc::SYS_io_uring_setup => {
+            retire::before_io_uring();
+            None
+        }
+        libc::SYS_close_range if lifecycle::any_known() => {
+            // SAFETY: no pointers.
+            Some(unsafe { descriptors::close_range(word(a), word(b), number_of(c)) }.into())
+        }
+        libc::SYS_poll if lifecycle::any_known() => {
+            // SAFETY: see the top of the file.
+            Some(unsafe { ready::poll(pointer(a), b as c_ulong, number_of(c)) }.into())
+        }
+        // SAFETY: by contract.
+        _ if !fds::lookup(number_of(a)).is_none() => unsafe {
+            on_descriptor(number, [a, b, c, d, e])
+        },
+        _ => None,
+    }
+}
+
+/// A call whose first argument is a descriptor of ours.
+///
+/// # Safety
+/// As the system call itself.
+#[cold]
+unsafe fn on_descriptor(number: c_long, args: [usize; 5]) -> Option<c_long> {
+    let [a, b, c, d, e] = args;
+    let fd = number_of(a);
+    let long = |result: isize| Some(result as c_long);
+    let wide = |result: c_int| Some(c_long::from(result));
+    // SAFETY: see the top of the file; holds for each call.
+    unsafe {
+        match number {
+            libc::SYS_read => long(data::read(fd, pointer(b), c)),
+            libc::SYS_write => long(data::write(fd, pointer(b), c)),
+            libc::SYS_readv => long(data::readv(fd, pointer(b), number_of(c))),
+            libc::SYS_writev => long(data::writev(fd, pointer(b), number_of(c))),
+            libc::SYS_recvfrom if e == 0 => long(data::recv(fd, pointer(b), c, number_of(d))),
+            libc::SYS_sendto if e == 0 => long(data::send(fd, pointer(b), c, number_of(d))),
+            libc::SYS_recvmsg => long(data::recvmsg(fd, pointer(b), number_of(c))),
+            libc::SYS_sendmsg => long(data::sendmsg(fd, pointer(b), number_of(c))),
+            libc::SYS_sendfile => long(data::sendfile(fd, number_of(b), pointer(c), d)),
+            libc::SYS_ioctl => wide(socket::ioctl(fd, b as c_ulong, c)),
+            libc::SYS_close => wide(descriptors::close(fd)),
+            libc::SYS_fcntl => wide(descriptors::fcntl(fd, number_of(b), c)),
+            libc::SYS_shutdown => wide(socket::viaduct_shutdown(fd, number_of(b))),
+            libc::SYS_dup => wide(descriptors::viaduct_dup(fd)),
+            libc::SYS_dup2 => wide(descriptors::viaduct_dup2(fd, number_of(b))),
+            libc::SYS_dup3 => wide(descriptors::viaduct_dup3(fd, number_of(b), number_of(c))),
+            libc::SYS_epoll_wait => wide(ready::epoll_wait(
+                fd,
+                pointer(b),
+                number_of(c),
+                number_of(d),
+            )),
+            libc::SYS_epoll_ctl => wide(ready::viaduct_epoll_ctl(
+                fd,
+                number_of(b),
+                number_of(c),
+                pointer(d),
+            )),
+            _ => None,
+        }
+    }
+}
+
+/// The low half of an argument, as the kernel takes it.
+const fn number_of(argument: usize) -> c_int {
+    word(argument).cast_signed()
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "the kernel does the same")]
+const fn word(argument: usize) -> u32 {
+    argument as u32
+}
+
+const fn int(value: c_int) -> usize {
+    value.cast_unsigned() as usize
+}

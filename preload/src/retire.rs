@@ -1,0 +1,64 @@
+//! When the library must step back in this process: before a seccomp filter that would kill the program
+//! for system calls that it does not make itself, and when the program sets up io_uring, by which it can
+//! use sockets unseen.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use rdma_core::Reason;
+
+use crate::conn::conn;
+use crate::fds::{self, Entry};
+use crate::ops::epoll;
+use crate::{config, errno, lifecycle};
+
+/// Why no connection of this process may leave TCP from now on: a reason code, 0 if nothing is known.
+static REFUSAL: AtomicU32 = AtomicU32::new(0);
+
+/// Why no connection of this process may leave TCP.
+pub(crate) fn refusal() -> Option<Reason> {
+    Reason::from_code(REFUSAL.load(Ordering::Relaxed))
+}
+
+/// In a forked child the parent's io_uring is not used.
+pub(crate) fn after_fork() {
+    REFUSAL.store(0, Ordering::Relaxed);
+}
+
+/// The program uses io_uring: its connections go back to the kernel and stay there.
+pub(crate) fn before_io_uring() {
+    if config::config().is_none() {
+        return;
+    }
+    REFUSAL.store(Reason::IoUring.code(), Ordering::Relaxed);
+    errno::preserved(|| all_to_kernel(Reason::IoUring));
+}
+
+/// A seccomp filter comes: everything of ours is given up, as if the library had not been loaded. After
+/// this no hook makes a system call that the program did not ask for.
+pub(crate) fn before_seccomp() {
+    if config::config().is_none() || !lifecycle::is_own_memory() {
+        return;
+    }
+    errno::preserved(|| {
+        REFUSAL.store(Reason::Sandboxed.code(), Ordering::Relaxed);
+        all_to_kernel(Reason::Sandboxed);
+        epoll::dissolve_all();
+        fds::each(0, u32::MAX, |fd, entry| {
+            if let Some(index) = entry.as_conn() {
+                lifecycle::forget(conn(index));
+            }
+            if !entry.is_internal() {
+                fds::replace(fd, Entry::NONE);
+            }
+        });
+        config::disable();
+    });
+}
+
+fn all_to_kernel(reason: Reason) {
+    fds::each(0, u32::MAX, |fd, entry| {
+        if let Some(index) = entry.as_conn() {
+            lifecycle::to_kernel(conn(index), fd, reason);
+        }
+    });
+}
