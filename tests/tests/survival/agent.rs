@@ -10,12 +10,16 @@
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
 //! echo I              -> ret N | err ERRNO    echoes until the end
 //! echo-epoll I        -> the same        with epoll_wait before each receive
+//! orphan I N          -> ok           N times: a child that sends 'c's is killed, then one 'P' is sent
+//! census I            -> ret C P X    counts 'c', 'P' and everything else until the end
 //! write-die I N       -> (nothing)    sends N bytes and kills itself
 //! kernel I            -> N            bytes received through the kernel's TCP
 //! patience I MS       -> ok           SO_RCVTIMEO and SO_SNDTIMEO
 //! limit WHAT N        -> ok           WHAT is nofile or as
 //! fds                 -> N N N        open descriptors
 //! ```
+
+#![expect(unsafe_code, reason = "fork")]
 
 use std::io::{BufRead, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
@@ -25,7 +29,9 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use nix::sys::signal::{Signal, raise};
+use nix::sys::signal::{Signal, kill, raise};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, fork};
 use viaduct_tests::rig::program::{MARK, ROLE};
 
 use crate::kernel_bytes::kernel_bytes;
@@ -137,6 +143,8 @@ impl Agent {
             "stream" => exchange(stream, number(1), number(2) as u64)?,
             "echo" => echo(stream, || Ok(()))?,
             "echo-epoll" => echo_epoll(stream)?,
+            "orphan" => orphan(stream, number(1))?,
+            "census" => census(stream)?,
             "write-die" => {
                 let mut writer = stream;
                 writer.write_all(&vec![b'd'; number(1)])?;
@@ -173,6 +181,45 @@ fn pong(mut stream: &TcpStream, rounds: usize) -> Result<String> {
         stream.write_all(&byte)?;
     }
     Ok("ok".to_owned())
+}
+
+/// Children that share the connection are killed in the middle of their sends, again and again.
+fn orphan(mut stream: &TcpStream, rounds: usize) -> Result<String> {
+    for round in 0..rounds {
+        // SAFETY: the child only sends, until it is killed.
+        match unsafe { fork() }? {
+            ForkResult::Child => {
+                let chunk = [b'c'; CHUNK];
+                while stream.write(&chunk).is_ok() {}
+                std::process::abort();
+            }
+            ForkResult::Parent { child } => {
+                std::thread::sleep(Duration::from_micros(500 + 137 * round as u64 % 1500));
+                kill(child, Signal::SIGKILL)?;
+                waitpid(child, None)?;
+                stream.write_all(b"P")?;
+            }
+        }
+    }
+    Ok("ok".to_owned())
+}
+
+fn census(mut stream: &TcpStream) -> Result<String> {
+    let (mut child, mut parent, mut other) = (0, 0, 0);
+    let mut chunk = vec![0; CHUNK];
+    loop {
+        let got = stream.read(&mut chunk)?;
+        if got == 0 {
+            return Ok(format!("ret {} {parent} {other}", u8::from(child > 0)));
+        }
+        for byte in &chunk[..got] {
+            match byte {
+                b'c' => child += 1,
+                b'P' => parent += 1,
+                _ => other += 1,
+            }
+        }
+    }
 }
 
 fn wait_poll(stream: &TcpStream) -> Result<String> {

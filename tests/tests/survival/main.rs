@@ -8,6 +8,7 @@ mod agent;
 mod daemon_gone;
 mod duo;
 mod environment;
+mod holder_killed;
 mod hostile;
 mod idle;
 mod kernel_bytes;
