@@ -129,8 +129,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("unmapped_pointers", POINTERS),
     ("bad_vectors", POINTERS),
     ("buffers_that_end", POINTERS),
-    ("epoll_polled", SPURIOUS),
-    ("epoll_nested", SPURIOUS),
     ("splice_later", "splice on a ring is refused with EINVAL"),
     (
         "sendfile_bad",
@@ -140,7 +138,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("dup2_and_signal_while_recv", PINNED),
 ];
 const POINTERS: &str = "bad pointers beyond the first page fault in our copy instead of EFAULT";
-const SPURIOUS: &str = "a watched epoll set may be reported readable once too often";
 const PINNED: &str = "a close does not wait for a receive that is blocked in another thread";
 
 /// What is compared of a run's output.

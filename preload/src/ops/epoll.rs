@@ -23,7 +23,7 @@ use rdma_core::event::{WaitFor, WaitRef};
 
 pub(crate) use set::{
     Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_polled,
-    share_fd,
+    refresh_watched, share_fd,
 };
 pub(crate) use wait::wait;
 

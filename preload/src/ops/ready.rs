@@ -370,6 +370,7 @@ fn poll_with(
 ) -> c_int {
     let bell = entries.len();
     let mut spun = false;
+    super::epoll::refresh_watched();
     loop {
         let ring_ready = prepare(entries, copy);
         let at_once =

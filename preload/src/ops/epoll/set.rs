@@ -245,10 +245,30 @@ pub(crate) fn mark_polled(epfd: c_int) {
         return;
     };
     if set.polled.swap(1, Ordering::SeqCst) == 0 {
-        set.open_channel();
+        WATCHED_SETS.store(1, Ordering::SeqCst);
+        if set.context().is_some() {
+            set.register_bell(libc::EPOLL_CTL_MOD);
+        } else {
+            set.open_channel();
+        }
     }
     set.announce_if_polled();
 }
+
+/// Before a call that may look at sets as descriptors: those that are watched say what is true now.
+pub(crate) fn refresh_watched() {
+    if WATCHED_SETS.load(Ordering::Relaxed) == 0 {
+        return;
+    }
+    for set in SET_TABLE.iter().take(SET_NUMBERS.used() as usize) {
+        if set.refs.load(Ordering::Relaxed) != 0 {
+            set.announce_if_polled();
+        }
+    }
+}
+
+/// Some set is watched as a descriptor: polled, selected or nested.
+static WATCHED_SETS: AtomicU32 = AtomicU32::new(0);
 
 /// In a forked child, and in its parent: all present sets are shared.
 pub(crate) fn after_fork(in_child: bool) {
@@ -296,23 +316,40 @@ impl Set {
         let Some(number) = contexts::borrow() else {
             return false;
         };
-        let Some(bell) = contexts::context(number).and_then(contexts::Context::bell) else {
-            return false;
-        };
-        let mut event = epoll_event {
-            events: ET | 1,
-            u64: CHANNEL_COOKIE,
-        };
-        let added = errno::preserved(|| {
-            // SAFETY: a local event.
-            unsafe { real::epoll_ctl(self.epfd(), libc::EPOLL_CTL_ADD, bell, &raw mut event) }
-        });
-        if added < 0 {
+        self.context.store(u32::from(number) + 1, Ordering::Release);
+        if !self.register_bell(libc::EPOLL_CTL_ADD) {
+            self.context.store(0, Ordering::Release);
             contexts::give_back(number);
             return false;
         }
-        self.context.store(u32::from(number) + 1, Ordering::Release);
         true
+    }
+
+    /// Enters the doorbell into the kernel set: level-triggered if others watch the set, because it is the
+    /// only thing that makes the set readable for them.
+    fn register_bell(&self, op: c_int) -> bool {
+        let Some(bell) = self.bell() else {
+            return false;
+        };
+        let trigger = if self.is_watched() { 0 } else { ET };
+        let mut event = epoll_event {
+            events: trigger | 1,
+            u64: CHANNEL_COOKIE,
+        };
+        errno::preserved(|| {
+            // SAFETY: a local event.
+            unsafe { real::epoll_ctl(self.epfd(), op, bell, &raw mut event) == 0 }
+        })
+    }
+
+    /// Whether somebody watches the set as a descriptor.
+    pub(super) fn is_watched(&self) -> bool {
+        self.polled.load(Ordering::SeqCst) != 0
+    }
+
+    /// Whether `data` is that of the doorbell.
+    pub(super) const fn is_bell(data: u64) -> bool {
+        data == CHANNEL_COOKIE
     }
 
     /// Whether every peer of that session surely has the channel's doorbell.
@@ -395,8 +432,8 @@ impl Set {
 
     /// For a set that others watch in the kernel: far ends must ring at the next event, and what is left
     /// on the list keeps the descriptor readable.
-    pub(crate) fn announce_if_polled(&self) {
-        if self.polled.load(Ordering::SeqCst) == 0 {
+    pub(crate) fn announce_if_polled(&'static self) {
+        if !self.is_watched() {
             return;
         }
         if let Some(number) = self.context() {
@@ -407,20 +444,28 @@ impl Set {
                 }
             }
         }
-        if super::wait::has_news(self) {
-            self.wake_sleepers();
-        }
+        super::wait::show_readiness(self);
     }
 
     /// Something was put on the list by another thread than the sleeping one: ring our own doorbell.
-    pub(crate) fn wake_sleepers(&self) {
-        let polled = self.polled.load(Ordering::SeqCst) != 0;
-        if (polled || self.sleepers.load(Ordering::SeqCst) > 0)
-            && let Some(bell) = self
-                .context()
-                .and_then(contexts::context)
-                .and_then(contexts::Context::bell)
-        {
+    pub(crate) fn wake_sleepers(&'static self) {
+        if self.sleepers.load(Ordering::SeqCst) > 0 {
+            self.ring();
+        } else {
+            self.announce_if_polled();
+        }
+    }
+
+    /// The doorbell.
+    pub(super) fn bell(&self) -> Option<c_int> {
+        self.context()
+            .and_then(contexts::context)
+            .and_then(contexts::Context::bell)
+    }
+
+    /// Rings our own doorbell.
+    pub(super) fn ring(&self) {
+        if let Some(bell) = self.bell() {
             // SAFETY: a doorbell of ours.
             let bell = unsafe { std::os::fd::BorrowedFd::borrow_raw(bell) };
             let _ = rustix::io::write(bell, &1u64.to_ne_bytes());

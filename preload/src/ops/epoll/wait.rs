@@ -12,7 +12,7 @@ use super::set::{Interest, Set, is_cookie};
 use super::{had_space, interest_of_cookie, post_conn, want_space};
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
-use crate::{contexts, control, errno, real, wait};
+use crate::{contexts, control, errno, kernel, real, wait};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set that we know.
 ///
@@ -49,6 +49,7 @@ unsafe fn wait_for_both(
     mask: *const sigset_t,
 ) -> c_int {
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    super::set::refresh_watched();
     // SAFETY: by contract; what the kernel refuses (max, address) it refuses.
     let kernel = |at: usize, timeout: Option<u64>| unsafe {
         kernel_wait(epfd, events.add(at), max - number_of(at), timeout, mask)
@@ -179,6 +180,54 @@ pub(super) fn has_news(set: &Set) -> bool {
         })
 }
 
+/// For a set that is watched as a descriptor: its doorbell, which makes it readable, stands exactly as
+/// long as something would be reported.
+pub(super) fn show_readiness(set: &'static Set) {
+    let Some(bell) = set.bell() else { return };
+    let rung = kernel::poll_now(bell, libc::POLLIN) != 0;
+    if rung == keep_ready(set) {
+        return;
+    }
+    if !rung {
+        set.ring();
+        return;
+    }
+    if let Some(context) = set.context().and_then(contexts::context) {
+        context.silence();
+    }
+    // What came before the silence is not announced again.
+    if keep_ready(set) {
+        set.ring();
+    }
+}
+
+/// Takes what is not ready off the list; true if something is left.
+fn keep_ready(set: &'static Set) -> bool {
+    take_pending(set);
+    let mut first: Option<&'static Interest> = None;
+    while let Some(interest) = set.pop() {
+        if first.is_some_and(|first| core::ptr::eq(first, interest)) {
+            set.push(interest);
+            break;
+        }
+        let Some(conn) = interest.conn() else {
+            continue;
+        };
+        if interest.live.load(Ordering::Acquire) == 0 {
+            continue;
+        }
+        let ready = bits(conn, interest.fd());
+        if ready & OUT == 0 {
+            want_space(conn);
+        }
+        if ready & interest.wanted() != 0 {
+            set.push(interest);
+            first = first.or(Some(interest));
+        }
+    }
+    first.is_some()
+}
+
 /// Reports ready interests, at most `most`; level-triggered ones go to the end of the list again, and
 /// none is reported twice by one `call`.
 fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -> usize {
@@ -279,6 +328,13 @@ fn translate(
         };
         let data = event.u64;
         if is_cookie(data) {
+            if Set::is_bell(data)
+                && set.is_watched()
+                && let Some(context) = set.context().and_then(contexts::context)
+            {
+                // Level-triggered: it would end every sleep at once.
+                context.silence();
+            }
             let Some(interest) = interest_of_cookie(data) else {
                 continue;
             };
