@@ -38,6 +38,8 @@ static RETRY_AT: AtomicU64 = AtomicU64::new(0);
 
 /// The slot arena of this process.
 static ARENA: RegionCell = RegionCell::new();
+/// The slot arena of the process that this one was forked from.
+static PARENT: RegionCell = RegionCell::new();
 static ARENA_FD: AtomicU32 = AtomicU32::new(0);
 
 /// How long an absent daemon is not looked for.
@@ -47,6 +49,11 @@ const RETRY_NS: u64 = 500_000_000;
 #[inline]
 pub(crate) fn arena() -> Option<ArenaView> {
     ArenaView::new(ARENA.get()?)
+}
+
+/// The slot arena of the process that this one was forked from.
+pub(crate) fn parent_arena() -> Option<ArenaView> {
+    ArenaView::new(PARENT.get()?)
 }
 
 /// The slot arena, made at first use.
@@ -236,6 +243,10 @@ pub(crate) fn after_fork() {
     CURRENT.store(0, Ordering::Relaxed);
     RETRY_AT.store(0, Ordering::Relaxed);
     SEEN.store(0, Ordering::Relaxed);
+    match ARENA.get() {
+        Some(arena) => PARENT.set(&arena),
+        None => PARENT.clear(),
+    }
     ARENA.clear();
     ARENA_FD.store(0, Ordering::Relaxed);
     tables::after_fork();

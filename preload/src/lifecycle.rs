@@ -475,11 +475,6 @@ pub(crate) fn fork_failed() {
     });
 }
 
-/// After fork in the parent.
-pub(crate) fn in_parent() {
-    epoll::after_fork(false);
-}
-
 fn each_conn(work: impl Fn(&'static Conn)) {
     for number in 0..CONN_NUMBERS.used() {
         let conn = conn(number);
@@ -499,7 +494,7 @@ pub(crate) extern "C" fn in_forked_child() {
     control::after_fork();
     kick::after_fork();
     contexts::after_fork();
-    epoll::after_fork(true);
+    epoll::after_fork();
     each_conn(|conn| conn.inherit());
 }
 

@@ -20,6 +20,8 @@ pub const SLOT_BYTES: usize = 512;
 pub const ARENA_HEADER_BYTES: usize = 4096;
 /// Bytes of a whole slot arena; sparse.
 pub const ARENA_BYTES: usize = ARENA_HEADER_BYTES + SLOTS as usize * SLOT_BYTES;
+/// Words of [`ArenaHeader::shared_sets`].
+pub const SHARED_SETS: usize = 16;
 /// First word of a slot arena.
 pub const ARENA_MAGIC: u64 = u64::from_le_bytes(*b"VIADSLOT");
 
@@ -37,6 +39,8 @@ pub struct ArenaHeader {
     pub mailbox: AtomicU32,
     /// Slots ever used: the daemon need not look beyond.
     pub slots_used: AtomicU32,
+    /// Epoll sets of this process that a forked child uses as well, a bit each.
+    pub shared_sets: [AtomicU64; SHARED_SETS],
     /// What this process counted.
     pub counters: ProcessCounters,
 }

@@ -17,9 +17,7 @@ export! {
         lifecycle::before_fork();
         // SAFETY: no arguments. The child is told by pthread_atfork.
         let pid = unsafe { real::fork() };
-        if pid > 0 {
-            lifecycle::in_parent();
-        } else if pid < 0 {
+        if pid < 0 {
             lifecycle::fork_failed();
         }
         pid

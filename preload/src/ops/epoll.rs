@@ -51,9 +51,9 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     if !is_ours {
         return native();
     }
-    let Some(set) = make_set(epfd) else {
+    let Some(set) = make_set(epfd).filter(|set| !set::is_kernels_alone(set)) else {
         if let Some(index) = entry.as_conn() {
-            conn(index).veto(Reason::UnseenWaiter);
+            crate::lifecycle::to_kernel(conn(index), fd, Reason::UnseenWaiter);
         }
         return native();
     };
@@ -267,20 +267,9 @@ pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
 /// Puts the program's own registrations back into the kernel, and forgets all sets.
 pub(crate) fn dissolve_all() {
     set::each_live(|interest| {
-        let Some(set) = interest.set() else { return };
-        let mut event = interest.as_asked();
-        errno::preserved(|| {
-            // SAFETY: a local event.
-            unsafe {
-                real::epoll_ctl(
-                    set.epfd(),
-                    libc::EPOLL_CTL_MOD,
-                    interest.fd(),
-                    &raw mut event,
-                )
-            }
-        });
-        set::drop_interest(interest);
+        if let Some(set) = interest.set() {
+            set::dissolve(set, interest);
+        }
     });
 }
 

@@ -9,6 +9,7 @@ use core::ffi::c_int;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use libc::epoll_event;
+use rdma_core::Reason;
 use rdma_core::slot::TxState;
 
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, conn};
@@ -191,6 +192,11 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
     ] {
         word.store(0, Ordering::Relaxed);
     }
+    if let Some(arena) = control::arena()
+        && let Some(word) = arena.header().shared_sets.get(number as usize / 64)
+    {
+        word.fetch_and(!(1 << (number % 64)), Ordering::SeqCst);
+    }
     fds::insert(
         epfd,
         Entry::epoll(number, set.generation.load(Ordering::Relaxed)),
@@ -211,9 +217,13 @@ pub(super) fn each_live(mut work: impl FnMut(&'static Interest)) {
 pub(crate) fn forget_set(epfd: c_int, index: u32) {
     let Some(set) = set_of(index) else { return };
     if set.refs.fetch_sub(1, Ordering::AcqRel) > 1 {
-        if set.epfd.load(Ordering::Relaxed) == epfd {
-            // Another descriptor of the same set serves from now on; which one is not known.
-            set.shared.store(1, Ordering::Relaxed);
+        if set.epfd() == epfd {
+            // Another descriptor of the same set serves from now on.
+            fds::each(0, u32::MAX, |fd, entry| {
+                if entry.as_epoll() == Some(index) {
+                    set.epfd.store(fd, Ordering::Relaxed);
+                }
+            });
         }
         return;
     }
@@ -270,21 +280,79 @@ pub(crate) fn refresh_watched() {
 /// Some set is watched as a descriptor: polled, selected or nested.
 static WATCHED_SETS: AtomicU32 = AtomicU32::new(0);
 
-/// In a forked child, and in its parent: all present sets are shared.
-pub(crate) fn after_fork(in_child: bool) {
+/// In a forked child: all present sets are the parent's.
+pub(crate) fn after_fork() {
     for set in SET_TABLE.iter().take(SET_NUMBERS.used() as usize) {
-        set.shared.store(1, Ordering::Relaxed);
-        if in_child {
-            set.busy.store(0, Ordering::Relaxed);
-            set.sleepers.store(0, Ordering::Relaxed);
-            set.context.store(0, Ordering::Relaxed);
+        set.shared.store(INHERITED, Ordering::Relaxed);
+        set.busy.store(0, Ordering::Relaxed);
+        set.sleepers.store(0, Ordering::Relaxed);
+        set.context.store(0, Ordering::Relaxed);
+    }
+    SET_NUMBERS.after_fork(false);
+    INTEREST_NUMBERS.after_fork(false);
+    CONN_NUMBERS.after_fork(false);
+}
+
+/// [`Set::shared`]: a forked child has the set, and has not used it.
+const INHERITED: u32 = 1;
+/// [`Set::shared`]: a forked child uses its parent's set.
+const SHARED: u32 = 2;
+
+/// A forked child uses a set of its parent's: two processes now wait on one kernel set, which no ring can
+/// serve. What the child knows of goes back to the kernel, and the parent is told to do the same.
+#[cold]
+fn share(set: &'static Set) {
+    set.shared.store(SHARED, Ordering::SeqCst);
+    let index = set.index();
+    if let Some(parent) = control::parent_arena()
+        && let Some(word) = parent.header().shared_sets.get(index as usize / 64)
+    {
+        word.fetch_or(1 << (index % 64), Ordering::SeqCst);
+    }
+    leave_rings(set);
+}
+
+/// Sends every connection of a set back to the kernel, and gives the kernel the program's own data.
+fn leave_rings(set: &'static Set) {
+    each_live(|interest| {
+        if !interest
+            .set()
+            .is_some_and(|owner| core::ptr::eq(owner, set))
+        {
+            return;
         }
+        if let Some(conn) = interest.conn() {
+            crate::lifecycle::to_kernel(conn, interest.fd(), Reason::SharedEpoll);
+        }
+        dissolve(set, interest);
+    });
+}
+
+/// A registration becomes the program's own again, in the kernel alone.
+pub(super) fn dissolve(set: &'static Set, interest: &'static Interest) {
+    let mut event = interest.as_asked();
+    let (epfd, fd) = (set.epfd(), interest.fd());
+    errno::preserved(|| {
+        // SAFETY: a local event.
+        unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) }
+    });
+    drop_interest(interest);
+}
+
+/// Whether the set is the kernel's alone because two processes use it; notices that they begin to.
+#[inline]
+pub(super) fn is_kernels_alone(set: &'static Set) -> bool {
+    match set.shared.load(Ordering::Relaxed) {
+        SHARED => return true,
+        INHERITED => share(set),
+        // A child of ours has begun to use it.
+        _ if set.is_shared() => {
+            set.shared.store(SHARED, Ordering::SeqCst);
+            leave_rings(set);
+        }
+        _ => return false,
     }
-    if in_child {
-        SET_NUMBERS.after_fork(false);
-        INTEREST_NUMBERS.after_fork(false);
-        CONN_NUMBERS.after_fork(false);
-    }
+    true
 }
 
 impl Set {
@@ -300,7 +368,11 @@ impl Set {
 
     /// Whether the set is waited on in ways that we do not serve.
     pub(crate) fn is_shared(&self) -> bool {
+        let index = self.index();
         self.shared.load(Ordering::Relaxed) != 0
+            || control::arena()
+                .and_then(|arena| arena.header().shared_sets.get(index as usize / 64))
+                .is_some_and(|word| word.load(Ordering::Relaxed) >> (index % 64) & 1 != 0)
     }
 
     /// The set's waiting context.
@@ -720,7 +792,7 @@ static SEVERAL: AtomicU32 = AtomicU32::new(0);
 pub(crate) fn adopt_watched(fd: c_int, first: u32, conn: &Conn) {
     for found in watched_interests(fd, first) {
         if !found.bind(conn) {
-            conn.veto(rdma_core::Reason::Waiters);
+            conn.veto(Reason::Waiters);
         }
     }
 }

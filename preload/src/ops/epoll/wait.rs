@@ -26,6 +26,10 @@ pub(crate) unsafe fn wait(
     timeout_ns: Option<u64>,
     mask: *const sigset_t,
 ) -> c_int {
+    if super::set::is_kernels_alone(set) {
+        // SAFETY: by contract.
+        return unsafe { kernel_wait(epfd, events, max, timeout_ns, mask) };
+    }
     // SAFETY: by contract.
     let told = unsafe { wait_for_both(set, epfd, events, max, timeout_ns, mask) };
     set.announce_if_polled();

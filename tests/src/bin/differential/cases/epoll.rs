@@ -28,6 +28,17 @@ pub(super) const CASES: &[Case] = &[
     once("epoll_woken", Needs::Both, epoll_woken),
     once("epoll_timeouts", Needs::Steps, epoll_timeouts),
     once("epoll_nested", Needs::Both, epoll_nested),
+    once("epoll_after_fork", Needs::Processes, epoll_after_fork),
+    once(
+        "epoll_shared_by_fork",
+        Needs::Processes,
+        epoll_shared_by_fork,
+    ),
+    once(
+        "epoll_second_descriptor",
+        Needs::Steps,
+        epoll_second_descriptor,
+    ),
     once("epoll_polled", Needs::Both, epoll_polled),
     once(
         "epoll_woken_by_other_thread",
@@ -557,6 +568,81 @@ fn epoll_polled(stage: &mut Stage) {
         });
         stage.a("hear", |a| a.hear(1));
         stage.a("idle", |a| ask(a, 0));
+    }
+}
+
+/// A child that leaves the set alone changes nothing for its parent.
+fn epoll_after_fork(stage: &mut Stage) {
+    stage.connect();
+    stage.a("add", |a| make(a, EPOLLIN));
+    stage.b("say", |b| b.say("before"));
+    stage.a("soon", |a| soon(a));
+    stage.a("fork", |a| {
+        let pid = sys::fork();
+        if pid == Ok(0) {
+            std::thread::sleep(core::time::Duration::from_millis(20));
+            sys::exit_now(0);
+        }
+        format!("{} {}", a.hear(6), sys::wait_for(pid))
+    });
+    for _ in 0..3 {
+        stage.both(
+            "go on",
+            |a| format!("{} {}", soon(a), a.hear(5)),
+            |b| {
+                let_it_sleep();
+                b.say("after")
+            },
+        );
+    }
+}
+
+/// A child waits on the set that its parent made.
+fn epoll_shared_by_fork(stage: &mut Stage) {
+    stage.connect();
+    stage.a("add", |a| make(a, EPOLLIN));
+    stage.both(
+        "child",
+        |a| {
+            let pid = sys::fork();
+            if pid == Ok(0) {
+                let told = soon(a);
+                let good =
+                    told == "[5:IN]" && a.hear(5) == "\"child\"" && a.say("heard") == "sent 5";
+                sys::exit_now(if good { 0 } else { 1 });
+            }
+            sys::wait_for(pid)
+        },
+        |b| {
+            let_it_sleep();
+            format!("{} {}", b.say("child"), b.hear(5))
+        },
+    );
+    stage.both(
+        "parent",
+        |a| format!("{} {}", soon(a), a.hear(6)),
+        |b| {
+            let_it_sleep();
+            b.say("parent")
+        },
+    );
+}
+
+/// The set's first descriptor is closed, a duplicate goes on.
+fn epoll_second_descriptor(stage: &mut Stage) {
+    stage.connect();
+    stage.a("add", |a| make(a, EPOLLIN));
+    stage.a("move", |a| {
+        let second = sys::fd_of(sys::dup(a.epfd));
+        let closed = sys::close(a.epfd);
+        a.epfd = second;
+        show::ok(closed)
+    });
+    for _ in 0..3 {
+        stage.b("say", |b| b.say("x"));
+        stage.a("soon", |a| soon(a));
+        stage.a("hear", |a| a.hear(1));
+        stage.a("idle", |a| format!("{:?}", sys::epoll_wait(a.epfd, 4, 0)));
     }
 }
 
