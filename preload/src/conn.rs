@@ -80,6 +80,8 @@ pub(crate) struct Conn {
     pub kernel_bits: AtomicU32,
     /// Bytes sent through the ring at the last receive.
     pub sent_at_recv: Note,
+    /// Programs started, as counted when the connection was made; see [`crate::lifecycle::spawning`].
+    pub spawns: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -111,12 +113,15 @@ impl Conn {
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
+            spawns: AtomicU32::new(0),
         }
     }
 
     /// Starts a new connection in this place.
     pub(crate) fn begin(&self, slot: &'static Slot, slot_index: u32) {
         self.refs.store(1, Ordering::Relaxed);
+        self.spawns
+            .store(crate::lifecycle::spawned(), Ordering::Relaxed);
         self.slot
             .store(core::ptr::from_ref(slot).cast_mut(), Ordering::Relaxed);
         self.slot_index.store(slot_index, Ordering::Relaxed);

@@ -302,7 +302,10 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     if !last {
         return;
     }
-    if let (Some(fd), true) = (socket, slot.meta.strangers.load(Ordering::Acquire) > 0) {
+    let by_others = slot.meta.strangers.load(Ordering::Acquire) > 0
+        || conn.spawns.load(Ordering::Relaxed) != spawned();
+    if let (Some(fd), true) = (socket, by_others) {
+        // A program without the library may hold the socket, and goes on with it.
         downgrade::leave_ring(conn, fd, Reason::Exec);
     } else if let Some(view) = conn.view() {
         send::end(conn, socket);
@@ -579,6 +582,21 @@ pub(crate) extern "C" fn at_exit() {
         });
     }
 }
+
+/// Another program is started by a call that duplicates all descriptors and that shows us nothing of what
+/// becomes of them: posix_spawn, vfork, system, popen.
+pub(crate) extern "C" fn spawning() {
+    if any_known() {
+        SPAWNED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// How often that has happened.
+pub(crate) fn spawned() -> u32 {
+    SPAWNED.load(Ordering::Relaxed)
+}
+
+static SPAWNED: AtomicU32 = AtomicU32::new(0);
 
 /// Before exec: the new program knows nothing of rings. What it inherits goes back to the kernel, unless
 /// other processes go on with it and it merely stays open in the new program: a descriptor beyond

@@ -54,8 +54,9 @@ macro_rules! originals {
     };
 }
 
-/// Addresses of functions with a variable number of arguments, for code that jumps to them.
+/// Addresses of functions for code that jumps to them.
 #[cfg(all(target_arch = "x86_64", not(test)))]
+#[expect(non_snake_case, reason = "named after the functions")]
 pub(crate) mod addresses {
     use super::{Symbol, c_void};
 
@@ -70,7 +71,17 @@ pub(crate) mod addresses {
             )+
         };
     }
-    address_of!(execl = c"execl", execlp = c"execlp", execle = c"execle");
+    address_of!(
+        execl = c"execl",
+        execlp = c"execlp",
+        execle = c"execle",
+        vfork = c"vfork",
+        posix_spawn = c"posix_spawn",
+        posix_spawnp = c"posix_spawnp",
+        system = c"system",
+        popen = c"popen",
+        _Fork = c"_Fork"
+    );
 }
 
 /// One function.

@@ -56,11 +56,12 @@ export! {
     }
 }
 
-/// Exports a function with a variable number of arguments: the registers are kept over a call of
-/// `before_exec`, the stack is left as it is, and libc's function goes on in our place.
+/// Exports a function that goes on as libc's own in our place, after a call of `$before`: the registers are
+/// kept and the stack is left as it is. For functions with a variable number of arguments, and for vfork,
+/// which must not return through a frame of ours.
 #[cfg(target_arch = "x86_64")]
-macro_rules! export_variadic {
-    ($($name:ident),+) => {
+macro_rules! export_in_place {
+    ($before:path: $($name:ident),+) => {
         $(
             #[unsafe(no_mangle)]
             #[unsafe(naked)]
@@ -72,7 +73,7 @@ macro_rules! export_variadic {
                     "mov r11, rax",
                     "pop rax", "pop r9", "pop r8", "pop rcx", "pop rdx", "pop rsi", "pop rdi",
                     "jmp r11",
-                    before = sym before_exec,
+                    before = sym $before,
                     real = sym real::addresses::$name,
                 )
             }
@@ -81,7 +82,10 @@ macro_rules! export_variadic {
 }
 
 #[cfg(target_arch = "x86_64")]
-export_variadic!(execl, execlp, execle);
+export_in_place!(before_exec: execl, execlp, execle);
+
+#[cfg(target_arch = "x86_64")]
+export_in_place!(lifecycle::spawning: vfork, posix_spawn, posix_spawnp, system, popen, _Fork);
 
 #[cfg(target_arch = "x86_64")]
 extern "C" fn before_exec() {

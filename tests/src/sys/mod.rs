@@ -9,6 +9,7 @@ mod data;
 mod descriptor;
 mod message;
 mod process;
+mod raw;
 mod ready;
 mod socket;
 
@@ -18,6 +19,7 @@ pub use data::*;
 pub use descriptor::*;
 pub use message::*;
 pub use process::*;
+pub use raw::*;
 pub use ready::*;
 pub use socket::*;
 

@@ -83,6 +83,8 @@ pub(crate) struct Interest {
     pub told: AtomicU32,
     /// The waiting call that reported it last.
     pub reported: AtomicU32,
+    /// What the far end had to say when it was last looked at.
+    pub seen: AtomicU64,
 }
 
 static SET_TABLE: [Set; SETS] = [const {
@@ -119,6 +121,7 @@ static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         space: AtomicU32::new(0),
         told: AtomicU32::new(0),
         reported: AtomicU32::new(0),
+        seen: AtomicU64::new(u64::MAX),
     }
 }; INTERESTS];
 static INTEREST_NUMBERS: Numbers<INTERESTS> = Numbers::new();
@@ -694,6 +697,7 @@ pub(super) fn new_interest(
     interest.set.store(set.index(), Ordering::Relaxed);
     interest.fd.store(fd, Ordering::Relaxed);
     interest.conn.store(0, Ordering::Relaxed);
+    interest.seen.store(u64::MAX, Ordering::Relaxed);
     interest.ask(asked);
     let entry = fds::lookup(fd);
     if let Some(index) = entry.as_conn() {

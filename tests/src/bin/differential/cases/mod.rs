@@ -12,6 +12,7 @@ mod options;
 mod readiness;
 mod signals;
 mod threads;
+mod unseen;
 
 use std::str::FromStr;
 
@@ -115,6 +116,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         threads::CASES,
         files::CASES,
         downgrade::CASES,
+        unseen::CASES,
     ]
     .into_iter()
     .flatten()

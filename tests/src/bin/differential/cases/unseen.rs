@@ -1,0 +1,204 @@
+//! Programs that use their sockets in ways a preloaded library hardly sees: by number, under a seccomp
+//! filter, beside io_uring, through a spawned program.
+
+#![expect(unsafe_code, reason = "descriptors change their owner")]
+
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::process::{Command, Stdio};
+
+use super::{Case, Needs, once};
+use crate::end::End;
+use crate::stage::{Family, Stage};
+use viaduct_tests::show;
+use viaduct_tests::sys;
+
+pub(super) const CASES: &[Case] = &[
+    once("calls_by_number", Needs::Steps, calls_by_number),
+    once("beside_io_uring", Needs::Processes, beside_io_uring),
+    once("sandboxed", Needs::Processes, |stage| {
+        sandboxed(stage, false)
+    }),
+    once("sandboxed_beside_others", Needs::Processes, |stage| {
+        sandboxed(stage, true);
+    }),
+    once(
+        "sandboxed_with_a_set",
+        Needs::Processes,
+        sandboxed_with_a_set,
+    ),
+    once("spawned_later", Needs::Processes, |stage| {
+        spawned(stage, false)
+    }),
+    once("spawned_fresh", Needs::Processes, |stage| {
+        spawned(stage, true)
+    }),
+];
+
+fn calls_by_number(stage: &mut Stage) {
+    stage.connect();
+    for _ in 0..4 {
+        stage.a("write", |a| show::ret(sys::raw_write(a.fd, b"by number")));
+        stage.b("hear", |b| b.hear(9));
+        stage.b("send", |b| show::ret(sys::raw_send(b.fd, b"and back", 0)));
+        stage.a("arrived", |a| a.arrived(8));
+        stage.a("read", |a| {
+            let mut out = [0; 4];
+            let got = sys::raw_read(a.fd, &mut out);
+            show::got(got, &out)
+        });
+        stage.a("recv", |a| {
+            let mut out = [0; 9];
+            let got = sys::raw_recv(a.fd, &mut out, libc::MSG_DONTWAIT);
+            show::got(got, &out)
+        });
+    }
+    stage.a("dup", |a| {
+        let other = sys::fd_of(sys::raw_dup(a.fd));
+        let closed = sys::raw_close(a.fd);
+        a.fd = other;
+        show::ok(closed)
+    });
+    stage.a("say", |a| a.say("by the duplicate"));
+    stage.b("hear", |b| b.hear(16));
+    stage.a("close", |a| {
+        let closed = sys::raw_close(a.fd);
+        a.fd = -1;
+        show::ok(closed)
+    });
+    stage.b("end", |b| b.hear(1));
+}
+
+/// Rounds of a dialogue.
+fn talk(end: &mut End, first: bool) -> String {
+    for round in 0..20 {
+        let said = if first { end.say("ping") } else { end.hear(4) };
+        let heard = if first { end.hear(4) } else { end.say("ping") };
+        if said.contains("then") || heard.contains("then") {
+            return format!("{round}: {said} {heard}");
+        }
+    }
+    "talked".to_owned()
+}
+
+fn beside_io_uring(stage: &mut Stage) {
+    stage.connect();
+    stage.both("talk", |a| talk(a, true), |b| talk(b, false));
+    stage.both(
+        "set up",
+        |a| {
+            sys::io_uring_setup();
+            talk(a, true)
+        },
+        |b| talk(b, false),
+    );
+}
+
+/// What a careful program allows itself: its own calls, and nothing that a library might like.
+const ALLOWED: &[libc::c_long] = &[
+    libc::SYS_read,
+    libc::SYS_write,
+    libc::SYS_recvfrom,
+    libc::SYS_sendto,
+    libc::SYS_epoll_wait,
+    libc::SYS_close,
+    libc::SYS_exit,
+    libc::SYS_exit_group,
+];
+
+/// A child shuts itself into a filter and goes on with the connection, alone or beside its parent.
+fn sandboxed(stage: &mut Stage, beside: bool) {
+    stage.connect();
+    stage.both(
+        "talk",
+        |a| {
+            let (go, tell) = sys::pipe();
+            let pid = sys::fork();
+            if pid == Ok(0) {
+                let _ = sys::read(go, &mut [0]);
+                let first = talk(a, true);
+                let confined = sys::allow_only(ALLOWED);
+                let second = talk(a, true);
+                let good = first == "talked" && confined == Ok(0) && second == "talked";
+                let closed = sys::close(a.fd) == Ok(0);
+                sys::exit_now(i32::from(!good) + 2 * i32::from(!closed));
+            }
+            let closed = if beside { String::new() } else { a.close() };
+            let _ = sys::write(tell, b"x");
+            format!("{closed} {}", sys::wait_for(pid))
+        },
+        |b| format!("{} {}", talk(b, false), talk(b, false)),
+    );
+    if beside {
+        stage.both("go on", |a| talk(a, true), |b| talk(b, false));
+    } else {
+        stage.b("end", |b| b.hear(1));
+    }
+}
+
+fn sandboxed_with_a_set(stage: &mut Stage) {
+    stage.connect();
+    stage.both(
+        "talk",
+        |a| {
+            let pid = sys::fork();
+            if pid == Ok(0) {
+                let set = sys::fd_of(sys::epoll_create());
+                let _ = sys::epoll_ctl(set, libc::EPOLL_CTL_ADD, a.fd, libc::EPOLLIN, 77);
+                let mut echo = || {
+                    let told = sys::epoll_wait(set, 4, -1);
+                    let heard = a.hear(4);
+                    let said = a.say("pong");
+                    told.is_ok_and(|told| told == [(1, 77)])
+                        && heard == "\"ping\""
+                        && said == "sent 4"
+                };
+                let mut good = (0..10).all(|_| echo());
+                good &= sys::allow_only(ALLOWED) == Ok(0);
+                good &= (0..10).all(|_| echo());
+                sys::exit_now(i32::from(!good));
+            }
+            format!("{} {}", a.close(), sys::wait_for(pid))
+        },
+        |b| talk(b, true),
+    );
+    stage.b("end", |b| b.hear(1));
+}
+
+/// Another program gets the connection as its standard input and output, by posix_spawn.
+fn spawned(stage: &mut Stage, fresh: bool) {
+    if fresh {
+        stage.connect_cold(Family::V4);
+    } else {
+        stage.connect();
+    }
+    stage.both(
+        "cat",
+        |a| {
+            for round in 0..30 {
+                let said = a.say("through the cat");
+                let heard = a.hear(15);
+                if said != "sent 15" || heard != "\"through the cat\"" {
+                    return format!("{round} rounds, then {said}, {heard}");
+                }
+            }
+            let shut = a.shutdown(libc::SHUT_WR);
+            format!("{shut} {}", a.hear(1))
+        },
+        |b| {
+            // SAFETY: both are open, and nobody else closes them.
+            let (input, output) = unsafe {
+                let second = sys::fd_of(sys::dup(b.fd));
+                (OwnedFd::from_raw_fd(b.fd), OwnedFd::from_raw_fd(second))
+            };
+            b.fd = -1;
+            let mut cat = Command::new("/bin/cat");
+            cat.stdin(Stdio::from(input)).stdout(Stdio::from(output));
+            let child = cat.spawn();
+            drop(cat);
+            match child.and_then(|mut child| child.wait()) {
+                Ok(status) => status.to_string(),
+                Err(error) => error.to_string(),
+            }
+        },
+    );
+}

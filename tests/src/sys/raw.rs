@@ -1,0 +1,91 @@
+//! Calls by number, and what confines a process to a few of them.
+
+#![expect(
+    unsafe_code,
+    reason = "calls of libc's functions, which are what is under test"
+)]
+
+use core::ptr::null_mut;
+
+use libc::{c_int, c_long, sock_filter, sock_fprog};
+
+use super::{Ret, ret};
+
+/// read(2) by number.
+pub fn raw_read(fd: c_int, out: &mut [u8]) -> Ret {
+    // SAFETY: a buffer of its length.
+    ret(unsafe { libc::syscall(libc::SYS_read, fd, out.as_mut_ptr(), out.len()) })
+}
+
+/// write(2) by number.
+pub fn raw_write(fd: c_int, data: &[u8]) -> Ret {
+    // SAFETY: a buffer of its length.
+    ret(unsafe { libc::syscall(libc::SYS_write, fd, data.as_ptr(), data.len()) })
+}
+
+/// recvfrom(2) by number.
+pub fn raw_recv(fd: c_int, out: &mut [u8], flags: c_int) -> Ret {
+    let none = null_mut::<u8>();
+    let (at, len) = (out.as_mut_ptr(), out.len());
+    // SAFETY: a buffer of its length.
+    ret(unsafe { libc::syscall(libc::SYS_recvfrom, fd, at, len, flags, none, none) })
+}
+
+/// sendto(2) by number.
+pub fn raw_send(fd: c_int, data: &[u8], flags: c_int) -> Ret {
+    let none = null_mut::<u8>();
+    let (at, len) = (data.as_ptr(), data.len());
+    // SAFETY: a buffer of its length.
+    ret(unsafe { libc::syscall(libc::SYS_sendto, fd, at, len, flags, none, 0) })
+}
+
+/// dup(2) and close(2) by number.
+pub fn raw_dup(fd: c_int) -> Ret {
+    // SAFETY: no pointers.
+    ret(unsafe { libc::syscall(libc::SYS_dup, fd) })
+}
+
+/// close(2) by number.
+pub fn raw_close(fd: c_int) -> Ret {
+    // SAFETY: no pointers.
+    ret(unsafe { libc::syscall(libc::SYS_close, fd) })
+}
+
+/// io_uring_setup(2) by number: whether there is one is the machine's affair.
+pub fn io_uring_setup() {
+    let mut params = [0u64; 15];
+    // SAFETY: 120 bytes of parameters.
+    let ring = unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, params.as_mut_ptr()) };
+    if let Ok(ring) = c_int::try_from(ring)
+        && ring >= 0
+    {
+        let _ = super::close(ring);
+    }
+}
+
+/// From now on every system call but these kills the process.
+pub fn allow_only(calls: &[c_long]) -> Ret {
+    const LOAD_NUMBER: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    let step = |code, jt, jf, k| sock_filter { code, jt, jf, k };
+    let mut program = vec![step(LOAD_NUMBER, 0, 0, 0)];
+    for call in calls {
+        let number = u32::try_from(*call).unwrap_or(u32::MAX);
+        program.push(step(JUMP_IF_EQUAL, 0, 1, number));
+        program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW));
+    }
+    program.push(step(RETURN, 0, 0, libc::SECCOMP_RET_KILL_PROCESS));
+    let filter = sock_fprog {
+        len: u16::try_from(program.len()).unwrap_or(0),
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: no pointers.
+    let allowed = ret(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) });
+    if allowed.is_err() {
+        return allowed;
+    }
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: a program of its length, which outlives the call.
+    ret(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter, 0, 0) })
+}
