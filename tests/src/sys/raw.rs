@@ -81,10 +81,7 @@ pub fn allow_only(calls: &[c_long]) -> Ret {
         filter: program.as_mut_ptr(),
     };
     // SAFETY: no pointers.
-    let allowed = ret(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) });
-    if allowed.is_err() {
-        return allowed;
-    }
+    ret(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
     let mode = libc::SECCOMP_MODE_FILTER;
     // SAFETY: a program of its length, which outlives the call.
     ret(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter, 0, 0) })
