@@ -16,7 +16,7 @@ pub(super) const CASES: &[Case] = &[
     once("calls_by_number", Needs::Steps, calls_by_number),
     once("beside_io_uring", Needs::Processes, beside_io_uring),
     once("sandboxed", Needs::Processes, |stage| {
-        sandboxed(stage, false)
+        sandboxed(stage, false);
     }),
     once("sandboxed_beside_others", Needs::Processes, |stage| {
         sandboxed(stage, true);
@@ -27,10 +27,10 @@ pub(super) const CASES: &[Case] = &[
         sandboxed_with_a_set,
     ),
     once("spawned_later", Needs::Processes, |stage| {
-        spawned(stage, false)
+        spawned(stage, false);
     }),
     once("spawned_fresh", Needs::Processes, |stage| {
-        spawned(stage, true)
+        spawned(stage, true);
     }),
 ];
 
