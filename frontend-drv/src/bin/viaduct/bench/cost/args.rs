@@ -8,7 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 #[derive(Debug, Args)]
 pub(in crate::bench) struct CostArgs {
     /// Numbers of connections to hold, one measurement each
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,1000,10000",
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,10,1000,10000",
           value_parser = clap::value_parser!(u32).range(1..=i64::from(CONNECTIONS_MAX)))]
     pub(super) connections: Vec<u32>,
     /// What to measure [default: everything]
@@ -97,7 +97,7 @@ mod tests {
     #[test]
     fn everything_is_measured_unless_some_of_it_is_named() {
         let args = Line::try_parse_from(["cost"]).unwrap().cost;
-        assert_eq!(args.connections, [1, 1000, 10_000]);
+        assert_eq!(args.connections, [1, 10, 1000, 10_000]);
         assert!(args.wants(What::Idle) && args.wants(What::Calls));
         let words = ["cost", "--only", "calls,connects", "--connections", "5"];
         let args = Line::try_parse_from(words).unwrap().cost;

@@ -13,6 +13,7 @@ use super::clock::monotonic_ns;
 use super::lab::{Backend, Program, Under, pause};
 use super::peer::PER_PORT;
 use crate::bench::process::ScratchDir;
+use crate::bench::stats::median;
 
 /// A number of connections, held plain and held under Viaduct.
 #[derive(Clone, Debug, Serialize)]
@@ -21,6 +22,8 @@ pub(super) struct Held {
     pub(super) plain: Ends<Census>,
     pub(super) viaduct: Ends<Census>,
     pub(super) upgrade: Upgrade,
+    /// A byte to and fro on some connections while all are registered: nanoseconds for each.
+    pub(super) active: Active,
     /// The daemon before the programs came, and with their connections idle.
     pub(super) daemon_before: Census,
     pub(super) daemon: Census,
@@ -30,6 +33,15 @@ pub(super) struct Held {
     pub(super) idle: Idle,
     pub(super) after_close: AfterClose,
     pub(super) daemon_complaints: Vec<String>,
+}
+
+/// The time of an exchange on some of the connections.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(super) struct Active {
+    /// How many of the connections are used.
+    pub(super) connections: u32,
+    pub(super) plain_ns: f64,
+    pub(super) viaduct_ns: f64,
 }
 
 /// Something of both programs.
@@ -86,11 +98,11 @@ struct Pair {
 
 pub(super) fn measure(count: u32, idle_seconds: u32, scratch: &ScratchDir) -> Result<Held> {
     require_descriptors(count)?;
-    let plain = {
+    let (plain, plain_ns) = {
         let mut pair = Pair::start(Under::Plain, count, scratch).context("plain")?;
         pair.run(ROUNDS, ROUNDS)?;
         pause(SETTLE)?;
-        pair.census()?
+        (pair.census()?, pair.few()?)
     };
 
     let backend = Backend::start(scratch)?;
@@ -110,12 +122,18 @@ pub(super) fn measure(count: u32, idle_seconds: u32, scratch: &ScratchDir) -> Re
     let idle = watch(&pair.server, &pair.client, &backend, idle_seconds)?;
     // Only now: the answer takes memory of the daemon.
     upgrade.look(&backend)?;
+    let active = Active {
+        connections: ACTIVE.min(count),
+        plain_ns,
+        viaduct_ns: pair.few()?,
+    };
     let after_close = pair.close(&backend)?;
     Ok(Held {
         connections: count,
         plain,
         viaduct,
         upgrade,
+        active,
         daemon_before,
         daemon,
         memory_files,
@@ -174,6 +192,24 @@ impl Pair {
         let limit = self.patience();
         let answer = self.client.ask(&format!("run {least} {most}"), limit);
         self.blame_server(answer).map(drop)
+    }
+
+    /// Nanoseconds of an exchange on one of a few connections, all others being silent.
+    fn few(&mut self) -> Result<f64> {
+        let active = ACTIVE.min(self.connections);
+        let limit = self.patience();
+        self.client.ask(&format!("few {active} {WARM}"), limit)?;
+        let mut times = Vec::new();
+        for _ in 0..SAMPLES {
+            let line = format!("few {active} {PER_SAMPLE}");
+            let answer = self.client.ask(&line, limit);
+            let ns: f64 = self
+                .blame_server(answer)?
+                .parse()
+                .context("odd answer of the client")?;
+            times.push(ns / f64::from(active * PER_SAMPLE));
+        }
+        median(&times).context("no exchanges")
     }
 
     /// Rounds until all connections are attached, or no more of them will be.
@@ -301,6 +337,12 @@ const SESSION: u64 = 1;
 /// connection is upgraded.
 const ROUNDS: u32 = 40;
 const LAST_ROUNDS: u32 = 10;
+/// Connections that are used while all others are silent; rounds before the clock is looked at, and in each
+/// of some samples.
+const ACTIVE: u32 = 10;
+const WARM: u32 = 200;
+const SAMPLES: u32 = 9;
+const PER_SAMPLE: u32 = 500;
 /// What a program may need beside its connections; the library keeps its own in the upper quarter.
 const SPARE_DESCRIPTORS: u64 = 300;
 const SETTLE: Duration = Duration::from_millis(500);

@@ -97,7 +97,7 @@ pub(super) mod tests {
 
     use super::*;
     use crate::bench::cost::census::Activity;
-    use crate::bench::cost::connections::{AfterClose, Ends, Idle, Upgrade};
+    use crate::bench::cost::connections::{Active, AfterClose, Ends, Idle, Upgrade};
 
     fn census(anonymous: u64, page_tables: u64) -> Census {
         Census {
@@ -119,6 +119,7 @@ pub(super) mod tests {
             plain: ends(census(1000, 10)),
             viaduct: ends(census(1500, 30)),
             upgrade: Upgrade::default(),
+            active: Active::default(),
             daemon_before: census(100, 1),
             daemon: census(300, 2),
             memory_files: files.clone(),

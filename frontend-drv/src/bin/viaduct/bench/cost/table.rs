@@ -20,6 +20,7 @@ pub(super) fn text(results: &Results, markdown: bool) -> String {
     let mut tables = Vec::new();
     if !results.connections.is_empty() {
         tables.push(upgraded(&results.connections));
+        tables.push(active(&results.connections));
         tables.push(memory(&results.connections));
         tables.push(numbers(&results.connections));
         tables.push(closed(&results.connections));
@@ -104,6 +105,26 @@ impl Table {
             let _ = writeln!(text, "{}", out.trim_end());
         }
     }
+}
+
+fn active(all: &[Held]) -> Table {
+    let title =
+        "A byte to and fro on at most ten connections, all of them in one epoll set at each end";
+    let mut table = by_number(title, all);
+    let mut row = |name: &str, value: &dyn Fn(&Held) -> String| {
+        table.row(name, all.iter().map(value));
+    };
+    row("of them active", &|held| {
+        whole(u64::from(held.active.connections))
+    });
+    row("kernel TCP (us for each)", &|held| {
+        format!("{:.2}", held.active.plain_ns / 1000.0)
+    });
+    row("Viaduct (us for each)", &|held| {
+        format!("{:.2}", held.active.viaduct_ns / 1000.0)
+    });
+    table.note("Medians of nine; the cost of an event must not grow with what is registered.");
+    table
 }
 
 /// A table with a column for each number of connections.

@@ -5,7 +5,7 @@
 //! blocking connection, to its end), `open` (how many are), `quit`. To the client: `connect N
 //! PORT...`, `run LEAST MOST` (rounds of one byte to and fro on every connection, at least and at
 //! most so many; after the least, `stop` ends it; answer: how many, and when the first byte went
-//! out), `ping PORT ROUNDS` (one blocking connection), `close`, `quit`.
+//! out), `few N ROUNDS` (the same on the first N connections only; answer: nanoseconds in all), `ping PORT ROUNDS` (one blocking connection), `close`, `quit`.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
@@ -57,6 +57,7 @@ pub(super) fn connect(control: Control) -> Result<()> {
             let answer = match verb {
                 "connect" => holder.connect(number, rest.get(1..).unwrap_or_default())?,
                 "run" => holder.run(number, rest.get(1).copied().unwrap_or(number))?,
+                "few" => holder.few(number, rest.get(1).copied().unwrap_or(0))?,
                 // It came too late.
                 "stop" => continue,
                 "ping" => {
@@ -228,15 +229,31 @@ impl Holder {
         Ok(format!("{rounds} {first}"))
     }
 
-    /// A byte on every connection, and its reply.
+    /// Rounds on the first connections, while the others are silent.
+    fn few(&mut self, count: usize, rounds: usize) -> Result<String> {
+        let first = monotonic_ns();
+        for round in 0..rounds {
+            self.round_of(count)
+                .with_context(|| format!("round {round}"))?;
+        }
+        Ok((monotonic_ns() - first).to_string())
+    }
+
     fn round(&mut self) -> Result<()> {
-        for (index, stream) in self.connections.iter_mut().enumerate() {
+        self.round_of(usize::MAX)
+    }
+
+    /// A byte on each of the first connections, and its reply.
+    fn round_of(&mut self, count: usize) -> Result<()> {
+        let mut sent = 0;
+        for (index, stream) in self.connections.iter_mut().enumerate().take(count) {
             if let Some(stream) = stream {
-                let sent = stream.write_all(b"x");
-                sent.with_context(|| format!("send on connection {index}"))?;
+                let done = stream.write_all(b"x");
+                done.with_context(|| format!("send on connection {index}"))?;
+                sent += 1;
             }
         }
-        self.awaited = self.open;
+        self.awaited = sent;
         let mut progress = (self.awaited, Instant::now());
         while self.awaited > 0 {
             self.take_events(SLICE_MS, Self::count)?;
