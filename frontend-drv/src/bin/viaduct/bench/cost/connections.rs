@@ -340,9 +340,9 @@ const LAST_ROUNDS: u32 = 10;
 /// Connections that are used while all others are silent; rounds before the clock is looked at, and in each
 /// of some samples.
 const ACTIVE: u32 = 10;
-const WARM: u32 = 200;
+const WARM: u32 = 5000;
 const SAMPLES: u32 = 9;
-const PER_SAMPLE: u32 = 500;
+const PER_SAMPLE: u32 = 5000;
 /// What a program may need beside its connections; the library keeps its own in the upper quarter.
 const SPARE_DESCRIPTORS: u64 = 300;
 const SETTLE: Duration = Duration::from_millis(500);
