@@ -16,7 +16,7 @@ use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use libc::{c_void, pollfd, sockaddr, sockaddr_storage, socklen_t};
 
-use crate::{errno, real};
+use crate::{errno, probe, real};
 
 const SO_COOKIE: c_int = 57;
 const TCP_ULP: c_int = 31;
@@ -323,6 +323,21 @@ pub(crate) fn peek(fd: c_int) -> Result<bool, c_int> {
     })
 }
 
+/// Whether the kernel refuses buffers for where they lie: a look at urgent data, which a buffer is not
+/// touched for, is refused for that reason before any other.
+pub(crate) fn refuses(fd: c_int, parts: *mut libc::iovec, count: usize) -> bool {
+    // SAFETY: zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts;
+    message.msg_iovlen = count;
+    let flags = libc::MSG_OOB | libc::MSG_PEEK | libc::MSG_TRUNC | libc::MSG_DONTWAIT;
+    errno::preserved(|| {
+        // SAFETY: the kernel checks the parts itself.
+        let rc = unsafe { real::recvmsg(fd, &raw mut message, flags) };
+        rc < 0 && errno::get() == libc::EFAULT
+    })
+}
+
 /// The two addresses of a connected socket: own, far.
 pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
     errno::preserved(|| {
@@ -348,19 +363,17 @@ pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
     })
 }
 
-/// Whether the program asks connect to dissolve the connection (AF_UNSPEC).
-///
-/// # Safety
-/// As [`address_of`].
-pub(crate) unsafe fn is_unspecified(addr: *const sockaddr, len: socklen_t) -> bool {
-    // SAFETY: by contract at least the family is readable.
-    addr.addr() >= 4096 && len >= 2 && unsafe { (*addr).sa_family } == 0
+/// Whether the program asks connect to dissolve the connection (AF_UNSPEC). Only for connections of ours:
+/// the address is touched.
+pub(crate) fn is_unspecified(addr: *const sockaddr, len: socklen_t) -> bool {
+    // SAFETY: any bytes are a family.
+    len >= 2 && unsafe { probe::read(addr.cast::<u16>()) } == Some(0)
 }
 
 /// An address given by the program.
 ///
 /// # Safety
-/// `addr` points to `len` readable bytes, or is null.
+/// `addr` points to `len` readable bytes (the kernel has just read or written them), or is null.
 pub(crate) unsafe fn address_of(addr: *const sockaddr, len: socklen_t) -> Option<SocketAddr> {
     if addr.addr() < 4096 || (len as usize) < size_of::<libc::sockaddr_in>() {
         return None;

@@ -13,6 +13,7 @@
 //!   spinning and sleeping. [`kick`]: waking the far end.
 //! * [`retire`]: stepping back before seccomp and for io_uring.
 //! * [`config`] and [`init`]: the environment, read once. [`trace`]: VIADUCT_LOG. [`signals`]: EINTR or restart.
+//! * [`probe`] and [`faults`]: bad addresses of the program are EFAULT.
 //!
 //! Rules of the house: no allocation, no lock of the process, no logging and no libc call that is
 //! one of our own hooks on a data path; no lock held across a blocking call; errno untouched on
@@ -38,6 +39,7 @@ mod contexts;
 mod control;
 mod downgrade;
 mod errno;
+mod faults;
 mod fds;
 #[cfg(not(test))]
 mod hooks;
@@ -46,6 +48,7 @@ mod kernel;
 mod kick;
 mod lifecycle;
 mod ops;
+mod probe;
 mod real;
 mod retire;
 mod signals;

@@ -13,7 +13,7 @@ use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
 use crate::ops::{epoll, lock, send};
-use crate::{config, contexts, control, downgrade, errno, kernel, kick, tls, upgrade};
+use crate::{config, contexts, control, downgrade, errno, faults, kernel, kick, tls, upgrade};
 
 /// Free slots of this process's arena.
 static SLOT_NUMBERS: Numbers<{ SLOTS as usize }> = Numbers::new();
@@ -140,7 +140,9 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     slot.set_stage(Stage::Candidate);
     conn.begin(slot, index);
     control::bind_slot(index, Some(number));
-    KNOWN.store(1, Ordering::Relaxed);
+    // Before anybody finds the connection and touches what the program gives.
+    faults::install();
+    KNOWN.store(1, Ordering::Release);
     if let Some(first) = fds::insert(fd, conn.entry()).as_watched() {
         epoll::adopt_watched(fd, first, conn);
     }
@@ -152,7 +154,7 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
 /// Whether this process ever had a connection of which the library took note.
 #[inline]
 pub(crate) fn any_known() -> bool {
-    KNOWN.load(Ordering::Relaxed) != 0
+    KNOWN.load(Ordering::Acquire) != 0
 }
 
 static KNOWN: AtomicU32 = AtomicU32::new(0);
@@ -492,6 +494,7 @@ pub(crate) extern "C" fn in_forked_child() {
     OWN_PID.store(0, Ordering::Relaxed);
     tls::after_fork();
     crate::retire::after_fork();
+    faults::after_fork();
     CONN_NUMBERS.after_fork(false);
     SLOT_NUMBERS.after_fork(true);
     control::after_fork();

@@ -9,7 +9,7 @@ use rdma_core::Reason;
 use crate::conn::conn;
 use crate::fds::{self, Entry};
 use crate::ops::epoll;
-use crate::{config, errno, lifecycle};
+use crate::{config, errno, faults, lifecycle};
 
 /// Why no connection of this process may leave TCP from now on: a reason code, 0 if nothing is known.
 static REFUSAL: AtomicU32 = AtomicU32::new(0);
@@ -51,6 +51,7 @@ pub(crate) fn before_seccomp() {
                 fds::replace(fd, Entry::NONE);
             }
         });
+        faults::remove();
         config::disable();
     });
 }

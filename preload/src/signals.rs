@@ -4,7 +4,7 @@
 //! has run; the kernel's own would go on if the handler was installed with SA_RESTART. So handlers
 //! *without* that flag are installed behind a trampoline that counts them for the thread before it
 //! calls the program's handler. All other handlers are installed untouched, and what the program
-//! reads back is what it installed.
+//! reads back is what it installed. SIGSEGV and SIGBUS go by [`crate::faults`] once that needs them.
 
 #![expect(unsafe_code, reason = "signal handlers are raw addresses")]
 
@@ -13,7 +13,7 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use libc::{SA_RESTART, SIG_DFL, SIG_IGN, sigaction as SigAction, siginfo_t};
 
-use crate::{config, real, tls};
+use crate::{config, faults, real, tls};
 
 const SIGNALS: usize = 65;
 
@@ -44,11 +44,50 @@ fn trampoline_address() -> usize {
     function as usize
 }
 
+/// The program's handler behind an address that stands in the kernel's action.
+pub(crate) fn behind(signal: c_int, address: usize) -> usize {
+    match usize::try_from(signal)
+        .ok()
+        .and_then(|signal| HANDLERS.get(signal))
+    {
+        Some(word) if address == trampoline_address() => word.load(Ordering::Acquire),
+        _ => address,
+    }
+}
+
 /// sigaction(2).
 ///
 /// # Safety
 /// As sigaction itself.
 pub(crate) unsafe fn sigaction(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int {
+    if config::config().is_none() || !faults::is_ours(signal) {
+        // SAFETY: by contract.
+        return unsafe { with_trampoline(signal, new, old) };
+    }
+    // SAFETY: by contract an action, which libc would read as well.
+    let asked = (!new.is_null()).then(|| unsafe { new.read() });
+    let (rc, told) = faults::sigaction(signal, asked.as_ref(), || {
+        let new = asked
+            .as_ref()
+            .map_or(core::ptr::null(), core::ptr::from_ref);
+        // SAFETY: zero is a valid action.
+        let mut told: SigAction = unsafe { core::mem::zeroed() };
+        // SAFETY: two local actions.
+        let rc = unsafe { with_trampoline(signal, new, &raw mut told) };
+        (rc, told)
+    });
+    if rc == 0 && !old.is_null() {
+        // SAFETY: by contract room for an action.
+        unsafe { old.write(told) };
+    }
+    rc
+}
+
+/// As [`sigaction`], for signals of which we want to know no more than that they came.
+///
+/// # Safety
+/// As sigaction itself.
+unsafe fn with_trampoline(signal: c_int, new: *const SigAction, old: *mut SigAction) -> c_int {
     let word = usize::try_from(signal)
         .ok()
         .and_then(|signal| HANDLERS.get(signal));

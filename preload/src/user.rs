@@ -1,8 +1,8 @@
 //! The program's buffers, as it gave them to us: addresses that are only as good as the program.
 //!
-//! What the kernel would have answered with EFAULT must not crash the program: addresses in the first
-//! page and lengths that overflow are refused here; a pointer into unmapped memory faults in our copy
-//! as it would in the program's own.
+//! What the kernel would have answered with EFAULT must not crash the program: a vector is touched
+//! before it is read, and the bytes of a buffer before they are copied (see [`crate::probe`]). Where a
+//! buffer is good up to some page only, as much of it counts as TCP would take.
 
 #![expect(unsafe_code, reason = "copies between the program's buffers and rings")]
 
@@ -10,6 +10,8 @@ use core::ffi::c_int;
 
 use libc::{c_void, iovec};
 use rdma_core::ring::{Consumer, Corrupt, Producer, RxCursor, TxCursor};
+
+use crate::{kernel, probe};
 
 /// IOV_MAX of Linux.
 const IOV_MAX: usize = 1024;
@@ -19,6 +21,8 @@ const IOV_MAX: usize = 1024;
 pub(crate) struct Buffers {
     vec: *const iovec,
     count: usize,
+    /// Some entry of the vector ends where the kernel may refuse it.
+    is_suspect: bool,
     one: iovec,
     total: usize,
     done: usize,
@@ -30,6 +34,13 @@ pub(crate) struct Buffers {
 /// The longest transfer of one call: MAX_RW_COUNT of Linux.
 pub(crate) const LENGTH_MAX: usize = 0x7fff_f000;
 
+/// Bytes that TCP takes at once: it has all of them, or none.
+const CHUNK: usize = 32 * 1024;
+
+/// Where addresses begin that the kernel refuses without a look. Some machines have more room for
+/// programs; who finds an address beyond asks the kernel.
+const BEYOND: usize = (1 << 47) - 4096;
+
 impl Buffers {
     /// One buffer.
     #[inline(always)]
@@ -38,6 +49,7 @@ impl Buffers {
         Self {
             vec: core::ptr::null(),
             count: 1,
+            is_suspect: false,
             one: iovec {
                 iov_base: base,
                 iov_len: total,
@@ -52,26 +64,29 @@ impl Buffers {
     /// A vector of buffers, checked as the kernel does.
     ///
     /// # Errors
-    /// `EINVAL` for a count out of range or lengths that overflow, `EFAULT` for a null vector.
+    /// `EINVAL` for a count out of range or lengths that overflow, `EFAULT` for a vector that is not
+    /// there.
     ///
     /// # Safety
-    /// `vec` points to `count` entries, or is null.
+    /// Nobody changes the `count` entries at `vec`, if there are any.
     pub(crate) unsafe fn vector(vec: *const iovec, count: c_int) -> Result<Self, c_int> {
         let count = usize::try_from(count)
             .ok()
             .filter(|&n| n <= IOV_MAX)
             .ok_or(libc::EINVAL)?;
-        if count > 0 && vec.addr() < 4096 {
+        if !probe::readable(vec.cast(), count * size_of::<iovec>()) {
             return Err(libc::EFAULT);
         }
         let mut total = 0usize;
+        let mut is_suspect = false;
         for i in 0..count {
-            // SAFETY: i < count entries.
-            let len = unsafe { (*vec.add(i)).iov_len };
-            if isize::try_from(len).is_err() {
+            // SAFETY: i < count entries, just found readable.
+            let entry = unsafe { vec.add(i).read_unaligned() };
+            if isize::try_from(entry.iov_len).is_err() {
                 return Err(libc::EINVAL);
             }
-            total = total.saturating_add(len).min(LENGTH_MAX);
+            total = total.saturating_add(entry.iov_len).min(LENGTH_MAX);
+            is_suspect |= is_beyond(&entry);
         }
         let one = iovec {
             iov_base: core::ptr::null_mut(),
@@ -80,6 +95,7 @@ impl Buffers {
         Ok(Self {
             vec,
             count,
+            is_suspect,
             one,
             total,
             done: 0,
@@ -100,26 +116,87 @@ impl Buffers {
         self.done
     }
 
-    /// Whether the first buffer cannot be one: the kernel would say EFAULT.
+    /// Whether the next `len` bytes, which are about to be sent, are there.
     #[inline(always)]
-    pub(crate) fn is_bad(&mut self) -> bool {
-        self.left() > 0 && self.run(1).0.addr() < 4096
+    pub(crate) fn can_fill(&self, len: usize) -> bool {
+        if self.vec.is_null() {
+            return probe::readable(self.next().cast_const(), len);
+        }
+        self.all(len, |at, run| probe::readable(at, run))
+    }
+
+    /// Whether the next `len` bytes can be overwritten, which is what the caller is about to do.
+    #[inline(always)]
+    pub(crate) fn can_drain(&self, len: usize) -> bool {
+        // SAFETY: the program gave them to be overwritten.
+        let touch = |at, run| unsafe { probe::writable(at, run) };
+        if self.vec.is_null() {
+            touch(self.next(), len)
+        } else {
+            self.all(len, touch)
+        }
+    }
+
+    #[inline(always)]
+    fn all(&self, len: usize, touch: impl Fn(*mut u8, usize) -> bool) -> bool {
+        // SAFETY: index <= count entries (contract of `vector`).
+        let rest = unsafe { self.vec.add(self.index) };
+        let count = self.count - self.index;
+        // SAFETY: as above.
+        !self.is_suspect && unsafe { all(rest, count, self.offset, len, touch) }
+    }
+
+    /// How many of the next `len` bytes a send takes; 0 is EFAULT.
+    pub(crate) fn sound_to_fill(&self, len: usize) -> usize {
+        whole_chunks(self.can(len, read_to), len)
+    }
+
+    /// How many of the next `len` bytes a receive fills; 0 is EFAULT.
+    pub(crate) fn sound_to_drain(&self, len: usize) -> usize {
+        whole_chunks(self.can(len, written_to), len)
+    }
+
+    /// Touches the next `len` bytes, run by run; how many are there before the first that is not.
+    #[inline(never)]
+    fn can(&self, len: usize, touch: impl Fn(*mut u8, usize) -> usize) -> usize {
+        let mut copy = *self;
+        while copy.done - self.done < len {
+            let (at, run) = copy.run(len - (copy.done - self.done));
+            let good = touch(at, run);
+            copy.advance(good);
+            if good < run || run == 0 {
+                break;
+            }
+        }
+        copy.done - self.done
+    }
+
+    /// Whether the kernel refuses the buffers for where they lie, without a look at them.
+    pub(crate) fn is_refused(&mut self, fd: c_int) -> bool {
+        if self.vec.is_null() {
+            is_beyond(&self.one) && kernel::refuses(fd, &raw mut self.one, 1)
+        } else {
+            self.is_suspect && kernel::refuses(fd, self.vec.cast_mut(), self.count)
+        }
+    }
+
+    /// The next byte of a single buffer.
+    #[inline(always)]
+    const fn next(&self) -> *mut u8 {
+        self.one.iov_base.cast::<u8>().wrapping_add(self.done)
     }
 
     /// The next run of contiguous memory, at most `max` bytes; empty at the end.
     #[inline(always)]
     fn run(&mut self, max: usize) -> (*mut u8, usize) {
         if self.vec.is_null() {
-            // SAFETY: done <= iov_len.
-            let at = unsafe { self.one.iov_base.cast::<u8>().add(self.done) };
-            return (at, max.min(self.left()));
+            return (self.next(), max.min(self.left()));
         }
         while self.index < self.count {
             // SAFETY: index < count entries (contract of `vector`).
-            let entry = unsafe { *self.vec.add(self.index) };
+            let entry = unsafe { self.vec.add(self.index).read_unaligned() };
             if self.offset < entry.iov_len {
-                // SAFETY: offset < iov_len.
-                let at = unsafe { entry.iov_base.cast::<u8>().add(self.offset) };
+                let at = entry.iov_base.cast::<u8>().wrapping_add(self.offset);
                 return (at, max.min(entry.iov_len - self.offset).min(self.left()));
             }
             self.index += 1;
@@ -134,7 +211,7 @@ impl Buffers {
         self.offset += len;
     }
 
-    /// Copies up to `max` bytes into the ring.
+    /// Copies up to `max` bytes, which the caller has found to be there, into the ring.
     #[inline(always)]
     pub(crate) fn fill(&mut self, ring: &Producer, cursor: &mut TxCursor, max: usize) {
         let mut left = max;
@@ -143,15 +220,14 @@ impl Buffers {
             if len == 0 {
                 break;
             }
-            // SAFETY: the program promised `len` readable bytes; the caller checked that the ring
-            // has `max` free bytes.
+            // SAFETY: the caller has touched the bytes and checked that the ring has `max` free ones.
             unsafe { ring.write(cursor, at, len) };
             self.advance(len);
             left -= len;
         }
     }
 
-    /// Copies up to `max` available bytes out of the ring.
+    /// Copies up to `max` available bytes out of the ring, for which the caller has found room.
     ///
     /// # Errors
     /// [`Corrupt`]; what was copied before stays counted.
@@ -168,8 +244,7 @@ impl Buffers {
             if len == 0 {
                 break;
             }
-            // SAFETY: the program promised `len` writable bytes; the caller checked that `max` are
-            // available.
+            // SAFETY: the caller has touched the bytes and checked that `max` are available.
             unsafe { ring.read(cursor, at, len) }?;
             self.advance(len);
             left -= len;
@@ -238,6 +313,56 @@ impl Buffers {
         }
         (out, used)
     }
+}
+
+/// Touches the next `len` bytes of a vector of `count` entries, `offset` of whose first entry are worked
+/// off; whether all are there.
+///
+/// # Safety
+/// As [`Buffers::vector`], which has found the entries readable.
+#[inline(never)]
+unsafe fn all(
+    vec: *const iovec,
+    count: usize,
+    mut offset: usize,
+    mut len: usize,
+    touch: impl Fn(*mut u8, usize) -> bool,
+) -> bool {
+    for i in 0..count {
+        // SAFETY: i < count entries.
+        let entry = unsafe { vec.add(i).read_unaligned() };
+        let run = entry.iov_len.saturating_sub(offset).min(len);
+        if !touch(entry.iov_base.cast::<u8>().wrapping_add(offset), run) {
+            return false;
+        }
+        len -= run;
+        if len == 0 {
+            break;
+        }
+        offset = 0;
+    }
+    true
+}
+
+/// Whether a buffer ends where the kernel may refuse it.
+fn is_beyond(part: &iovec) -> bool {
+    part.iov_base.addr().saturating_add(part.iov_len) > BEYOND
+}
+
+/// For bytes that are about to be sent.
+fn read_to(at: *mut u8, len: usize) -> usize {
+    probe::readable_to(at, len)
+}
+
+/// For bytes that the program gave to be overwritten.
+fn written_to(at: *mut u8, len: usize) -> usize {
+    // SAFETY: the caller is about to overwrite them.
+    unsafe { probe::writable_to(at, len) }
+}
+
+/// How much of `len` bytes counts if the first `good` are there.
+const fn whole_chunks(good: usize, len: usize) -> usize {
+    if good < len { good - good % CHUNK } else { len }
 }
 
 #[cfg(test)]

@@ -4,9 +4,9 @@ use core::ffi::{c_int, c_void};
 
 use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
-use crate::ops::{file, recv, send};
+use crate::ops::{file, ready, recv, send};
 use crate::user::Buffers;
-use crate::{config, errno, fds, lifecycle, real};
+use crate::{config, errno, fds, lifecycle, probe, real};
 
 // SAFETY (whole file): each hook passes on exactly the arguments that the program gave to the libc
 // function of the same name, whose contract is therefore the program's to keep.
@@ -60,10 +60,9 @@ export! {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::recvfrom(fd, buf, len, flags, addr, alen) };
         let got = receive_one!(fd, buf, len, flags, native);
-        if got >= 0 && !addr.is_null() && !alen.is_null() && fds::lookup(fd).as_conn().is_some() {
-            // A connected TCP socket names nobody.
-            // SAFETY: not null; the program's own length word.
-            unsafe { alen.write(0) };
+        if got >= 0 && !addr.is_null() && fds::lookup(fd).as_conn().is_some() {
+            // SAFETY: see the top of the file.
+            return unsafe { named_nobody(got, alen) };
         }
         got
     }
@@ -114,7 +113,7 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) };
-        if fds::lookup(fd).as_conn().is_none() || msgs.is_null() {
+        if fds::lookup(fd).as_conn().is_none() {
             let got = native();
             if got > 0 && config::config().is_some() {
                 for i in 0..got.unsigned_abs() as usize {
@@ -141,9 +140,14 @@ export! {
     unsafe fn sendto(
         fd: c_int, buf: *const c_void, len: size_t, flags: c_int, addr: *const sockaddr, alen: socklen_t,
     ) -> ssize_t {
-        // Linux TCP ignores the address of a connected socket (except with MSG_FASTOPEN).
         // SAFETY: see the top of the file.
-        send_one!(fd, buf, len, flags, || unsafe { real::sendto(fd, buf, len, flags, addr, alen) })
+        let native = || unsafe { real::sendto(fd, buf, len, flags, addr, alen) };
+        // Linux TCP ignores the address of a connected socket (except with MSG_FASTOPEN), but not one
+        // that is none.
+        if !addr.is_null() && fds::lookup(fd).as_conn().is_some() && !is_address(addr, alen) {
+            return native();
+        }
+        send_one!(fd, buf, len, flags, native)
     }
 
     unsafe fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
@@ -164,11 +168,11 @@ export! {
     }
 
     unsafe fn sendmmsg(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int) -> c_int {
-        if fds::lookup(fd).as_conn().is_none() || msgs.addr() < 4096 {
-            if msgs.addr() >= 4096 && lifecycle::any_known() {
+        if fds::lookup(fd).as_conn().is_none() {
+            if may_pass_ours() {
                 for i in 0..count.min(1024) as usize {
                     // SAFETY: see the top of the file.
-                    unsafe { note_passed(&raw const (*msgs.add(i)).msg_hdr) };
+                    unsafe { note_passed(&raw const (*msgs.wrapping_add(i)).msg_hdr) };
                 }
             }
             // SAFETY: see the top of the file.
@@ -228,7 +232,7 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
     // SAFETY: by contract.
     let native = || unsafe { real::recvmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
-    let Some(index) = entry.as_conn().filter(|_| msg.addr() >= 4096) else {
+    let Some(index) = entry.as_conn() else {
         let got = native();
         if got >= 0 && config::config().is_some() {
             // SAFETY: the kernel has just written it.
@@ -236,8 +240,10 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
         }
         return got;
     };
-    // SAFETY: not null; the program's header.
-    let header = unsafe { msg.read() };
+    // SAFETY: any bytes are a header of numbers and addresses.
+    let Some(header) = (unsafe { probe::read(msg) }) else {
+        return native();
+    };
     let Ok(count) = c_int::try_from(header.msg_iovlen) else {
         return native();
     };
@@ -248,11 +254,16 @@ unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t 
     let got = recv::recv(fd, entry, index, &mut buffers, flags, native);
     if got == 0 || got > 0 && buffers.done() > 0 {
         // Not written by the kernel: what TCP reports beside data.
-        // SAFETY: not null; the program's header.
-        let told = unsafe { &mut *msg };
-        told.msg_flags = 0;
-        told.msg_controllen = 0;
-        told.msg_namelen = 0;
+        // SAFETY: words of the program's header, which the kernel would overwrite.
+        let told = unsafe {
+            (header.msg_name.is_null() || probe::write(&raw mut (*msg).msg_namelen, 0))
+                && probe::write(&raw mut (*msg).msg_flags, 0)
+                && probe::write(&raw mut (*msg).msg_controllen, 0)
+        };
+        if !told {
+            // The bytes are taken, as on TCP.
+            return errno::fail(libc::EFAULT);
+        }
     }
     got
 }
@@ -269,35 +280,48 @@ unsafe fn receive_messages(
     mut flags: c_int,
     timeout: *mut timespec,
 ) -> c_int {
+    let fail = |error| {
+        errno::set(error);
+        -1
+    };
     let mut deadline = None;
     if !timeout.is_null() {
-        // SAFETY: not null; the program's timeout.
-        let time = unsafe { timeout.read() };
-        let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec))
-        else {
-            errno::set(libc::EINVAL);
-            return -1;
+        // SAFETY: any bytes are a time.
+        let Some(time) = (unsafe { probe::read(timeout) }) else {
+            return fail(libc::EFAULT);
         };
-        deadline =
-            Some(crate::control::monotonic_ns().saturating_add(seconds * 1_000_000_000 + nanos));
+        let Some(ns) = ready::from_timespec(time) else {
+            return fail(libc::EINVAL);
+        };
+        deadline = Some(crate::control::monotonic_ns().saturating_add(ns));
     }
     let one = flags & libc::MSG_WAITFORONE != 0;
     flags &= !libc::MSG_WAITFORONE;
     let mut done = 0;
     while done < count.min(1024) {
-        // SAFETY: done < count entries.
-        let entry = unsafe { msgs.add(done as usize) };
-        // SAFETY: as above.
+        let entry = msgs.wrapping_add(done as usize);
+        // SAFETY: the address of an entry's header, which is touched before it is used.
         let got = unsafe { receive_message(fd, &raw mut (*entry).msg_hdr, flags) };
         let Ok(len) = u32::try_from(got) else { break };
-        // SAFETY: as above.
-        unsafe { (*entry).msg_len = len };
+        // SAFETY: a word of the program's entry, which the kernel would overwrite.
+        if !unsafe { probe::write(&raw mut (*entry).msg_len, len) } {
+            errno::set(libc::EFAULT);
+            break;
+        }
         done += 1;
         if one {
             flags |= libc::MSG_DONTWAIT;
         }
         if deadline.is_some_and(|at| crate::control::monotonic_ns() >= at) {
             break;
+        }
+    }
+    if let Some(at) = deadline.filter(|_| done > 0) {
+        // Linux tells the time that is left.
+        let left = at.saturating_sub(crate::control::monotonic_ns());
+        // SAFETY: the program's time, which the kernel would overwrite.
+        if !unsafe { probe::write(timeout, ready::to_timespec(left)) } {
+            return fail(libc::EFAULT);
         }
     }
     if done == 0 && count > 0 {
@@ -314,20 +338,22 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     let native = || unsafe { real::sendmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn() else {
-        if msg.addr() >= 4096 && lifecycle::any_known() {
-            // SAFETY: by contract a header.
+        if may_pass_ours() {
+            // SAFETY: by contract.
             unsafe { note_passed(msg) };
         }
         return native();
     };
-    if msg.addr() < 4096 {
+    // SAFETY: any bytes are a header of numbers and addresses.
+    let Some(header) = (unsafe { probe::read(msg) }) else {
         return native();
-    }
-    // SAFETY: not null; the program's header.
-    let header = unsafe { msg.read() };
+    };
     let Ok(count) = c_int::try_from(header.msg_iovlen) else {
         return native();
     };
+    if !is_sound(&header) {
+        return native();
+    }
     // SAFETY: by contract.
     match unsafe { Buffers::vector(header.msg_iov, count) } {
         Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, flags, native),
@@ -335,26 +361,75 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     }
 }
 
-/// Descriptors that are passed to another process stay on TCP.
+/// Whether an address that the program gives beside the data of a connected socket can be one; what
+/// cannot, the kernel refuses.
+fn is_address(addr: *const sockaddr, len: socklen_t) -> bool {
+    len as usize <= size_of::<libc::sockaddr_storage>() && is_there(addr.cast(), len as usize)
+}
+
+/// As [`is_address`], for all that a message carries beside its data.
+fn is_sound(header: &msghdr) -> bool {
+    let name_len = (header.msg_namelen as usize).min(size_of::<libc::sockaddr_storage>());
+    let is_named = !header.msg_name.is_null();
+    !(is_named
+        && (c_int::try_from(header.msg_namelen).is_err() || !is_there(header.msg_name, name_len)))
+        && is_there(header.msg_control, header.msg_controllen)
+}
+
+/// Whether bytes beside the data can be read: those that the kernel would copy in any case.
+fn is_there(at: *const c_void, len: usize) -> bool {
+    probe::readable(at.cast(), len.min(CONTROL_MAX))
+}
+
+/// More control data than the kernel takes.
+const CONTROL_MAX: usize = 1 << 20;
+
+/// Tells that a connected TCP socket names nobody; `got` or an error.
 ///
 /// # Safety
-/// `msg` points to a header.
+/// `alen` is the program's word for the length of an address.
+unsafe fn named_nobody(got: ssize_t, alen: *mut socklen_t) -> ssize_t {
+    // SAFETY: any bytes are a length.
+    match unsafe { probe::read(alen) } {
+        // SAFETY: by contract a word to be overwritten.
+        Some(room) if room <= i32::MAX as u32 && unsafe { probe::write(alen, 0) } => got,
+        Some(room) if room > i32::MAX as u32 => errno::fail(libc::EINVAL),
+        _ => errno::fail(libc::EFAULT),
+    }
+}
+
+/// Whether a message may carry a descriptor of ours.
+fn may_pass_ours() -> bool {
+    config::config().is_some() && lifecycle::any_known()
+}
+
+/// Descriptors that are passed to another process stay on TCP. Only if connections are known: the header
+/// and what it points to are touched.
+///
+/// # Safety
+/// Nobody changes the header, if it is one.
 unsafe fn note_passed(msg: *const msghdr) {
-    // SAFETY: by contract.
-    unsafe { each_descriptor(msg, lifecycle::passed_on) };
+    // SAFETY: any bytes are a header of numbers and addresses.
+    let Some(header) = (unsafe { probe::read(msg) }) else {
+        return;
+    };
+    if header.msg_controllen <= CONTROL_MAX && is_there(header.msg_control, header.msg_controllen) {
+        // SAFETY: the control data was found readable.
+        unsafe { each_descriptor(&header, lifecycle::passed_on) };
+    }
 }
 
 /// Gives each descriptor that stands in a message (SCM_RIGHTS) to `found`.
 ///
 /// # Safety
-/// `msg` points to a header.
-unsafe fn each_descriptor(msg: *const msghdr, found: impl Fn(c_int)) {
-    // SAFETY: by contract.
-    let header = unsafe { &*msg };
-    if header.msg_control.is_null() || header.msg_controllen == 0 {
+/// The control data can be read.
+unsafe fn each_descriptor(header: &msghdr, found: impl Fn(c_int)) {
+    if header.msg_control.is_null() {
         return;
     }
-    // SAFETY: a header with control data.
+    let end = header.msg_control.addr() + header.msg_controllen;
+    let header = core::ptr::from_ref(header);
+    // SAFETY: by contract.
     let mut at = unsafe { libc::CMSG_FIRSTHDR(header) };
     while !at.is_null() {
         // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR give headers inside the control data.
@@ -362,9 +437,10 @@ unsafe fn each_descriptor(msg: *const msghdr, found: impl Fn(c_int)) {
         if part.cmsg_level == libc::SOL_SOCKET && part.cmsg_type == libc::SCM_RIGHTS {
             // SAFETY: only computes a length.
             let overhead = unsafe { libc::CMSG_LEN(0) } as usize;
-            let fds = part.cmsg_len.saturating_sub(overhead) / size_of::<c_int>();
             // SAFETY: as above.
             let data = unsafe { libc::CMSG_DATA(at) };
+            let room = end.saturating_sub(data.addr());
+            let fds = part.cmsg_len.saturating_sub(overhead).min(room) / size_of::<c_int>();
             for i in 0..fds {
                 // SAFETY: i is inside the part's data.
                 let bytes = unsafe { data.add(i * size_of::<c_int>()).cast::<[u8; 4]>().read() };
@@ -382,8 +458,10 @@ unsafe fn each_descriptor(msg: *const msghdr, found: impl Fn(c_int)) {
 /// `msg` points to a header.
 unsafe fn note_received(msg: *const msghdr) {
     // SAFETY: by contract.
+    let header = unsafe { msg.read() };
+    // SAFETY: the kernel has just written the control data.
     unsafe {
-        each_descriptor(msg, |fd| {
+        each_descriptor(&header, |fd| {
             lifecycle::created(fd);
             lifecycle::adopt_unknown(fd);
         });
@@ -395,13 +473,15 @@ unsafe fn note_received(msg: *const msghdr) {
 unsafe fn send_messages(fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int) -> c_int {
     let mut done = 0;
     while done < count.min(1024) {
-        // SAFETY: done < count entries.
-        let entry = unsafe { msgs.add(done as usize) };
-        // SAFETY: as above.
+        let entry = msgs.wrapping_add(done as usize);
+        // SAFETY: the address of an entry's header, which is touched before it is used.
         let sent = unsafe { send_message(fd, &raw const (*entry).msg_hdr, flags) };
         let Ok(len) = u32::try_from(sent) else { break };
-        // SAFETY: as above.
-        unsafe { (*entry).msg_len = len };
+        // SAFETY: a word of the program's entry, which the kernel would overwrite.
+        if !unsafe { probe::write(&raw mut (*entry).msg_len, len) } {
+            errno::set(libc::EFAULT);
+            break;
+        }
         done += 1;
     }
     if done == 0 && count > 0 {

@@ -5,7 +5,7 @@ use core::ffi::c_int;
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use crate::ops::{epoll, ready};
-use crate::{config, control, lifecycle, real};
+use crate::{config, control, errno, lifecycle, probe, real};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -14,26 +14,20 @@ fn from_ms(timeout: c_int) -> Option<u64> {
     u64::try_from(timeout).ok().map(|ms| ms * 1_000_000)
 }
 
-/// # Safety
-/// `time` is null or points to a timespec.
-unsafe fn from_timespec(time: *const timespec) -> Result<Option<u64>, ()> {
+/// What ppoll and the like were given as timeout; `Err` if that is none, which the kernel then says.
+fn from_timespec(time: *const timespec) -> Result<Option<u64>, ()> {
     if time.is_null() {
         return Ok(None);
     }
-    if time.addr() < 4096 {
-        return Err(());
-    }
-    // SAFETY: by contract.
-    let time = unsafe { time.read() };
-    let (Ok(seconds), Ok(nanos)) = (u64::try_from(time.tv_sec), u64::try_from(time.tv_nsec)) else {
-        return Err(());
-    };
-    if nanos >= 1_000_000_000 {
-        return Err(());
-    }
-    Ok(Some(
-        seconds.saturating_mul(1_000_000_000).saturating_add(nanos),
-    ))
+    // SAFETY: any bytes are a time.
+    let time = unsafe { probe::read(time) }.ok_or(())?;
+    ready::from_timespec(time).map(Some).ok_or(())
+}
+
+/// Whether some descriptor may be one of ours.
+#[inline]
+fn may_be_ours() -> bool {
+    config::config().is_some() && lifecycle::any_known()
 }
 
 /// poll and its relatives.
@@ -48,10 +42,13 @@ unsafe fn poll_any(
     mask: *const sigset_t,
     native: impl Fn() -> c_int,
 ) -> c_int {
-    if config::config().is_none() || !lifecycle::any_known() {
+    if !may_be_ours() {
         return native();
     }
-    let Ok(entries) = usize::try_from(count) else {
+    let Some(entries) = usize::try_from(count)
+        .ok()
+        .filter(|&entries| ready::is_sound(fds, entries, mask))
+    else {
         return native();
     };
     loop {
@@ -88,8 +85,10 @@ export! {
     unsafe fn ppoll(fds: *mut pollfd, count: nfds_t, time: *const timespec, mask: *const sigset_t) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::ppoll(fds, count, time, mask) };
-        // SAFETY: see the top of the file.
-        match unsafe { from_timespec(time) } {
+        if !may_be_ours() {
+            return native();
+        }
+        match from_timespec(time) {
             // SAFETY: see the top of the file.
             Ok(timeout) => unsafe { poll_any(fds, count, timeout, mask, native) },
             Err(()) => native(),
@@ -112,13 +111,13 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::select(count, read, write, except, time) };
-        if config::config().is_none() || !lifecycle::any_known() {
+        if !may_be_ours() || !ready::are_sets(count, [read, write, except], core::ptr::null()) {
             return native();
         }
         let mut timeout = None;
         if !time.is_null() {
-            // SAFETY: not null; the program's.
-            let asked = unsafe { time.read() };
+            // SAFETY: any bytes are a time.
+            let Some(asked) = (unsafe { probe::read(time) }) else { return native() };
             let (Ok(seconds), Ok(micros)) = (u64::try_from(asked.tv_sec), u64::try_from(asked.tv_usec)) else {
                 return native();
             };
@@ -141,8 +140,10 @@ export! {
             // Linux tells the time that is left.
             let left = timeout.saturating_sub(control::monotonic_ns() - started);
             let left = ready::to_timespec(left);
-            // SAFETY: not null; the program's.
-            unsafe { time.write(timeval { tv_sec: left.tv_sec, tv_usec: left.tv_nsec / 1000 }) };
+            let left = timeval { tv_sec: left.tv_sec, tv_usec: left.tv_nsec / 1000 };
+            // A time that cannot be written does not spoil the result.
+            // SAFETY: the program's time, which select overwrites.
+            unsafe { probe::write(time, left) };
         }
         result
     }
@@ -153,11 +154,10 @@ export! {
     ) -> c_int {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::pselect(count, read, write, except, time, mask) };
-        if config::config().is_none() || !lifecycle::any_known() {
+        if !may_be_ours() || !ready::are_sets(count, [read, write, except], mask) {
             return native();
         }
-        // SAFETY: see the top of the file.
-        let Ok(timeout) = (unsafe { from_timespec(time) }) else { return native() };
+        let Ok(timeout) = from_timespec(time) else { return native() };
         let sets = [read, write, except];
         loop {
             // SAFETY: see the top of the file.
@@ -198,8 +198,17 @@ export! {
         // SAFETY: see the top of the file.
         let native = || unsafe { real::epoll_pwait2(epfd, events, max, time, mask) };
         let Some(set) = epoll::known_set(epfd) else { return native() };
-        // SAFETY: see the top of the file.
-        match unsafe { from_timespec(time) } {
+        // As long as nothing catches faults, the kernel is asked: it reads the time before it looks at
+        // the set, which is none.
+        let is_there = || errno::preserved(|| {
+            // SAFETY: waits for nothing.
+            let rc = unsafe { real::epoll_pwait2(-1, events, max, time, mask) };
+            rc < 0 && errno::get() == libc::EBADF
+        });
+        if !lifecycle::any_known() && !is_there() {
+            return native();
+        }
+        match from_timespec(time) {
             // SAFETY: see the top of the file.
             Ok(timeout) => unsafe { epoll::wait(set, epfd, events, max, timeout, mask) },
             Err(()) => native(),

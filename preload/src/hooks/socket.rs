@@ -6,7 +6,7 @@ use libc::{sockaddr, sockaddr_storage, socklen_t};
 
 use crate::lifecycle::{self, Side};
 use crate::ops::options;
-use crate::{config, errno, kernel, real};
+use crate::{config, errno, fds, kernel, probe, real};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -52,8 +52,7 @@ export! {
         if config::config().is_none() {
             return native();
         }
-        // SAFETY: see the top of the file.
-        if unsafe { kernel::is_unspecified(addr, len) } {
+        if fds::lookup(fd).as_conn().is_some() && kernel::is_unspecified(addr, len) {
             let closing = lifecycle::before_dissolve(fd);
             let rc = native();
             if let Some(closing) = closing {
@@ -96,7 +95,7 @@ fn accepted(
     flags: c_int,
     native: impl Fn(*mut sockaddr, *mut socklen_t) -> c_int,
 ) -> c_int {
-    if config::config().is_none() || (!addr.is_null() && len.addr() < 4096) {
+    if config::config().is_none() {
         return native(addr, len);
     }
     // SAFETY: zero is a valid sockaddr_storage.
@@ -107,22 +106,27 @@ fn accepted(
         adopt_accepted(fd, &storage, flags);
         return fd;
     }
-    // The kernel checks the program's buffer itself; the address is read back from it if it fits.
-    // SAFETY: checked above.
-    let room = unsafe { len.read_unaligned() };
+    // The kernel checks the program's buffer itself; the address is read back from it if it fits. As
+    // long as nothing catches faults, we do not look how large it is.
+    let room = if lifecycle::any_known() {
+        // SAFETY: any bytes are a length.
+        unsafe { probe::read(len) }.unwrap_or(0)
+    } else {
+        0
+    };
     let fd = native(addr, len);
-    if fd >= 0 {
-        if room as usize >= size_of::<libc::sockaddr_in6>() {
-            // SAFETY: the kernel has just written an address there.
-            let told = unsafe { kernel::address_of(addr, len.read_unaligned().min(room)) };
-            if let Some(far) = told {
-                lifecycle::created(fd);
-                lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
-            }
-        } else if let Some((_, far)) = kernel::addresses(fd) {
-            lifecycle::created(fd);
-            lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
-        }
+    if fd < 0 {
+        return fd;
+    }
+    lifecycle::created(fd);
+    let far = if room as usize >= size_of::<libc::sockaddr_in6>() {
+        // SAFETY: the kernel has just written an address there.
+        unsafe { kernel::address_of(addr, len.read_unaligned().min(room)) }
+    } else {
+        kernel::addresses(fd).map(|(_, far)| far)
+    };
+    if let Some(far) = far {
+        lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);
     }
     fd
 }

@@ -31,13 +31,13 @@ use crate::conn::{Conn, conn};
 use crate::fds::{self};
 use crate::ops::ready::involves_ring;
 use crate::ops::send;
-use crate::{control, errno, kernel, real};
+use crate::{control, errno, kernel, lifecycle, probe, real};
 use set::{Set, interest, interests_of, set_of};
 
 /// epoll_ctl(2).
 ///
 /// # Safety
-/// `event` is null or points to an event.
+/// `event` is the program's; nobody changes it.
 pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epoll_event) -> c_int {
     // SAFETY: by contract, in each use.
     let native = || unsafe { real::epoll_ctl(epfd, op, fd, event) };
@@ -53,20 +53,17 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     }
     let Some(set) = make_set(epfd).filter(|set| !set::is_kernels_alone(set)) else {
         if let Some(index) = entry.as_conn() {
-            crate::lifecycle::to_kernel(conn(index), fd, Reason::UnseenWaiter);
+            lifecycle::to_kernel(conn(index), fd, Reason::UnseenWaiter);
         }
         return native();
     };
     match op {
-        libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD if event.addr() >= 4096 => {
-            // SAFETY: not null, by contract an event (packed on x86-64, so read unaligned).
-            let asked = unsafe { event.read_unaligned() };
-            if op == libc::EPOLL_CTL_ADD {
-                add(set, epfd, fd, asked)
-            } else {
-                modify(set, epfd, fd, asked)
-            }
-        }
+        // SAFETY: by contract.
+        libc::EPOLL_CTL_ADD | libc::EPOLL_CTL_MOD => match unsafe { wish(epfd, op, event) } {
+            Some(asked) if op == libc::EPOLL_CTL_ADD => add(set, epfd, fd, asked),
+            Some(asked) => modify(set, epfd, fd, asked),
+            None => native(),
+        },
         libc::EPOLL_CTL_DEL => {
             let rc = native();
             if rc == 0
@@ -78,6 +75,26 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
         }
         _ => native(),
     }
+}
+
+/// The program's event; `None` if it cannot be read.
+///
+/// # Safety
+/// As [`control`].
+unsafe fn wish(epfd: c_int, op: c_int, event: *mut epoll_event) -> Option<epoll_event> {
+    if lifecycle::any_known() {
+        // SAFETY: any bytes are an event.
+        return unsafe { probe::read(event) };
+    }
+    // As long as nothing catches faults, the kernel is asked: it reads the event before it looks at
+    // the descriptor, which is none.
+    let is_there = errno::preserved(|| {
+        // SAFETY: changes nothing.
+        let rc = unsafe { real::epoll_ctl(epfd, op, -1, event) };
+        rc < 0 && errno::get() != libc::EFAULT
+    });
+    // SAFETY: the kernel could read it (packed on x86-64, so read unaligned).
+    is_there.then(|| unsafe { event.read_unaligned() })
 }
 
 fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {

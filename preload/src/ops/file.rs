@@ -14,7 +14,7 @@ use super::ready::involves_ring;
 use super::send;
 use crate::conn::conn;
 use crate::user::{Buffers, LENGTH_MAX};
-use crate::{errno, fds, real};
+use crate::{errno, fds, probe, real};
 
 /// Bytes read from the file at once. On the stack of whoever calls sendfile.
 const CHUNK: usize = 64 * 1024;
@@ -52,8 +52,11 @@ unsafe fn through_ring(out: c_int, input: c_int, offset: *mut off_t, count: usiz
         // SAFETY: lseek only reads the position.
         unsafe { libc::lseek(input, 0, libc::SEEK_CUR) }
     } else {
-        // SAFETY: by contract.
-        unsafe { offset.read() }
+        // SAFETY: any bytes are an offset.
+        match unsafe { probe::read(offset) } {
+            Some(at) => at,
+            None => return errno::fail(libc::EFAULT),
+        }
     };
     if at < 0 {
         // Not seekable: the kernel refuses most of these, and we cannot take bytes back.
@@ -101,9 +104,10 @@ unsafe fn through_ring(out: c_int, input: c_int, offset: *mut off_t, count: usiz
     if own_position {
         // SAFETY: moves the position of the file that the program gave.
         unsafe { libc::lseek(input, at, libc::SEEK_SET) };
-    } else {
-        // SAFETY: by contract.
-        unsafe { offset.write(at) };
+    // SAFETY: the program's offset, which sendfile overwrites.
+    } else if !unsafe { probe::write(offset, at) } {
+        // The bytes are sent, as on TCP.
+        return errno::fail(libc::EFAULT);
     }
     isize::try_from(total).unwrap_or(isize::MAX)
 }

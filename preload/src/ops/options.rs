@@ -13,7 +13,7 @@ use rdma_core::Reason;
 
 use super::recv;
 use crate::conn::{Conn, conn};
-use crate::{fds, kernel, lifecycle, real};
+use crate::{fds, kernel, lifecycle, probe, real};
 
 const SO_ZEROCOPY: c_int = 60;
 const SO_PEEK_OFF: c_int = 42;
@@ -22,6 +22,9 @@ const TCP_REPAIR: c_int = 19;
 const FIONREAD: c_ulong = 0x541b;
 const FIONBIO: c_ulong = 0x5421;
 const FIOASYNC: c_ulong = 0x5452;
+
+/// No option that concerns us has a longer value.
+const VALUE_MAX: usize = 16;
 
 /// ioctl(2).
 ///
@@ -35,17 +38,16 @@ pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
     };
     let conn = conn(index);
     match request {
-        FIONREAD if arg >= 4096 => match recv::readable(conn, fd) {
-            Some(bytes) => {
-                let value = c_int::try_from(bytes).unwrap_or(c_int::MAX);
-                // SAFETY: FIONREAD's argument points to an int.
-                unsafe {
-                    core::ptr::with_exposed_provenance_mut::<c_int>(arg).write_unaligned(value);
-                };
-                0
+        FIONREAD => {
+            let place = core::ptr::with_exposed_provenance_mut::<c_int>(arg);
+            let value =
+                recv::readable(conn, fd).map(|bytes| c_int::try_from(bytes).unwrap_or(c_int::MAX));
+            match value {
+                // SAFETY: FIONREAD's argument points to an int that it overwrites.
+                Some(value) if unsafe { probe::write(place, value) } => 0,
+                _ => native(),
             }
-            None => native(),
-        },
+        }
         FIONBIO => {
             let rc = native();
             if rc == 0 {
@@ -119,7 +121,9 @@ pub(crate) unsafe fn set(
         }
         _ => None,
     };
-    if let Some(reason) = veto {
+    if let Some(reason) = veto
+        && probe::readable(value.cast(), (len as usize).min(VALUE_MAX))
+    {
         // A ring knows nothing of this: the stream goes back to the kernel first.
         lifecycle::to_kernel(conn, fd, reason);
     }
@@ -153,11 +157,25 @@ pub(crate) unsafe fn get(
         && (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR)
         && let Some(index) = fds::lookup(fd).as_conn()
     {
-        let error = conn(index).take_error();
-        // SAFETY: the kernel has just written an int there.
-        if error != 0 && unsafe { value.cast::<c_int>().read_unaligned() } == 0 {
+        let error = conn(index).take_error().to_ne_bytes();
+        // The program may have room for a part of the number only.
+        // SAFETY: the kernel has just written the length there.
+        let room = unsafe { len.read_unaligned() } as usize;
+        let mut known = [0; 4];
+        let known = known.get_mut(..room).unwrap_or_default();
+        // SAFETY: the kernel has just written so many bytes there.
+        unsafe {
+            value
+                .cast::<u8>()
+                .copy_to_nonoverlapping(known.as_mut_ptr(), known.len());
+        };
+        if error != [0; 4] && known.iter().all(|&byte| byte == 0) {
             // SAFETY: as above.
-            unsafe { value.cast::<c_int>().write_unaligned(error) };
+            unsafe {
+                value
+                    .cast::<u8>()
+                    .copy_from_nonoverlapping(error.as_ptr(), known.len());
+            };
         }
     }
     rc

@@ -25,7 +25,7 @@ use super::{recv, send};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
 use crate::fds::{self};
 use crate::wait::{self, Sleeper};
-use crate::{control, downgrade, errno, kernel, real, upgrade};
+use crate::{control, downgrade, errno, kernel, probe, real, upgrade};
 
 /// POLLIN and its synonym.
 const READ_BITS: i16 = POLLIN | 0x40;
@@ -84,6 +84,15 @@ pub(crate) fn to_timespec(ns: u64) -> timespec {
         tv_sec: i64::try_from(ns / 1_000_000_000).unwrap_or(i64::MAX),
         tv_nsec: i64::try_from(ns % 1_000_000_000).unwrap_or(0),
     }
+}
+
+/// A timespec as nanoseconds; `None` if it is no time.
+pub(crate) fn from_timespec(time: timespec) -> Option<u64> {
+    let seconds = u64::try_from(time.tv_sec).ok()?;
+    let nanos = u64::try_from(time.tv_nsec)
+        .ok()
+        .filter(|&nanos| nanos < 1_000_000_000)?;
+    Some(seconds.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
 /// Whether readiness of the connection is more than the kernel knows.
@@ -180,22 +189,54 @@ fn kernel_interest(conn: &Conn, events: i16) -> i16 {
 /// [`poll_in_kernel`]).
 ///
 /// # Safety
-/// `fds` points to `count` entries.
+/// `fds` points to `count` entries that can be read.
 pub(crate) unsafe fn poll(
     fds: *mut pollfd,
     count: usize,
     timeout_ns: Option<u64>,
     mask: *const sigset_t,
 ) -> Option<c_int> {
-    // What the kernel would refuse, it refuses; the array is only looked at if it can be one.
-    if count == 0 || fds.addr() < 4096 || count > 1 << 20 {
+    if count == 0 {
         return None;
     }
     // SAFETY: by contract.
-    let entries = unsafe { core::slice::from_raw_parts_mut(fds, count) };
+    let entries = unsafe { core::slice::from_raw_parts(fds, count) };
     let ours = entries.iter().any(|entry| ring_conn(entry.fd).is_some());
-    ours.then(|| poll_mixed(entries, timeout_ns, mask))
+    // SAFETY: by contract.
+    let tell = |answers: &[pollfd]| unsafe { tell(fds, answers) };
+    ours.then(|| poll_mixed(entries, timeout_ns, mask, tell))
 }
+
+/// Gives the program its `revents`; false if they cannot be written.
+///
+/// # Safety
+/// `fds` points to as many entries.
+unsafe fn tell(fds: *mut pollfd, answers: &[pollfd]) -> bool {
+    answers.iter().enumerate().all(|(i, answer)| {
+        // SAFETY: by contract an entry.
+        let place = unsafe { &raw mut (*fds.add(i)).revents };
+        // SAFETY: a word of the program's entry, which the kernel would overwrite.
+        unsafe { probe::write(place, answer.revents) }
+    })
+}
+
+/// Whether poll's arguments can be read; if not, the kernel says so.
+pub(crate) fn is_sound(fds: *const pollfd, count: usize, mask: *const sigset_t) -> bool {
+    count <= ENTRIES_MAX
+        && probe::readable(fds.cast(), count * size_of::<pollfd>())
+        && is_mask(mask)
+}
+
+/// Whether a signal mask is none or can be read.
+pub(crate) fn is_mask(mask: *const sigset_t) -> bool {
+    mask.is_null() || probe::readable(mask.cast(), KERNEL_SIGSET)
+}
+
+/// Bytes that the kernel reads of a signal mask.
+const KERNEL_SIGSET: usize = 8;
+
+/// Descriptors that we look at in one call; there cannot be more.
+const ENTRIES_MAX: usize = 1 << 20;
 
 /// The connection behind `fd`, if its readiness involves a ring.
 fn ring_conn(fd: c_int) -> Option<&'static Conn> {
@@ -207,13 +248,13 @@ fn ring_conn(fd: c_int) -> Option<&'static Conn> {
 /// as a reader inside the kernel, so that no other thread arms a direction that it waits for.
 ///
 /// # Safety
-/// `fds` points to `count` entries.
+/// As [`poll`].
 pub(crate) unsafe fn poll_in_kernel(
     fds: *mut pollfd,
     count: usize,
     native: impl Fn() -> c_int,
 ) -> c_int {
-    if count == 0 || fds.addr() < 4096 || count > 1 << 20 {
+    if count == 0 {
         return native();
     }
     // SAFETY: by contract.
@@ -318,11 +359,8 @@ unsafe fn any_ring(count: c_int, sets: [*mut fd_set; 3]) -> bool {
 /// The program has been told the readiness of these descriptors, through us.
 ///
 /// # Safety
-/// `fds` points to `count` entries.
+/// As [`poll`].
 unsafe fn delivered(fds: *const pollfd, count: usize) {
-    if fds.addr() < 4096 || count > 1 << 20 {
-        return;
-    }
     // SAFETY: by contract.
     for entry in unsafe { core::slice::from_raw_parts(fds, count) } {
         if entry.revents != 0
@@ -337,7 +375,19 @@ unsafe fn delivered(fds: *const pollfd, count: usize) {
     }
 }
 
-fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigset_t) -> c_int {
+fn poll_mixed(
+    entries: &[pollfd],
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+    tell: impl Fn(&[pollfd]) -> bool,
+) -> c_int {
+    let finish = |result: c_int, answers: &[pollfd]| {
+        if result < 0 || tell(answers) {
+            return result;
+        }
+        errno::set(libc::EFAULT);
+        -1
+    };
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
     if entries.len() < ON_STACK {
         let mut copy = [pollfd {
@@ -345,7 +395,8 @@ fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigs
             events: 0,
             revents: 0,
         }; ON_STACK];
-        return poll_with(entries, &mut copy, deadline, mask);
+        let result = poll_with(entries, &mut copy, deadline, mask);
+        return finish(result, &copy[..entries.len()]);
     }
     let bytes = (entries.len() + 1) * size_of::<pollfd>();
     let Ok(region) = frontend_drv::memory::reserve(bytes) else {
@@ -357,13 +408,15 @@ fn poll_mixed(entries: &mut [pollfd], timeout_ns: Option<u64>, mask: *const sigs
         core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1)
     };
     let result = poll_with(entries, copy, deadline, mask);
+    let result = finish(result, &copy[..entries.len()]);
     // SAFETY: the copy is not used any more.
     unsafe { frontend_drv::memory::unmap(region) };
     result
 }
 
+/// Waits for `entries`; their answers are then the `revents` of `copy`, which is one longer.
 fn poll_with(
-    entries: &mut [pollfd],
+    entries: &[pollfd],
     copy: &mut [pollfd],
     deadline: Option<u64>,
     mask: *const sigset_t,
@@ -422,17 +475,16 @@ fn ring_bits(conn: &Conn, entry: &pollfd) -> i16 {
     merge(conn, entry.fd, 0) & (entry.events | POLLERR | POLLHUP)
 }
 
-/// Fills the program's `revents`; how many are not zero.
-fn collect(entries: &mut [pollfd], copy: &[pollfd]) -> usize {
+/// Adds what rings have to what the kernel told; how many answers are not zero.
+fn collect(entries: &[pollfd], copy: &mut [pollfd]) -> usize {
     let mut ready = 0;
-    for (entry, told) in entries.iter_mut().zip(copy) {
-        entry.revents = match ring_conn(entry.fd) {
-            Some(conn) if told.revents & POLLNVAL == 0 => {
-                merge(conn, entry.fd, told.revents) & (entry.events | POLLERR | POLLHUP)
-            }
-            _ => told.revents,
-        };
-        if entry.revents != 0 {
+    for (entry, told) in entries.iter().zip(copy) {
+        if let Some(conn) = ring_conn(entry.fd)
+            && told.revents & POLLNVAL == 0
+        {
+            told.revents = merge(conn, entry.fd, told.revents) & (entry.events | POLLERR | POLLHUP);
+        }
+        if told.revents != 0 {
             ready += 1;
             if let Some(index) = fds::lookup(entry.fd).as_conn() {
                 conn(index)
@@ -550,7 +602,7 @@ fn leave(conn: &Conn, sleeper: &Sleeper) {
 /// [`select_in_kernel`]. Sets are written and the remaining time is left to the caller.
 ///
 /// # Safety
-/// The sets are null or have room for `count` descriptors.
+/// The sets are null or hold `count` descriptors and can be read.
 pub(crate) unsafe fn select(
     count: c_int,
     sets: [*mut fd_set; 3],
@@ -558,7 +610,7 @@ pub(crate) unsafe fn select(
     mask: *const sigset_t,
 ) -> Option<c_int> {
     // SAFETY: by contract.
-    if count > 1 << 20 || !unsafe { any_ring(count, sets) } {
+    if !unsafe { any_ring(count, sets) } {
         return None;
     }
     let count = usize::try_from(count).ok()?;
@@ -591,7 +643,13 @@ pub(crate) unsafe fn select(
     let entries = &mut entries[..used];
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
     let rc = poll_with(entries, copy, deadline, mask);
+    for (entry, told) in entries.iter_mut().zip(&*copy) {
+        entry.revents = told.revents;
+    }
     let result = if rc < 0 {
+        -1
+    } else if !can_write(count, sets) {
+        errno::set(libc::EFAULT);
         -1
     } else if entries.iter().any(|entry| entry.revents & POLLNVAL != 0) {
         errno::set(libc::EBADF);
@@ -604,6 +662,32 @@ pub(crate) unsafe fn select(
     unsafe { frontend_drv::memory::unmap(region) };
     Some(result)
 }
+
+/// Whether select's arguments can be read; if not, the kernel says so.
+pub(crate) fn are_sets(count: c_int, sets: [*mut fd_set; 3], mask: *const sigset_t) -> bool {
+    let bytes = usize::try_from(count).map_or(0, bytes_of_set);
+    count <= SELECT_MAX
+        && sets
+            .iter()
+            .all(|set| set.is_null() || probe::readable(set.cast(), bytes))
+        && is_mask(mask)
+}
+
+/// Whether the sets, which are about to be overwritten, can be.
+fn can_write(count: usize, sets: [*mut fd_set; 3]) -> bool {
+    let bytes = bytes_of_set(count);
+    // SAFETY: the program gave the sets to be overwritten.
+    sets.iter()
+        .all(|set| set.is_null() || unsafe { probe::writable(set.cast(), bytes) })
+}
+
+/// Bytes of a set of `count` descriptors: whole words.
+const fn bytes_of_set(count: usize) -> usize {
+    count.div_ceil(64) * 8
+}
+
+/// As [`ENTRIES_MAX`].
+const SELECT_MAX: c_int = 1 << 20;
 
 /// Writes results as select does; the number of bits set.
 ///

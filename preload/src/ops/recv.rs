@@ -62,7 +62,7 @@ fn from_ring(
     }
     let mut len = 0;
     let mut space = false;
-    if fds::lookup(fd) == entry && rx.state() == RxState::Ring && !buffers.is_bad() {
+    if fds::lookup(fd) == entry && rx.state() == RxState::Ring {
         let ring = Consumer::of(view);
         let mut cursor = rx.cursor();
         let left = buffers.left();
@@ -71,7 +71,7 @@ fn from_ring(
         if known && left > 0 && rx.lowat.load(Ordering::Relaxed) <= 1 {
             len = left.min(usize::try_from(cursor.available()).unwrap_or(usize::MAX));
             if len > 0 {
-                if buffers.drain(&ring, &mut cursor, len).is_err() {
+                if !buffers.can_drain(len) || buffers.drain(&ring, &mut cursor, len).is_err() {
                     len = 0;
                 } else {
                     space = publish(conn, &ring, &cursor);
@@ -163,6 +163,9 @@ fn slow(
     if flags & (MSG_OOB | MSG_ERRQUEUE) != 0 {
         return native();
     }
+    if buffers.is_refused(fd) {
+        return errno::fail(libc::EFAULT);
+    }
     if buffers.left() == 0 {
         return nothing(fd, entry, conn, flags, native);
     }
@@ -211,6 +214,8 @@ fn slow(
                 return count(buffers);
             }
             Step::End => return count(buffers),
+            // A bad address is said again by the next call that gives it.
+            Step::Error(libc::EFAULT) if buffers.done() > 0 => return count(buffers),
             Step::Error(error) if buffers.done() > 0 => {
                 conn.defer_error(error);
                 return count(buffers);
@@ -520,16 +525,21 @@ fn ring_now(
     if flags & MSG_PEEK != 0 && available < target && end.is_none() && flags & MSG_WAITALL != 0 {
         return (Step::Empty, false);
     }
-    if buffers.is_bad() && flags & MSG_TRUNC == 0 {
-        return (Step::Error(libc::EFAULT), false);
+    let mut len = available.min(buffers.left());
+    if flags & MSG_TRUNC == 0 {
+        len = buffers.sound_to_drain(len);
+        if len == 0 {
+            return (Step::Error(libc::EFAULT), false);
+        }
     }
-    let len = available.min(buffers.left());
-    let result = if flags & MSG_PEEK != 0 {
-        buffers.peek(&ring, &cursor, len)
-    } else if flags & MSG_TRUNC != 0 {
-        ring.discard(&mut cursor, len);
+    let result = if flags & MSG_TRUNC != 0 {
+        if flags & MSG_PEEK == 0 {
+            ring.discard(&mut cursor, len);
+        }
         buffers.skip(len);
         Ok(())
+    } else if flags & MSG_PEEK != 0 {
+        buffers.peek(&ring, &cursor, len)
     } else {
         buffers.drain(&ring, &mut cursor, len)
     };

@@ -64,12 +64,7 @@ fn to_ring(
     }
     let left = buffers.left();
     let mut sent = false;
-    if fds::lookup(fd) == entry
-        && tx.state() == TxState::Ring
-        && left > 0
-        && !buffers.is_bad()
-        && !is_over(conn, view)
-    {
+    if fds::lookup(fd) == entry && tx.state() == TxState::Ring && left > 0 && !is_over(conn, view) {
         let ring = Producer::of(view);
         let mut cursor = tx.cursor();
         cursor.hint(conn.slot().rx.noted_ack());
@@ -77,7 +72,7 @@ fn to_ring(
             || ring
                 .refresh(&mut cursor)
                 .is_ok_and(|free| free >= left as u64);
-        if fits {
+        if fits && buffers.can_fill(left) {
             buffers.fill(&ring, &mut cursor, left);
             publish(conn, view, &ring, &cursor);
             sent = true;
@@ -134,6 +129,9 @@ fn slow(
     if let Some(result) = unservable(conn, fd, buffers, flags, native) {
         return result;
     }
+    if buffers.is_refused(fd) {
+        return errno::fail(libc::EFAULT);
+    }
     let dont_wait = flags & MSG_DONTWAIT != 0;
     let mut deadline = None;
     let mut slept = false;
@@ -160,6 +158,8 @@ fn slow(
             },
             Step::Moved if buffers.left() == 0 => return count(buffers),
             Step::Moved => continue,
+            // A bad address is said again by the next call that gives it.
+            Step::Error(libc::EFAULT) if buffers.done() > 0 => return count(buffers),
             Step::Error(error) if buffers.done() > 0 => {
                 conn.defer_error(error);
                 return count(buffers);
@@ -348,7 +348,8 @@ fn look(
     if len == 0 {
         return Step::Full;
     }
-    if buffers.is_bad() {
+    let len = buffers.sound_to_fill(len);
+    if len == 0 {
         return Step::Error(libc::EFAULT);
     }
     buffers.fill(&ring, &mut cursor, len);

@@ -12,12 +12,12 @@ use super::set::{Interest, Set, is_cookie};
 use super::{had_space, interest_of_cookie, post_conn, want_space};
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
-use crate::{contexts, control, errno, kernel, real, wait};
+use crate::{contexts, control, errno, kernel, probe, real, wait};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set that we know.
 ///
 /// # Safety
-/// `events` has room for `max` events.
+/// `events` is the program's array, to be overwritten.
 pub(crate) unsafe fn wait(
     set: &'static Set,
     epfd: c_int,
@@ -54,20 +54,23 @@ unsafe fn wait_for_both(
 ) -> c_int {
     let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
     super::set::refresh_watched();
-    // SAFETY: by contract; what the kernel refuses (max, address) it refuses.
+    // SAFETY: by contract; what the kernel refuses (max, addresses) it refuses.
     let kernel = |at: usize, timeout: Option<u64>| unsafe {
-        kernel_wait(epfd, events.add(at), max - number_of(at), timeout, mask)
+        kernel_wait(
+            epfd,
+            events.wrapping_add(at),
+            max - number_of(at),
+            timeout,
+            mask,
+        )
     };
-    if max <= 0 || events.addr() < 4096 {
-        take_pending(set);
-        if max > 0 && !set.is_quiet() {
-            errno::set(libc::EFAULT);
-            return -1;
-        }
+    if max <= 0 || set.context().is_some() && !ready::is_mask(mask) {
         return kernel(0, timeout_ns);
     }
-    // SAFETY: by contract.
-    let out = unsafe { core::slice::from_raw_parts_mut(events, max.cast_unsigned() as usize) };
+    let out = Events {
+        at: events,
+        room: max.cast_unsigned() as usize,
+    };
     let mut spun = false;
     // Never 0, which no interest was reported by.
     let call = set.calls.fetch_add(1, Ordering::Relaxed) | 1 << 31;
@@ -75,16 +78,18 @@ unsafe fn wait_for_both(
         take_pending(set);
         // Half for rings first, so that busy rings do not starve what the kernel has; a single place
         // goes to either by turns.
-        let share = if out.len() == 1 {
+        let share = if out.room == 1 {
             usize::from(call & 1 == 0)
         } else {
-            out.len().div_ceil(2)
+            out.room.div_ceil(2)
         };
-        let mut count = collect(set, call, out, share);
+        let Some(mut count) = collect(set, call, &out, 0, share) else {
+            return fault();
+        };
         let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
         let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
         {
-            if count < out.len() {
+            if count < out.room {
                 kernel(count, Some(0))
             } else {
                 0
@@ -98,12 +103,11 @@ unsafe fn wait_for_both(
             }
             return told;
         }
-        count = translate(set, call, out, count, told.cast_unsigned() as usize);
+        count = translate(set, call, &out, count, told.cast_unsigned() as usize);
         take_pending(set);
-        if count < out.len() {
-            let rest = out.get_mut(count..).unwrap_or_default();
-            let room = rest.len();
-            count += collect(set, call, rest, room);
+        match collect(set, call, &out, count, out.room) {
+            Some(all) => count = all,
+            None => return fault(),
         }
         if count > 0 || expired {
             return number_of(count);
@@ -115,6 +119,40 @@ unsafe fn wait_for_both(
     }
 }
 
+/// The program's array of events.
+#[derive(Clone, Copy, Debug)]
+struct Events {
+    at: *mut epoll_event,
+    room: usize,
+}
+
+impl Events {
+    /// Writes event `index`; false if that cannot be done.
+    fn put(&self, index: usize, event: epoll_event) -> bool {
+        // SAFETY: the program gave the array to be overwritten (contract of `wait`).
+        index < self.room && unsafe { probe::write(self.at.wrapping_add(index), event) }
+    }
+
+    /// Event `index`, which the kernel has just written.
+    fn told(&self, index: usize) -> Option<epoll_event> {
+        // SAFETY: the kernel found it writable (packed on x86-64, so read unaligned).
+        (index < self.room).then(|| unsafe { self.at.wrapping_add(index).read_unaligned() })
+    }
+
+    /// As [`Events::put`] where the kernel has just written: events only move forward.
+    fn put_back(&self, index: usize, event: epoll_event) {
+        if index < self.room {
+            // SAFETY: as in `told`.
+            unsafe { self.at.wrapping_add(index).write_unaligned(event) };
+        }
+    }
+}
+
+fn fault() -> c_int {
+    errno::set(libc::EFAULT);
+    -1
+}
+
 /// A number of events as epoll_wait returns it; never more than the `max` it was given.
 fn number_of(events: usize) -> c_int {
     c_int::try_from(events).unwrap_or(c_int::MAX)
@@ -123,7 +161,7 @@ fn number_of(events: usize) -> c_int {
 /// libc's epoll wait with a timeout in nanoseconds.
 ///
 /// # Safety
-/// `events` has room for `max` events.
+/// As [`wait()`].
 unsafe fn kernel_wait(
     epfd: c_int,
     events: *mut epoll_event,
@@ -263,10 +301,16 @@ fn keep_ready(set: &'static Set) -> bool {
     first.is_some()
 }
 
-/// Reports ready interests, at most `most`; level-triggered ones go to the end of the list again, and
-/// none is reported twice by one `call`.
-fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -> usize {
-    let mut count = 0;
+/// Reports ready interests behind the first `count` events, up to `most` events; level-triggered ones go
+/// to the end of the list again, and none is reported twice by one `call`. The number of events now in
+/// `out`; `None` if the first could not be written.
+fn collect(
+    set: &'static Set,
+    call: u32,
+    out: &Events,
+    mut count: usize,
+    most: usize,
+) -> Option<usize> {
     let mut turned: Option<&'static Interest> = None;
     while count < most {
         let Some(interest) = set.pop() else { break };
@@ -296,14 +340,15 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
         if bits == 0 {
             continue;
         }
-        let Some(place) = out.get_mut(count) else {
-            set.push(interest);
-            break;
-        };
-        *place = epoll_event {
+        let event = epoll_event {
             events: bits,
             u64: interest.data(),
         };
+        if !out.put(count, event) {
+            // It stays ready, as in the kernel.
+            set.push(interest);
+            return (count > 0).then_some(count);
+        }
         count += 1;
         interest.reported.store(call, Ordering::Relaxed);
         interest.told.store(bits, Ordering::Relaxed);
@@ -312,7 +357,7 @@ fn collect(set: &'static Set, call: u32, out: &mut [epoll_event], most: usize) -
             set.push(interest);
         }
     }
-    count
+    Some(count)
 }
 
 /// Whether both directions are on rings and nothing announces that the kernel has something to say.
@@ -350,16 +395,10 @@ fn bits(conn: &Conn, fd: c_int) -> u32 {
 
 /// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; events of
 /// connections on rings become entries of the ready list instead. The number of events now in `out`.
-fn translate(
-    set: &'static Set,
-    call: u32,
-    out: &mut [epoll_event],
-    from: usize,
-    told: usize,
-) -> usize {
+fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usize) -> usize {
     let mut count = from;
     for i in from..from + told {
-        let Some(event) = out.get(i).copied() else {
+        let Some(event) = out.told(i) else {
             break;
         };
         let data = event.u64;
@@ -400,20 +439,16 @@ fn translate(
             if interest.reported.swap(call, Ordering::Relaxed) == call {
                 continue;
             }
-            if let Some(place) = out.get_mut(count) {
-                // An edge of the time before a ring was involved may carry more than was asked for.
-                let events = event.events & interest.wanted();
-                if events == 0 {
-                    continue;
-                }
-                interest.spend();
-                *place = epoll_event {
-                    events,
-                    u64: interest.data(),
-                };
+            // An edge of the time before a ring was involved may carry more than was asked for.
+            let events = event.events & interest.wanted();
+            if events == 0 {
+                continue;
             }
-        } else if let Some(place) = out.get_mut(count) {
-            *place = event;
+            interest.spend();
+            let data = interest.data();
+            out.put_back(count, epoll_event { events, u64: data });
+        } else {
+            out.put_back(count, event);
         }
         count += 1;
     }
