@@ -114,6 +114,21 @@ redhook::hook! {
 }
 
 redhook::hook! {
+    unsafe fn ssignal(number: c_int, handler: usize) -> usize => viaduct_ssignal {
+        // SAFETY: see the top of the file.
+        unsafe { signals::signal(number, handler, libc::SA_RESTART) }
+    }
+}
+
+// What `signal` is to a program that is compiled for X/Open.
+redhook::hook! {
+    unsafe fn __sysv_signal(number: c_int, handler: usize) -> usize => viaduct_dunder_sysv_signal {
+        // SAFETY: see the top of the file.
+        unsafe { signals::signal(number, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
+    }
+}
+
+redhook::hook! {
     unsafe fn sysv_signal(number: c_int, handler: usize) -> usize => viaduct_sysv_signal {
         // SAFETY: see the top of the file.
         unsafe { signals::signal(number, handler, libc::SA_RESETHAND | libc::SA_NODEFER) }
