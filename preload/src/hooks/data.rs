@@ -34,8 +34,8 @@ macro_rules! send_one {
         match entry.as_conn() {
             None => $native(),
             Some(index) => {
-                let mut buffers = Buffers::one($buf.cast_mut(), $len);
-                send::send($fd, entry, index, &mut buffers, $flags, $native)
+                let buffers = Buffers::one($buf.cast_mut(), $len);
+                send::send($fd, entry, index, &buffers, $flags, $native)
             }
         }
     }};
@@ -44,21 +44,21 @@ macro_rules! send_one {
 export! {
     unsafe fn read(fd: c_int, buf: *mut c_void, len: size_t) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::read(fd, buf, len) };
+        let native = move || unsafe { real::read(fd, buf, len) };
         // Unlike recv, read of nothing does not wait.
         if len == 0 { native() } else { receive_one!(fd, buf, len, 0, native) }
     }
 
     unsafe fn recv(fd: c_int, buf: *mut c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        receive_one!(fd, buf, len, flags, || unsafe { real::recv(fd, buf, len, flags) })
+        receive_one!(fd, buf, len, flags, move || unsafe { real::recv(fd, buf, len, flags) })
     }
 
     unsafe fn recvfrom(
         fd: c_int, buf: *mut c_void, len: size_t, flags: c_int, addr: *mut sockaddr, alen: *mut socklen_t,
     ) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::recvfrom(fd, buf, len, flags, addr, alen) };
+        let native = move || unsafe { real::recvfrom(fd, buf, len, flags, addr, alen) };
         let got = receive_one!(fd, buf, len, flags, native);
         if got >= 0 && !addr.is_null() && fds::lookup(fd).as_conn().is_some() {
             // SAFETY: see the top of the file.
@@ -69,13 +69,13 @@ export! {
 
     unsafe fn __read_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t) -> ssize_t {
         // SAFETY: see the top of the file. libc's version ends the program when len > room.
-        let native = || unsafe { real::__read_chk(fd, buf, len, room) };
+        let native = move || unsafe { real::__read_chk(fd, buf, len, room) };
         if len > room || len == 0 { native() } else { receive_one!(fd, buf, len, 0, native) }
     }
 
     unsafe fn __recv_chk(fd: c_int, buf: *mut c_void, len: size_t, room: size_t, flags: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::__recv_chk(fd, buf, len, room, flags) };
+        let native = move || unsafe { real::__recv_chk(fd, buf, len, room, flags) };
         if len > room { native() } else { receive_one!(fd, buf, len, flags, native) }
     }
 
@@ -93,7 +93,7 @@ export! {
 
     unsafe fn readv(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::readv(fd, iov, count) };
+        let native = move || unsafe { real::readv(fd, iov, count) };
         let entry = fds::lookup(fd);
         let Some(index) = entry.as_conn() else { return native() };
         // SAFETY: see the top of the file.
@@ -112,7 +112,7 @@ export! {
         fd: c_int, msgs: *mut mmsghdr, count: u32, flags: c_int, timeout: *mut timespec,
     ) -> c_int {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) };
+        let native = move || unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) };
         if fds::lookup(fd).as_conn().is_none() {
             let got = native();
             if got > 0 && config::config().is_some() {
@@ -129,19 +129,19 @@ export! {
 
     unsafe fn write(fd: c_int, buf: *const c_void, len: size_t) -> ssize_t {
         // SAFETY: see the top of the file.
-        send_one!(fd, buf, len, 0, || unsafe { real::write(fd, buf, len) })
+        send_one!(fd, buf, len, 0, move || unsafe { real::write(fd, buf, len) })
     }
 
     unsafe fn send(fd: c_int, buf: *const c_void, len: size_t, flags: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        send_one!(fd, buf, len, flags, || unsafe { real::send(fd, buf, len, flags) })
+        send_one!(fd, buf, len, flags, move || unsafe { real::send(fd, buf, len, flags) })
     }
 
     unsafe fn sendto(
         fd: c_int, buf: *const c_void, len: size_t, flags: c_int, addr: *const sockaddr, alen: socklen_t,
     ) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::sendto(fd, buf, len, flags, addr, alen) };
+        let native = move || unsafe { real::sendto(fd, buf, len, flags, addr, alen) };
         // Linux TCP ignores the address of a connected socket (except with MSG_FASTOPEN), but not one
         // that is none.
         if !addr.is_null() && fds::lookup(fd).as_conn().is_some() && !is_address(addr, alen) {
@@ -152,12 +152,12 @@ export! {
 
     unsafe fn writev(fd: c_int, iov: *const iovec, count: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::writev(fd, iov, count) };
+        let native = move || unsafe { real::writev(fd, iov, count) };
         let entry = fds::lookup(fd);
         let Some(index) = entry.as_conn() else { return native() };
         // SAFETY: see the top of the file.
         match unsafe { Buffers::vector(iov, count) } {
-            Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, 0, native),
+            Ok(buffers) => send::send(fd, entry, index, &buffers, 0, native),
             Err(_) => native(),
         }
     }
@@ -201,7 +201,7 @@ export! {
 
     unsafe fn preadv2(fd: c_int, iov: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::preadv2(fd, iov, count, offset, flags) };
+        let native = move || unsafe { real::preadv2(fd, iov, count, offset, flags) };
         let entry = fds::lookup(fd);
         let Some(index) = entry.as_conn().filter(|_| offset == -1) else { return native() };
         let wait = if flags & libc::RWF_NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 };
@@ -214,13 +214,13 @@ export! {
 
     unsafe fn pwritev2(fd: c_int, iov: *const iovec, count: c_int, offset: off_t, flags: c_int) -> ssize_t {
         // SAFETY: see the top of the file.
-        let native = || unsafe { real::pwritev2(fd, iov, count, offset, flags) };
+        let native = move || unsafe { real::pwritev2(fd, iov, count, offset, flags) };
         let entry = fds::lookup(fd);
         let Some(index) = entry.as_conn().filter(|_| offset == -1) else { return native() };
         let wait = if flags & libc::RWF_NOWAIT != 0 { libc::MSG_DONTWAIT } else { 0 };
         // SAFETY: see the top of the file.
         match unsafe { Buffers::vector(iov, count) } {
-            Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, wait, native),
+            Ok(buffers) => send::send(fd, entry, index, &buffers, wait, native),
             Err(_) => native(),
         }
     }
@@ -230,7 +230,7 @@ export! {
 /// As recvmsg.
 unsafe fn receive_message(fd: c_int, msg: *mut msghdr, flags: c_int) -> ssize_t {
     // SAFETY: by contract.
-    let native = || unsafe { real::recvmsg(fd, msg, flags) };
+    let native = move || unsafe { real::recvmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn() else {
         let got = native();
@@ -335,7 +335,7 @@ unsafe fn receive_messages(
 /// As sendmsg.
 unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     // SAFETY: by contract.
-    let native = || unsafe { real::sendmsg(fd, msg, flags) };
+    let native = move || unsafe { real::sendmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn() else {
         if may_pass_ours() {
@@ -356,7 +356,7 @@ unsafe fn send_message(fd: c_int, msg: *const msghdr, flags: c_int) -> ssize_t {
     }
     // SAFETY: by contract.
     match unsafe { Buffers::vector(header.msg_iov, count) } {
-        Ok(mut buffers) => send::send(fd, entry, index, &mut buffers, flags, native),
+        Ok(buffers) => send::send(fd, entry, index, &buffers, flags, native),
         Err(_) => native(),
     }
 }

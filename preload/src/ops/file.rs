@@ -86,7 +86,7 @@ unsafe fn through_ring(out: c_int, input: c_int, offset: *mut off_t, count: usiz
         // SAFETY: the chunk holds `read` bytes.
         let plain = || unsafe { real::send(out, base, read, 0) };
         let sent = match entry.as_conn() {
-            Some(index) => send::send(out, entry, index, &mut Buffers::one(base, read), 0, plain),
+            Some(index) => send::send(out, entry, index, &Buffers::one(base, read), 0, plain),
             None => plain(),
         };
         let Ok(sent) = usize::try_from(sent) else {

@@ -44,7 +44,11 @@ pub(crate) fn recv(
     {
         return len;
     }
-    slow(fd, entry, conn, buffers, flags, &native)
+    // Only what is passed on has to stand in memory.
+    let (mut rest, native) = (*buffers, native);
+    let got = slow(fd, entry, conn, &mut rest, flags, &native);
+    *buffers = rest;
+    got
 }
 
 /// The fast path: bytes are in the ring. `None`: anything else.

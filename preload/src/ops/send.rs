@@ -35,18 +35,21 @@ pub(crate) fn send(
     fd: c_int,
     entry: Entry,
     index: u32,
-    buffers: &mut Buffers,
+    buffers: &Buffers,
     flags: c_int,
     native: impl Fn() -> isize,
 ) -> isize {
     let conn = conn(index);
+    let mut fast = *buffers;
     if flags & !RING_FLAGS == 0
         && let Some(view) = conn.view()
-        && let Some(len) = to_ring(conn, view, fd, entry, buffers)
+        && let Some(len) = to_ring(conn, view, fd, entry, &mut fast)
     {
         return len;
     }
-    slow(fd, entry, conn, buffers, flags, &native)
+    // Only what is passed on has to stand in memory.
+    let (mut rest, native) = (*buffers, native);
+    slow(fd, entry, conn, &mut rest, flags, &native)
 }
 
 /// The fast path: all bytes fit into the ring. `None`: anything else, and nothing was sent.
