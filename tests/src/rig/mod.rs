@@ -1,6 +1,7 @@
 //! Real processes for end-to-end tests.
 //!
 //! * [`build`]: where the library and the daemon under test are.
+//! * [`compiler`]: programs in C.
 //! * [`daemon`]: a private daemon, and questions to it.
 //! * [`program`]: programs, plain or under the library, with a watchdog.
 //! * [`far`]: the far end of an accelerated connection, written against the protocol itself, so that
@@ -9,6 +10,7 @@
 //! Everything that a test starts is ended by process id when its handle is dropped.
 
 pub mod build;
+pub mod compiler;
 pub mod daemon;
 pub mod far;
 pub mod program;

@@ -4,12 +4,10 @@
 //! The same binary runs on kernel TCP and under the library and prints the same. Without a C compiler
 //! the tests say so and pass.
 
-#![expect(clippy::print_stderr, reason = "tests say what they skip")]
-
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use tempfile::TempDir;
+use viaduct_tests::rig::compiler;
 use viaduct_tests::rig::daemon::Daemon;
 use viaduct_tests::rig::program::{Form, SESSION};
 
@@ -22,33 +20,10 @@ const CHECKED: &[&str] = &[
     "__ppoll_chk",
 ];
 
-/// The program, compiled into a directory of its own; none without a compiler.
+/// The program; none without a compiler.
 fn compile() -> Option<(TempDir, PathBuf)> {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let source = directory.path().join("talk.c");
-    let program = directory.path().join("talk");
-    std::fs::write(&source, include_str!("talk.c")).expect("a writable directory");
-    let mut cc = Command::new("cc");
-    cc.args([
-        "-O2",
-        "-U_FORTIFY_SOURCE",
-        "-D_FORTIFY_SOURCE=2",
-        "-pthread",
-        "-o",
-    ])
-    .arg(&program)
-    .arg(&source);
-    match cc.output() {
-        Ok(output) if output.status.success() => Some((directory, program)),
-        Ok(output) => {
-            let stderr = String::from_utf8_lossy(&output.stderr);
-            panic!("cc cannot compile the program: {stderr}");
-        }
-        Err(error) => {
-            eprintln!("skipped: no C compiler: {error}");
-            None
-        }
-    }
+    let options = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"];
+    compiler::compile(include_str!("talk.c"), &options)
 }
 
 /// Runs a scene in a form; code (128 + signal if killed), output and error output.
