@@ -125,10 +125,6 @@ fn ring_bytes(totals: &serde_json::Value) -> u64 {
 /// Cases in which the library is known to differ from the kernel, and why. They run all the same (a
 /// hang or a crash elsewhere shows), but their lines are not compared.
 const KNOWN: &[(&str, &str)] = &[
-    ("null_pointers", POINTERS),
-    ("unmapped_pointers", POINTERS),
-    ("bad_vectors", POINTERS),
-    ("buffers_that_end", POINTERS),
     ("splice_later", "splice on a ring is refused with EINVAL"),
     (
         "sendfile_bad",
@@ -137,7 +133,6 @@ const KNOWN: &[(&str, &str)] = &[
     ("close_while_recv", PINNED),
     ("dup2_and_signal_while_recv", PINNED),
 ];
-const POINTERS: &str = "bad pointers beyond the first page fault in our copy instead of EFAULT";
 const PINNED: &str = "a close does not wait for a receive that is blocked in another thread";
 
 /// What is compared of a run's output.

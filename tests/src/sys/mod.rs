@@ -5,6 +5,7 @@
 
 #![expect(unsafe_code, reason = "errno is a thread-local of libc")]
 
+mod address;
 mod data;
 mod descriptor;
 mod message;
@@ -15,6 +16,7 @@ mod socket;
 
 use libc::{c_int, socklen_t, timespec};
 
+pub use address::*;
 pub use data::*;
 pub use descriptor::*;
 pub use message::*;

@@ -9,6 +9,7 @@ mod epoll;
 mod files;
 mod flags;
 mod options;
+mod pointers;
 mod readiness;
 mod signals;
 mod threads;
@@ -107,6 +108,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         echo::CASES,
         flags::CASES,
         options::CASES,
+        pointers::CASES,
         ends::CASES,
         readiness::CASES,
         epoll::CASES,
