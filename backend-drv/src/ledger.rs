@@ -16,7 +16,7 @@ use crate::ids::{ConnectionId, Process};
 use crate::shared::SlotArena;
 
 /// Finished sessions remembered per user; the oldest is forgotten first.
-const SESSIONS_PER_USER: usize = 256;
+const SESSIONS_PER_USER: usize = 1024;
 /// How often to add up again because a program left meanwhile.
 const TOTALS_TRIES: usize = 100;
 
