@@ -27,6 +27,7 @@ const PLAIN_CASES: &[&str] = &[
     "listener_closed/",
     "inetd/",
     "pass_fresh",
+    "spawned_fresh/",
     "stdio_fresh/",
     "splice_fresh/",
     // Short connections, or upgraded too late for the daemon to count bytes.
