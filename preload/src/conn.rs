@@ -80,6 +80,8 @@ pub(crate) struct Conn {
     pub kernel_bits: AtomicU32,
     /// Bytes sent through the ring at the last receive.
     pub sent_at_recv: Note,
+    /// What a coming exec does to it; see [`crate::lifecycle::before_exec`].
+    pub exec: AtomicU32,
     /// Programs started, as counted when the connection was made; see [`crate::lifecycle::spawning`].
     pub spawns: AtomicU32,
 }
@@ -113,6 +115,7 @@ impl Conn {
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
+            exec: AtomicU32::new(0),
             spawns: AtomicU32::new(0),
         }
     }
@@ -120,6 +123,7 @@ impl Conn {
     /// Starts a new connection in this place.
     pub(crate) fn begin(&self, slot: &'static Slot, slot_index: u32) {
         self.refs.store(1, Ordering::Relaxed);
+        self.exec.store(0, Ordering::Relaxed);
         self.spawns
             .store(crate::lifecycle::spawned(), Ordering::Relaxed);
         self.slot

@@ -41,6 +41,7 @@ mod downgrade;
 mod errno;
 mod faults;
 mod fds;
+mod holders;
 #[cfg(not(test))]
 mod hooks;
 mod init;

@@ -13,7 +13,9 @@ use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
 use crate::ops::{epoll, lock, send};
-use crate::{config, contexts, control, downgrade, errno, faults, kernel, kick, tls, upgrade};
+use crate::{
+    config, contexts, control, downgrade, errno, faults, holders, kernel, kick, tls, upgrade,
+};
 
 /// Free slots of this process's arena.
 static SLOT_NUMBERS: Numbers<{ SLOTS as usize }> = Numbers::new();
@@ -131,7 +133,7 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
         return;
     };
     let conn = conn(number);
-    slot.meta.holders.store(1, Ordering::Relaxed);
+    holders::begin(slot);
     slot.meta.side.store(side as u32, Ordering::Relaxed);
     slot.meta.connects.store(1, Ordering::Relaxed);
     slot.meta
@@ -155,6 +157,11 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
 #[inline]
 pub(crate) fn any_known() -> bool {
     KNOWN.load(Ordering::Acquire) != 0
+}
+
+/// From now on the library has never heard of any connection.
+pub(crate) fn know_nothing() {
+    KNOWN.store(0, Ordering::Relaxed);
 }
 
 static KNOWN: AtomicU32 = AtomicU32::new(0);
@@ -185,7 +192,7 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
     ] {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
-    to.holders.store(1, Ordering::Relaxed);
+    holders::begin(slot);
     slot.rx
         .lowat
         .store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -300,8 +307,7 @@ fn take_out(fd: c_int, socket: Option<c_int>) -> Option<Closing> {
 fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     let slot = conn.slot();
     epoll::forget_conn(conn);
-    let last = slot.meta.holders.fetch_sub(1, Ordering::AcqRel) == 1;
-    if !last {
+    if !holders::leave(slot) {
         return;
     }
     let by_others = slot.meta.strangers.load(Ordering::Acquire) > 0
@@ -468,16 +474,12 @@ pub(crate) fn before_dissolve(fd: c_int) -> Option<Closing> {
 /// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
 /// not the last.
 pub(crate) fn before_fork() {
-    each_conn(|conn| {
-        conn.slot().meta.holders.fetch_add(1, Ordering::AcqRel);
-    });
+    each_conn(|conn| holders::expect_one(conn.slot()));
 }
 
 /// The fork failed.
 pub(crate) fn fork_failed() {
-    each_conn(|conn| {
-        conn.slot().meta.holders.fetch_sub(1, Ordering::AcqRel);
-    });
+    each_conn(|conn| holders::nobody_came(conn.slot()));
 }
 
 fn each_conn(work: impl Fn(&'static Conn)) {
@@ -501,7 +503,10 @@ pub(crate) extern "C" fn in_forked_child() {
     kick::after_fork();
     contexts::after_fork();
     epoll::after_fork();
-    each_conn(|conn| conn.inherit());
+    each_conn(|conn| {
+        conn.inherit();
+        holders::enter(conn.slot());
+    });
 }
 
 /// A descriptor is passed to another process, which may not have the library: its connection stays on
@@ -581,7 +586,7 @@ pub(crate) extern "C" fn at_exit() {
     if any_known() && is_own_memory() {
         each_conn(|conn| {
             conn.refs.store(0, Ordering::Relaxed);
-            conn.slot().meta.holders.fetch_sub(1, Ordering::AcqRel);
+            holders::leave(conn.slot());
         });
     }
 }
@@ -604,40 +609,91 @@ static SPAWNED: AtomicU32 = AtomicU32::new(0);
 /// Before exec: the new program knows nothing of rings. What it inherits goes back to the kernel, unless
 /// other processes go on with it and it merely stays open in the new program: a descriptor beyond
 /// standard error that nobody takes the trouble to close.
+///
+/// Connections whose descriptors exec closes lose a holder.
 pub(crate) fn before_exec() {
     if !any_known() || !is_own_memory() {
         return;
     }
     errno::preserved(|| {
         fds::each(0, u32::MAX, |fd, entry| {
-            if let Some(index) = entry.as_conn()
-                && !kernel::is_close_on_exec(fd)
-            {
+            if let Some(index) = entry.as_conn() {
+                let kept = !kernel::is_close_on_exec(fd);
+                let meta = &conn(index).exec;
+                meta.fetch_or(KNOWN_TO_EXEC, Ordering::Relaxed);
+                if kept {
+                    meta.fetch_or(KEPT_BY_EXEC, Ordering::Relaxed);
+                }
+                if kept && fd <= 2 {
+                    meta.fetch_or(USED_BY_EXEC, Ordering::Relaxed);
+                }
+            }
+        });
+        fds::each(0, u32::MAX, |fd, entry| {
+            if let Some(index) = entry.as_conn() {
                 give_to_program(conn(index), fd);
             }
         });
     });
 }
 
+/// Bits of [`Conn::exec`]: it has a descriptor; one that exec keeps; one that the new program will use; it
+/// was left to the new program, among others or alone.
+const KNOWN_TO_EXEC: u32 = 1;
+const KEPT_BY_EXEC: u32 = 2;
+const USED_BY_EXEC: u32 = 4;
+const LEFT_TO_EXEC: u32 = 8;
+const LEFT_A_STRANGER: u32 = 16;
+
 fn give_to_program(conn: &'static Conn, fd: c_int) {
-    let meta = &conn.slot().meta;
-    let shared = meta.holders.load(Ordering::Acquire) > 1;
-    if shared && fd > 2 && conn.view().is_some() {
-        // The last of the others who closes it leaves it to the new program.
-        meta.strangers.fetch_add(1, Ordering::AcqRel);
-        meta.holders.fetch_sub(1, Ordering::AcqRel);
-        conn.refs.store(0, Ordering::Relaxed);
+    let slot = conn.slot();
+    let bits = conn.exec.load(Ordering::Relaxed);
+    if bits & KNOWN_TO_EXEC == 0 || bits & LEFT_TO_EXEC != 0 {
         return;
     }
-    to_kernel(conn, fd, Reason::Exec);
-    if !shared {
-        forget_before_exec(conn);
+    let shared = !holders::is_alone(conn);
+    if bits & KEPT_BY_EXEC != 0 && (!shared || bits & USED_BY_EXEC != 0 || conn.view().is_none()) {
+        to_kernel(conn, fd, Reason::Exec);
     }
+    if !shared {
+        if bits & KEPT_BY_EXEC != 0 {
+            forget_before_exec(conn);
+        }
+        // Alone, and closed by exec: as if the process ended.
+        return;
+    }
+    let mut left = LEFT_TO_EXEC;
+    if bits & KEPT_BY_EXEC != 0 {
+        // The last of the others who closes it leaves it to the new program.
+        slot.meta.strangers.fetch_add(1, Ordering::AcqRel);
+        left |= LEFT_A_STRANGER;
+    }
+    conn.exec.fetch_or(left, Ordering::Relaxed);
+    holders::leave(slot);
+}
+
+/// The exec failed: the program goes on, with what is left of its connections.
+pub(crate) fn exec_failed() {
+    if !any_known() || !is_own_memory() {
+        return;
+    }
+    fds::each(0, u32::MAX, |_, entry| {
+        let Some(index) = entry.as_conn() else { return };
+        let conn = conn(index);
+        let bits = conn.exec.swap(0, Ordering::Relaxed);
+        if bits & LEFT_A_STRANGER != 0 {
+            conn.slot().meta.strangers.fetch_sub(1, Ordering::AcqRel);
+        }
+        if bits & LEFT_TO_EXEC != 0 {
+            holders::expect_one(conn.slot());
+            holders::enter(conn.slot());
+        }
+    });
 }
 
 /// This process has nothing to do with the connection any more, which is the kernel's.
 pub(crate) fn forget(conn: &'static Conn) {
-    if conn.slot().meta.holders.load(Ordering::Acquire) == 1 {
+    if holders::is_alone(conn) {
         forget_before_exec(conn);
     }
 }

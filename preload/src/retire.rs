@@ -52,6 +52,7 @@ pub(crate) fn before_seccomp() {
             }
         });
         faults::remove();
+        lifecycle::know_nothing();
         config::disable();
     });
 }

@@ -101,7 +101,7 @@ fn try_register(
     config: &config::Config,
 ) -> Result<(), Option<Reason>> {
     let slot = conn.slot();
-    if slot.meta.holders.load(Ordering::Acquire) != 1 || control::is_absent() {
+    if !crate::holders::is_alone(conn) || control::is_absent() {
         return Err(None);
     }
     match kernel::state(fd) {

@@ -282,6 +282,9 @@ pub struct RxSlot {
     pub sleeps: AtomicU64,
 }
 
+/// Places of [`SlotMeta::holder_pids`].
+pub const HOLDER_PIDS: usize = 6;
+
 /// What else is known of a connection.
 #[repr(C, align(128))]
 #[derive(Debug, Default)]
@@ -290,6 +293,8 @@ pub struct SlotMeta {
     pub generation: AtomicU32,
     /// Processes that hold the connection through the shim.
     pub holders: AtomicU32,
+    /// Process numbers of some of them, 0 for a free place; hints, for those that die.
+    pub holder_pids: [AtomicU32; HOLDER_PIDS],
     /// Programs without the shim that were started with the socket open.
     pub strangers: AtomicU32,
     /// A [`Stage`].
@@ -461,6 +466,9 @@ impl Slot {
         }
         let meta = &self.meta;
         for word in meta.own_addr.iter().chain(&meta.far_addr) {
+            word.store(0, Ordering::Relaxed);
+        }
+        for word in &meta.holder_pids {
             word.store(0, Ordering::Relaxed);
         }
         for word in [

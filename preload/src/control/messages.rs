@@ -129,7 +129,7 @@ fn attach_in(
         // Withdrawn while the answer was on its way.
         return Err(Reason::NotEstablished);
     }
-    if slot.meta.holders.load(Ordering::Acquire) != 1 {
+    if !crate::holders::is_alone(conn) {
         return Err(Reason::Forked);
     }
     let (peer, _) =

@@ -26,33 +26,50 @@ export! {
 
 export! {
     unsafe fn execve(path: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int {
-        lifecycle::before_exec();
         // SAFETY: see the top of the file.
-        unsafe { real::execve(path, argv, env) }
+        exec(|| unsafe { real::execve(path, argv, env) })
     }
 
     unsafe fn execv(path: *const c_char, argv: *const *const c_char) -> c_int {
-        lifecycle::before_exec();
         // SAFETY: see the top of the file.
-        unsafe { real::execv(path, argv) }
+        exec(|| unsafe { real::execv(path, argv) })
     }
 
     unsafe fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int {
-        lifecycle::before_exec();
         // SAFETY: see the top of the file.
-        unsafe { real::execvp(file, argv) }
+        exec(|| unsafe { real::execvp(file, argv) })
     }
 
     unsafe fn execvpe(file: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int {
-        lifecycle::before_exec();
         // SAFETY: see the top of the file.
-        unsafe { real::execvpe(file, argv, env) }
+        exec(|| unsafe { real::execvpe(file, argv, env) })
     }
 
     unsafe fn fexecve(fd: c_int, argv: *const *const c_char, env: *const *const c_char) -> c_int {
-        lifecycle::before_exec();
         // SAFETY: see the top of the file.
-        unsafe { real::fexecve(fd, argv, env) }
+        exec(|| unsafe { real::fexecve(fd, argv, env) })
+    }
+}
+
+/// Runs a call that returns only if it fails.
+fn exec(native: impl Fn() -> c_int) -> c_int {
+    lifecycle::before_exec();
+    let rc = native();
+    lifecycle::exec_failed();
+    rc
+}
+
+export! {
+    unsafe fn _exit(status: c_int) -> c_int {
+        lifecycle::at_exit();
+        // SAFETY: no pointers; does not return.
+        unsafe { real::_exit(status) }
+    }
+
+    unsafe fn _Exit(status: c_int) -> c_int {
+        lifecycle::at_exit();
+        // SAFETY: no pointers; does not return.
+        unsafe { real::_exit(status) }
     }
 }
 

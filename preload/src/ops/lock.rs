@@ -10,7 +10,7 @@ use rdma_core::sync::barrier_after_rmw;
 use rustix::thread::futex;
 
 use crate::conn::Conn;
-use crate::tls;
+use crate::{holders, tls};
 
 /// The calling thread holds the lock already: a signal handler interrupted its own operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -63,7 +63,7 @@ fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nes
             }
             core::hint::spin_loop();
         }
-        if sleeps >= PATIENCE && is_dead(owner) && lock.seize(owner, me) {
+        if sleeps >= PATIENCE && holders::is_dead(owner) && lock.seize(owner, me) {
             mend();
             return Ok(());
         }
@@ -80,17 +80,6 @@ fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nes
 
 /// Sleeps before a holder is suspected to be dead.
 const PATIENCE: u32 = 5;
-
-/// Whether no thread has this number any more. A number that was given out anew looks alive, and the wait
-/// goes on until that thread ends as well.
-fn is_dead(owner: u32) -> bool {
-    i32::try_from(owner)
-        .ok()
-        .and_then(rustix::process::Pid::from_raw)
-        .is_some_and(|thread| {
-            rustix::process::test_kill_process(thread) == Err(rustix::io::Errno::SRCH)
-        })
-}
 
 /// The holder of the sending direction was killed: makes its state whole.
 ///

@@ -35,6 +35,22 @@ pub fn exec_cat(fd: c_int) -> bool {
     false
 }
 
+/// Becomes another program, which inherits every descriptor that is not close-on-exec; false if that
+/// cannot be done.
+pub fn exec(path: &core::ffi::CStr, argument: &core::ffi::CStr) -> bool {
+    let arguments = [path.as_ptr(), argument.as_ptr(), null()];
+    // SAFETY: terminated strings in a terminated list.
+    unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
+    false
+}
+
+/// SIGKILL.
+pub fn kill(pid: Ret) -> Ret {
+    let pid = pid.ok().and_then(|pid| libc::pid_t::try_from(pid).ok());
+    // SAFETY: no pointers.
+    ret(unsafe { libc::kill(pid.unwrap_or(0), libc::SIGKILL) })
+}
+
 /// The calling thread, for [`signal_thread`].
 pub fn this_thread() -> libc::pthread_t {
     // SAFETY: no arguments.

@@ -42,6 +42,20 @@ pub(super) const CASES: &[Case] = &[
     once("fork_server", Needs::Processes, fork_server),
     once("inetd", Needs::Processes, inetd),
     once("exec_later", Needs::Processes, exec_later),
+    once("exec_fails", Needs::Processes, exec_fails),
+    once("helper_closes_by_exec", Needs::Processes, |stage| {
+        helper(stage, Helper::ClosesByExec);
+    }),
+    once("helper_keeps_open", Needs::Processes, |stage| {
+        helper(stage, Helper::KeepsOpen);
+    }),
+    once("helper_leaves", Needs::Processes, |stage| {
+        helper(stage, Helper::Leaves);
+    }),
+    once("helper_is_killed", Needs::Processes, |stage| {
+        helper(stage, Helper::IsKilled);
+    }),
+    once("left_to_a_stranger", Needs::Processes, left_to_a_stranger),
     once("pass_fresh_to_child", Needs::Processes, |stage| {
         pass_to_child(stage, true);
     }),
@@ -513,6 +527,91 @@ fn exec_later(stage: &mut Stage) {
     });
     stage.a("cat", talk_to_cat);
     stage.b("left", |_| sys::wait_for(pid));
+}
+
+/// Twenty rounds of a dialogue between the ends.
+fn dialogue(stage: &mut Stage) {
+    stage.both(
+        "dialogue",
+        |a| {
+            let good = (0..20).filter(|_| a.say("ping") == "sent 4" && a.hear(4) == "\"pong\"");
+            good.count().to_string()
+        },
+        |b| {
+            let good = (0..20).filter(|_| b.hear(4) == "\"ping\"" && b.say("pong") == "sent 4");
+            good.count().to_string()
+        },
+    );
+}
+
+/// An exec that fails changes nothing.
+fn exec_fails(stage: &mut Stage) {
+    stage.connect();
+    stage.a("exec", |a| {
+        let _ = sys::fcntl(a.fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        sys::exec(c"/nonexistent", c"x").to_string()
+    });
+    dialogue(stage);
+    stage.a("keep and exec", |a| {
+        let _ = sys::fcntl(a.fd, libc::F_SETFD, 0);
+        sys::exec(c"/nonexistent", c"x").to_string()
+    });
+    dialogue(stage);
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
+}
+
+/// What a child does with a connection that it inherits and does not use.
+#[derive(Clone, Copy, PartialEq)]
+enum Helper {
+    ClosesByExec,
+    KeepsOpen,
+    Leaves,
+    IsKilled,
+}
+
+/// A program that forks a helper goes on with its young connection as if it were alone.
+fn helper(stage: &mut Stage, helper: Helper) {
+    stage.connect_cold(Family::V4);
+    stage.a("helper", |a| {
+        if helper == Helper::ClosesByExec {
+            let _ = sys::fcntl(a.fd, libc::F_SETFD, libc::FD_CLOEXEC);
+        }
+        let pid = child(|| match helper {
+            Helper::ClosesByExec => sys::exec(c"/bin/sleep", c"0"),
+            Helper::KeepsOpen => sys::exec(c"/bin/sleep", c"0.3"),
+            Helper::Leaves => true,
+            Helper::IsKilled => {
+                std::thread::sleep(core::time::Duration::from_secs(60));
+                false
+            }
+        });
+        match helper {
+            Helper::ClosesByExec | Helper::Leaves => sys::wait_for(pid),
+            Helper::KeepsOpen => "goes on".to_owned(),
+            Helper::IsKilled => format!("{} {}", show::ret(sys::kill(pid)), sys::wait_for(pid)),
+        }
+    });
+    for _ in 0..3 {
+        dialogue(stage);
+    }
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
+}
+
+/// The last process with the library closes a connection that another program still has.
+fn left_to_a_stranger(stage: &mut Stage) {
+    stage.connect();
+    stage.a("helper", |a| {
+        let _ = child(|| sys::exec(c"/bin/sleep", c"0.4"));
+        std::thread::sleep(core::time::Duration::from_millis(100));
+        a.say("last words")
+    });
+    stage.a("close", End::close);
+    stage.b("hear", |b| b.hear(10));
+    stage.b("not yet", |b| b.recv(1, MSG_DONTWAIT));
+    stage.b("ready", |b| b.ready(POLLOUT));
+    stage.b("say", |b| b.say("to nobody"));
 }
 
 fn pass_to_child(stage: &mut Stage, fresh: bool) {
