@@ -276,6 +276,13 @@ impl Buffers {
         Ok(())
     }
 
+    /// Begins anew, after a look that was not enough.
+    pub(crate) const fn rewind(&mut self) {
+        self.done = 0;
+        self.index = 0;
+        self.offset = 0;
+    }
+
     /// Counts `len` bytes that somebody else (the kernel, or nobody for MSG_TRUNC) has handled.
     pub(crate) fn skip(&mut self, len: usize) {
         let mut left = len.min(self.left());

@@ -205,7 +205,15 @@ fn slow(
             },
             Step::Moved => {
                 note_tcp(conn, fd);
-                if flags & MSG_PEEK != 0 || buffers.left() == 0 {
+                if flags & MSG_PEEK != 0 {
+                    let all = flags & MSG_WAITALL != 0 && buffers.done() < target;
+                    if all && !dont_wait && may_peek_more(conn, fd, &mut deadline) {
+                        buffers.rewind();
+                        continue;
+                    }
+                    return count(buffers);
+                }
+                if buffers.left() == 0 {
                     return count(buffers);
                 }
                 if buffers.done() > before && buffers.done() < target {
@@ -245,6 +253,30 @@ fn slow(
         }
     }
 }
+
+/// MSG_PEEK with MSG_WAITALL while bytes stand on both sides of the border between kernel and ring: no
+/// event says that there are enough, so a moment is waited. False: no more will come.
+#[cold]
+fn may_peek_more(conn: &Conn, fd: c_int, deadline: &mut Option<Option<u64>>) -> bool {
+    let now = control::monotonic_ns();
+    let deadline = *deadline
+        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| now + ns));
+    let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    let over = conn.view().is_some_and(|view| {
+        view.theirs.state.ended_at().is_some() || view.theirs.state.broken().is_some()
+    });
+    if over
+        || deadline.is_some_and(|at| at <= now)
+        || kernel::is_nonblocking(fd)
+        || kernel::poll_now(fd, libc::POLLRDHUP) & ends != 0
+    {
+        return false;
+    }
+    super::ready::kernel_poll(&mut [], Some(PEEK_PAUSE_NS)).is_ok()
+}
+
+/// See [`may_peek_more`].
+const PEEK_PAUSE_NS: u64 = 1_000_000;
 
 /// recv of no bytes: waits until there is something, and takes nothing.
 fn nothing(

@@ -542,6 +542,8 @@ fn dialogue(stage: &mut Stage) {
             good.count().to_string()
         },
     );
+    // Time for whatever goes on behind.
+    std::thread::sleep(core::time::Duration::from_millis(40));
 }
 
 /// An exec that fails changes nothing.
