@@ -13,6 +13,8 @@
 //! * [`memory`], [`shared`]: mapped memory; `memory` holds the only unsafe code of the crate.
 //! * [`sock_diag`], [`identity`]: questions to the kernel, and checks of what clients send.
 //! * [`packet`], [`doorbell`], [`throttle`]: descriptors, messages and log lines, in bounded ways.
+//! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
+//!   for idle programs what that leaves to be sent.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
 //!
@@ -26,6 +28,7 @@ pub mod broker;
 pub mod carving;
 pub mod config;
 pub mod daemon;
+pub mod direction;
 pub mod disposal;
 pub mod doorbell;
 pub mod identity;
@@ -39,7 +42,9 @@ pub mod pairing;
 pub mod privileges;
 pub mod report;
 pub mod reporter;
+pub mod rescue;
 pub mod shared;
 pub mod sock_diag;
 pub mod throttle;
+pub mod withdrawal;
 pub mod workers;

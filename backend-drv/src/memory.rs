@@ -1,12 +1,12 @@
-//! What the compiler cannot check: mapping memory, adopting an inherited descriptor, and one socket
-//! option. The only unsafe code of the crate.
+//! What the compiler cannot check: mapping memory and sending from it, adopting an inherited descriptor,
+//! and one socket option. The only unsafe code of the crate.
 //!
 //! A [`Mapping`] is made of private memory, or of memory whose size is sealed, so that no other holder can make a
 //! page disappear under the daemon, and it gives out references no longer than it lives.
 
 #![expect(
     unsafe_code,
-    reason = "mappings of memory shared with programs, and two system calls without safe wrappers"
+    reason = "mappings of memory shared with programs, and system calls without safe wrappers"
 )]
 
 use core::ptr::NonNull;
@@ -82,6 +82,23 @@ impl Mapping {
     /// The `T` at `offset`; `None` if it would not lie inside.
     pub fn get<T: Shared + 'static>(&self, offset: usize) -> Option<&T> {
         self.region.get(offset)
+    }
+
+    /// Sends what the kernel takes now of the `len` bytes at `offset`, whatever they are by then.
+    ///
+    /// # Errors
+    /// `WouldBlock` if it takes nothing; `InvalidInput` if they do not lie inside.
+    pub fn send(&self, socket: impl AsFd, offset: usize, len: usize) -> io::Result<usize> {
+        let part = self
+            .region
+            .part(offset, len)
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        let bytes = part.base().as_ptr().cast();
+        let socket = socket.as_fd().as_raw_fd();
+        // SAFETY: `len` mapped bytes that only the kernel looks at.
+        let sent = unsafe { libc::send(socket, bytes, len, flags) };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// Length in bytes.

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rdma_core::event::{CONTEXT_STRIDE, EVENT_BYTES, EventContext};
 use rdma_core::layout::{
-    CONN_MAGIC, ConnHeader, End, EndWords, LAYOUT_VERSION, conn_bytes, end_offset,
+    CONN_MAGIC, ConnHeader, End, EndWords, LAYOUT_VERSION, ProducerWords, conn_bytes, end_offset,
+    ring_offset,
 };
 use rdma_core::slot::{ARENA_BYTES, ARENA_HEADER_BYTES, ArenaHeader, SLOT_BYTES, SLOTS, Slot};
 use rdma_core::sync::Ordering;
@@ -211,6 +212,34 @@ impl ConnectionArena {
     /// The words of one end of the connection at `offset`.
     pub fn end(&self, offset: u64, end: End) -> Option<&EndWords> {
         self.at(offset, end_offset(end.index()))
+    }
+
+    /// Bytes that `end` has published in its ring; the connection lies at `offset`.
+    pub fn published(&self, offset: u64, ring_log2: u32, end: End) -> Option<u64> {
+        let words: &ProducerWords = self.at(offset, ring_offset(end.index(), 1 << ring_log2))?;
+        Some(words.tail.load(Ordering::Acquire))
+    }
+
+    /// Sends what the kernel takes now of `len` bytes of the ring of `end`, from `index` in its data on; not
+    /// beyond the end of the data.
+    ///
+    /// # Errors
+    /// As [`Mapping::send`].
+    pub fn send(
+        &self,
+        socket: impl AsFd,
+        (offset, ring_log2, end): (u64, u32, End),
+        index: usize,
+        len: usize,
+    ) -> io::Result<usize> {
+        let capacity = 1usize << ring_log2;
+        let len = len.min(capacity.saturating_sub(index));
+        let data = ring_offset(end.index(), capacity) + size_of::<ProducerWords>();
+        let start = usize::try_from(offset)
+            .ok()
+            .and_then(|offset| offset.checked_add(data + index))
+            .ok_or(io::Error::from(io::ErrorKind::InvalidInput))?;
+        self.mapping.send(socket, start, len)
     }
 
     fn at<T: rdma_core::mem::Shared + 'static>(&self, offset: u64, inside: usize) -> Option<&T> {

@@ -16,14 +16,19 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use crate::broker::Proof;
 use crate::carving::Place;
+use crate::daemon::Task;
 use crate::doorbell;
 use crate::ids::{ConnectionId, RegistrationId};
 use crate::pairing::{Comparison, Sample, Tuple, same_stream};
+use crate::rescue::{Rescue, Rescued};
 use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
+use crate::withdrawal::{Withdrawal, Withdrawn};
 
 /// Jobs of one user that are worked on at a time.
 const LANE: usize = 8;
+/// The same for jobs that may wait for a while, beside the others.
+const SLOW_LANE: usize = 2;
 /// Jobs of one user that wait, where jobs may be left out.
 const OPTIONAL_MAX: usize = 1024;
 /// Threads; they are made when they are needed.
@@ -74,6 +79,10 @@ pub enum Job {
     Discard(Arc<ConnectionArena>),
     /// Ring a doorbell.
     Ring(Arc<OwnedFd>),
+    /// Take a connection off the ring.
+    Withdraw(Task, Withdrawal),
+    /// Send for an idle sender what its far end left in the ring.
+    Rescue(RegistrationId, ConnectionId, Rescue),
     /// Be held up.
     #[cfg(test)]
     Stick(Receiver<()>),
@@ -88,6 +97,10 @@ pub enum Outcome {
     Allocated(ConnectionId, io::Result<()>),
     /// See [`Job::Clear`].
     Cleared(Place, io::Result<()>),
+    /// See [`Job::Withdraw`].
+    Withdrawn(Task, Withdrawn),
+    /// See [`Job::Rescue`].
+    Rescued(RegistrationId, ConnectionId, Rescued),
     /// Nothing worth telling.
     Done,
 }
@@ -95,14 +108,21 @@ pub enum Outcome {
 /// The threads.
 #[derive(Debug)]
 pub struct Workers {
-    lanes: HashMap<u32, Lane>,
-    jobs: Sender<(u32, Job)>,
-    queue: Arc<Mutex<Receiver<(u32, Job)>>>,
-    results: Sender<(u32, Outcome)>,
-    finished: Receiver<(u32, Outcome)>,
+    lanes: HashMap<LaneId, Lane>,
+    jobs: Sender<(LaneId, Job)>,
+    queue: Arc<Mutex<Receiver<(LaneId, Job)>>>,
+    results: Sender<(LaneId, Outcome)>,
+    finished: Receiver<(LaneId, Outcome)>,
     bell: Arc<EventFd>,
     threads: usize,
     running: usize,
+}
+
+/// A user, and whether the jobs are slow ones.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+struct LaneId {
+    uid: u32,
+    slow: bool,
 }
 
 /// One user's jobs.
@@ -135,20 +155,40 @@ impl Workers {
 
     /// Has `job` done on behalf of `uid`.
     pub fn submit(&mut self, uid: u32, job: Job) {
-        let lane = self.lanes.entry(uid).or_default();
-        if lane.running < LANE {
-            lane.running += 1;
-            self.start(uid, job);
-        } else {
-            lane.waiting.push_back(job);
-        }
+        self.enqueue(LaneId { uid, slow: false }, LANE, job);
     }
 
     /// As [`Workers::submit`], but left out if `uid` keeps its threads from getting anywhere.
     pub fn submit_optional(&mut self, uid: u32, job: Job) {
-        let waiting = self.lanes.get(&uid).map_or(0, |lane| lane.waiting.len());
-        if waiting < OPTIONAL_MAX {
-            self.submit(uid, job);
+        let lane = LaneId { uid, slow: false };
+        if self.waiting(lane) < OPTIONAL_MAX {
+            self.enqueue(lane, LANE, job);
+        }
+    }
+
+    /// As [`Workers::submit`], for a job that may wait for a while and must not keep others waiting. False:
+    /// too many wait already.
+    #[must_use]
+    pub fn submit_slow(&mut self, uid: u32, job: Job) -> bool {
+        let lane = LaneId { uid, slow: true };
+        let room = self.waiting(lane) < OPTIONAL_MAX;
+        if room {
+            self.enqueue(lane, SLOW_LANE, job);
+        }
+        room
+    }
+
+    fn waiting(&self, lane: LaneId) -> usize {
+        self.lanes.get(&lane).map_or(0, |lane| lane.waiting.len())
+    }
+
+    fn enqueue(&mut self, id: LaneId, width: usize, job: Job) {
+        let lane = self.lanes.entry(id).or_default();
+        if lane.running < width {
+            lane.running += 1;
+            self.start(id, job);
+        } else {
+            lane.waiting.push_back(job);
         }
     }
 
@@ -164,28 +204,28 @@ impl Workers {
 
     /// A job that is done. Its user's next one is started.
     pub fn next_result(&mut self) -> Option<Outcome> {
-        let (uid, outcome) = self.finished.try_recv().ok()?;
+        let (id, outcome) = self.finished.try_recv().ok()?;
         self.running = self.running.saturating_sub(1);
-        if let Some(lane) = self.lanes.get_mut(&uid) {
+        if let Some(lane) = self.lanes.get_mut(&id) {
             if let Some(job) = lane.waiting.pop_front() {
-                self.start(uid, job);
+                self.start(id, job);
             } else {
                 lane.running = lane.running.saturating_sub(1);
                 if lane.running == 0 {
-                    self.lanes.remove(&uid);
+                    self.lanes.remove(&id);
                 }
             }
         }
         Some(outcome)
     }
 
-    fn start(&mut self, uid: u32, job: Job) {
+    fn start(&mut self, id: LaneId, job: Job) {
         self.running += 1;
         if self.running > self.threads && self.threads < THREADS_MAX {
             self.add_thread();
         }
         // Cannot fail: we hold the other end ourselves.
-        let _ = self.jobs.send((uid, job));
+        let _ = self.jobs.send((id, job));
     }
 
     fn add_thread(&mut self) {
@@ -202,15 +242,19 @@ impl Workers {
     }
 }
 
-fn work(queue: &Mutex<Receiver<(u32, Job)>>, results: &Sender<(u32, Outcome)>, bell: &EventFd) {
+fn work(
+    queue: &Mutex<Receiver<(LaneId, Job)>>,
+    results: &Sender<(LaneId, Outcome)>,
+    bell: &EventFd,
+) {
     let mut diag = SockDiag::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((uid, job)) = next else {
+        let Ok((id, job)) = next else {
             return;
         };
         let outcome = perform(&mut diag, job);
-        if results.send((uid, outcome)).is_err() {
+        if results.send((id, outcome)).is_err() {
             return;
         }
         let _ = bell.write(1);
@@ -239,6 +283,8 @@ fn perform(diag: &mut SockDiag, job: Job) -> Outcome {
             doorbell::ring(bell);
             Outcome::Done
         }
+        Job::Withdraw(task, withdrawal) => Outcome::Withdrawn(task, withdrawal.perform()),
+        Job::Rescue(id, at, rescue) => Outcome::Rescued(id, at, rescue.perform()),
         #[cfg(test)]
         Job::Stick(end) => {
             let _ = end.recv();

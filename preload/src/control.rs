@@ -20,6 +20,7 @@ use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC, ArenaView};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
 
 use crate::config::Config;
+use crate::conn::Conn;
 use crate::contexts::{self, RegionCell};
 use crate::tls;
 
@@ -125,6 +126,16 @@ pub(crate) fn ensure(config: &Config) -> Result<&'static Session, Reason> {
     }
     RETRY_AT.store(now + RETRY_NS, Ordering::Relaxed);
     open(config)
+}
+
+/// Whether the daemon that a connection was made with has ended, as the kernel says.
+pub(crate) fn has_hung_up(conn: &Conn) -> bool {
+    let session = if conn.view().is_some() {
+        session(conn.session.load(Ordering::Relaxed))
+    } else {
+        current()
+    };
+    session.is_none_or(Session::has_hung_up)
 }
 
 /// Whether the daemon did not answer lately, so that asking again must wait.

@@ -19,7 +19,7 @@ use crate::conn::{Conn, NO_FINAL};
 use crate::ops::recv::break_conn;
 use crate::ops::{epoll, lock, ready};
 use crate::trace::{self, Level};
-use crate::{contexts, control, kernel, kick};
+use crate::{contexts, control, kernel, kick, lifecycle};
 
 /// How long a program that is about to close, exec or give the socket away waits for the kernel to take
 /// what the far end left in the ring. Longer than any far end that reads at all needs.
@@ -103,17 +103,23 @@ fn leave_receiving(conn: &'static Conn, view: &ConnView, reason: Reason) {
     if lock::take_rx(conn).is_err() {
         return break_conn(conn, view, reason);
     }
-    let stuck = match rx.state() {
+    let is_sent_to = view.theirs.state.is_switched();
+    let (stuck, left) = match rx.state() {
         RxState::Kernel => {
             rx.set_state(RxState::Returned);
-            false
+            (false, false)
         }
-        RxState::Armed | RxState::Draining | RxState::Ring => leave_at_head(conn, view),
-        RxState::Done | RxState::Returned => false,
+        RxState::Armed | RxState::Draining | RxState::Ring => {
+            (leave_at_head(conn, view), is_sent_to)
+        }
+        RxState::Done | RxState::Returned => (false, false),
     };
     lock::free(&rx.lock);
     if stuck {
         break_conn(conn, view, reason);
+    } else if left {
+        // Its sender may sleep where the library does not see it.
+        lifecycle::tell_retracted(conn);
     }
 }
 

@@ -374,7 +374,8 @@ fn count(conn: &Conn) {
         Stage::Registered => Some(Reason::Unpaired),
         // Paired, but vetoed before anything went over the ring.
         Stage::Attached if slot.tx.cursor().tail == 0 && slot.rx.cursor().head == 0 => {
-            conn.vetoed()
+            let told = slot.meta.reason.load(Ordering::Relaxed);
+            conn.vetoed().or_else(|| Reason::from_code(told))
         }
         Stage::Free | Stage::Attached | Stage::Plain => None,
     };
@@ -418,29 +419,43 @@ fn unregister(conn: &Conn, slot: &Slot, index: u32) {
         Stage::Attached => control::session(conn.session.load(Ordering::Relaxed)),
         _ => control::current(),
     };
-    let generation = slot.meta.generation.load(Ordering::Relaxed);
-    let slot_number = if index == u32::MAX {
-        conn.inherited_slot()
-    } else {
-        index
-    };
-    if let Some(session) = session {
-        let message = Message::Unregister(SlotRef {
-            slot: slot_number,
-            generation,
-        });
-        // The daemon keeps the memory until it hears of this: wait a little if it is behind.
-        for _ in 0..UNREGISTER_TRIES {
-            if control::send(session, &message, &[]) || !session.is_live() {
-                break;
-            }
-            session.wait_for_room();
-        }
+    // The daemon keeps the memory until it hears of this.
+    tell(session, &Message::Unregister(slot_ref(conn, slot, index)));
+}
+
+/// The connection has left its ring: its far end may be idle with bytes that it must send once more.
+pub(crate) fn tell_retracted(conn: &Conn) {
+    let slot = conn.slot();
+    let session = control::session(conn.session.load(Ordering::Relaxed));
+    let slot = slot_ref(conn, slot, conn.slot_index.load(Ordering::Relaxed));
+    tell(session, &Message::Retracted(slot));
+}
+
+/// How the daemon calls the connection.
+fn slot_ref(conn: &Conn, slot: &Slot, index: u32) -> SlotRef {
+    SlotRef {
+        slot: if index == u32::MAX {
+            conn.inherited_slot()
+        } else {
+            index
+        },
+        generation: slot.meta.generation.load(Ordering::Relaxed),
     }
 }
 
-/// Tries of 10 ms each to tell a busy daemon of a close.
-const UNREGISTER_TRIES: u32 = 20;
+/// Tells the daemon; if it is behind, waits a little.
+fn tell(session: Option<&control::Session>, message: &Message<'_>) {
+    let Some(session) = session else { return };
+    for _ in 0..TELL_TRIES {
+        if control::send(session, message, &[]) || !session.is_live() {
+            break;
+        }
+        session.wait_for_room();
+    }
+}
+
+/// Tries of 10 ms each to tell a busy daemon something.
+const TELL_TRIES: u32 = 20;
 
 /// shutdown(2), before the kernel's.
 pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
@@ -584,6 +599,14 @@ static OWN_PID: AtomicU32 = AtomicU32::new(0);
 /// shares them by fork is the last. The kernel closes the sockets, which the far ends see by themselves.
 pub(crate) extern "C" fn at_exit() {
     if any_known() && is_own_memory() {
+        // What a far end left in its ring goes with the rest of what the kernel still has to send.
+        fds::each(0, u32::MAX, |fd, entry| {
+            if let Some(index) = entry.as_conn()
+                && let Some(view) = conn(index).view()
+            {
+                downgrade::service(conn(index), view, fd);
+            }
+        });
         each_conn(|conn| {
             conn.refs.store(0, Ordering::Relaxed);
             holders::leave(conn.slot());

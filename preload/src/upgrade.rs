@@ -64,7 +64,8 @@ pub(crate) fn decline(conn: &Conn, reason: Reason) {
             .fetch_add(1, Ordering::Relaxed);
         arena.header().counters.count_reason(reason);
     }
-    if config::config().is_some_and(|config| config.strict) {
+    // What somebody asked for is no fault of the set-up.
+    if reason != Reason::Revoked && config::config().is_some_and(|config| config.strict) {
         crate::init::die(&[
             b"viaduct: a peer connection was declined (",
             reason.name().as_bytes(),
@@ -153,6 +154,7 @@ fn try_register(
     })?;
     record_addresses(conn, own, far);
     slot.meta.cookie.store(cookie, Ordering::Relaxed);
+    slot.meta.fd.store(fd.unsigned_abs() + 1, Ordering::Relaxed);
     let (family, own_addr) = octets(own.ip());
     let register = Register {
         slot: index,

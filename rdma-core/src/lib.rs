@@ -16,6 +16,7 @@
 //! * [`event`]: event channels: pending bits, the sleeping word, wait references.
 //! * [`slot`]: the end slot: the state that the processes of *one* end share with each other and
 //!   with their backend, and that the far end can never reach.
+//! * [`withdraw`]: what the daemon does to a slot and its connection to take it off the ring.
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
 //!
@@ -39,6 +40,7 @@ pub mod reason;
 pub mod ring;
 pub mod slot;
 pub mod sync;
+pub mod withdraw;
 
 pub use counters::ProcessCounters;
 pub use policy::{Policy, Verdict};

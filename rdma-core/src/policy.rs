@@ -114,6 +114,21 @@ impl Policy {
 }
 
 impl Rule {
+    /// Whether it excludes what it names.
+    pub const fn excludes(&self) -> bool {
+        !self.include
+    }
+
+    /// Its network: an address, and how many of its leading bits count.
+    pub const fn network(&self) -> (IpAddr, u8) {
+        (self.net, self.bits)
+    }
+
+    /// Its first and last port; 0 and 65535 if it names none.
+    pub const fn ports(&self) -> (u16, u16) {
+        self.ports
+    }
+
     fn parse(item: &str) -> Result<Self, &'static str> {
         let (include, rest) = match item.strip_prefix('!') {
             Some(rest) => (false, rest.trim_start()),

@@ -108,6 +108,8 @@ reasons! {
     Waiters = 33, "waiters";
     /// The library could not be initialised in this process.
     Uninitialised = 34, "uninitialised";
+    /// `viaduct revoke` took the connection back to TCP.
+    Revoked = 35, "revoked";
     /// The program has set a seccomp filter for itself.
     Sandboxed = 36, "sandboxed";
     /// The far end wrote nonsense into the connection memory.

@@ -131,6 +131,9 @@ pub struct DirectionLock(AtomicU32);
 const CONTENDED: u32 = 1 << 31;
 
 impl DirectionLock {
+    /// The owner word of the daemon, which no thread's number can be.
+    pub const DAEMON: u32 = 0x7fff_ffff;
+
     /// A free lock.
     pub fn new() -> Self {
         Self(AtomicU32::new(0))
@@ -183,6 +186,18 @@ impl DirectionLock {
     #[inline(always)]
     pub fn unlock(&self) -> bool {
         self.0.swap(0, Ordering::SeqCst) & CONTENDED != 0
+    }
+
+    /// Frees the lock if `owner` holds it, for an owner who cannot rely on that: the slot may be another
+    /// connection's by now. The rest is as in [`DirectionLock::unlock`].
+    pub fn unlock_by(&self, owner: u32) -> bool {
+        let free = |word| {
+            self.0
+                .compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed)
+                .is_ok()
+        };
+        // The mark may come in between, but not go.
+        !free(owner) && free(owner | CONTENDED)
     }
 
     /// The word, for a futex wait.
@@ -309,6 +324,8 @@ pub struct SlotMeta {
     pub delivered: AtomicU32,
     /// 4 or 6; 0 if unknown.
     pub family: AtomicU32,
+    /// The descriptor by which the connection was registered, plus one; 0 if unknown.
+    pub fd: AtomicU32,
     /// This end's address, big-endian as in sockaddr_in6 (v4: the first 4 bytes).
     pub own_addr: [AtomicU64; 2],
     /// The far end's address.
@@ -481,6 +498,7 @@ impl Slot {
             &meta.nonblocking,
             &meta.delivered,
             &meta.family,
+            &meta.fd,
             &meta.ports,
             &meta.connects,
         ] {
@@ -545,6 +563,21 @@ mod tests {
         assert_eq!(lock.contend(), None);
         assert_eq!(lock.try_lock(6), Ok(()));
         assert!(!lock.unlock());
+    }
+
+    #[test]
+    fn a_lock_that_has_changed_hands_is_not_freed() {
+        let lock = DirectionLock::new();
+        assert_eq!(lock.try_lock(DirectionLock::DAEMON), Ok(()));
+        assert!(!lock.unlock_by(DirectionLock::DAEMON));
+        assert_eq!(lock.try_lock(6), Ok(()));
+        assert!(!lock.unlock_by(DirectionLock::DAEMON));
+        assert_eq!(lock.try_lock(DirectionLock::DAEMON), Err(6));
+        lock.unlock();
+        assert_eq!(lock.try_lock(DirectionLock::DAEMON), Ok(()));
+        lock.contend();
+        assert!(lock.unlock_by(DirectionLock::DAEMON), "there are sleepers");
+        assert_eq!(lock.try_lock(6), Ok(()));
     }
 
     #[test]

@@ -4,7 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rdma_core::control::{
     CONTROL_MAGIC, CONTROL_VERSION, Context, ContextRef, Header, Hello, MESSAGE_MAX, Message,
-    Paired, ParseError, Peer, Query, Refused, Register, SlotRef, Text, Welcome, kind, parse,
+    Paired, ParseError, Peer, Query, Refused, Register, Revoke, SlotRef, Text, Welcome, kind,
+    parse,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -24,6 +25,8 @@ fn wild() -> impl Strategy<Value = Message<'static>> {
         body::<SlotRef>().prop_map(Message::Unregister),
         body::<ContextRef>().prop_map(Message::Kick),
         body::<Query>().prop_map(Message::Query),
+        body::<SlotRef>().prop_map(Message::Retracted),
+        body::<Revoke>().prop_map(Message::Revoke),
         body::<Welcome>().prop_map(Message::Welcome),
         body::<Refused>().prop_map(Message::Refused),
         body::<Peer>().prop_map(Message::Peer),
@@ -44,7 +47,12 @@ fn valid() -> impl Strategy<Value = Message<'static>> {
                 body.side = 1 + body.side % 2;
                 body.family = if body.family % 2 == 0 { 4 } else { 6 };
             }
-            Message::Unregister(body) => body.slot %= 16_384,
+            Message::Unregister(body) | Message::Retracted(body) => body.slot %= 16_384,
+            Message::Revoke(body) => {
+                body.what %= 8;
+                body.family = if body.family % 2 == 0 { 4 } else { 6 };
+                body.prefix %= 33;
+            }
             Message::Kick(body) | Message::PeerContext(body) => {
                 body.process %= 1 << 22;
                 body.context %= 256;
@@ -82,7 +90,7 @@ proptest! {
 
     #[test]
     fn any_body_behind_a_right_header_gives_an_answer(
-        kind in prop_oneof![0..8u16, 98..112u16, any::<u16>()],
+        kind in prop_oneof![0..10u16, 98..112u16, any::<u16>()],
         body in vec(any::<u8>(), 0..100),
         off in -2..=2i32,
         fds in 0..6usize,

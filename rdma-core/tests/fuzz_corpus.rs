@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rdma_core::control::{
-    Context, ContextRef, Hello, Message, Paired, Peer, Query, Refused, Register, SlotRef, Text,
-    Welcome,
+    Context, ContextRef, Hello, Message, Paired, Peer, Query, Refused, Register, Revoke, SlotRef,
+    Text, Welcome,
 };
 
 #[path = "../fuzz/src/lib.rs"]
@@ -116,6 +116,20 @@ fn messages() -> Vec<(&'static str, Message<'static>)> {
                 what: Query::TOTALS,
                 reserved: 0,
                 session: 0xfeed,
+            }),
+        ),
+        ("retracted", Message::Retracted(slot)),
+        (
+            "revoke",
+            Message::Revoke(Revoke {
+                what: Revoke::KNOWN,
+                pid: 4711,
+                conn_id: 5,
+                addr: [10, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+                family: 4,
+                prefix: 24,
+                port: 80,
+                reserved: 0,
             }),
         ),
         (

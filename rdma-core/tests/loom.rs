@@ -58,3 +58,5 @@ mod rig;
 mod switch;
 #[path = "loom/wake.rs"]
 mod wake;
+#[path = "loom/withdraw.rs"]
+mod withdraw;

@@ -57,10 +57,17 @@ pub enum Action {
         place: Place,
         /// The end that is gone.
         end: End,
-        /// In which way.
-        fate: Fate,
         /// The program at the other end, to be woken.
         survivor: Process,
+    },
+    /// Take a connection off the ring for an end whose program has left, while its socket lives on.
+    Withdraw {
+        /// The connection.
+        connection: ConnectionId,
+        /// The end that nobody reads rings at any more.
+        end: End,
+        /// Its registration.
+        registration: RegistrationId,
     },
     /// The registration is over; forget what is kept for it.
     Settled {

@@ -4,8 +4,11 @@
 //! program by exec. Its connections may live on in the second case; so the kernel is asked before the
 //! far ends are told anything.
 
+use rdma_core::layout::End;
+
 use super::{Action, Broker, Fate, State};
-use crate::ids::{Process, RegistrationId};
+use crate::carving::Place;
+use crate::ids::{ConnectionId, Process, RegistrationId};
 
 impl Broker {
     /// A program's control socket is closed.
@@ -42,28 +45,55 @@ impl Broker {
 
     /// The answer to [`Action::Examine`].
     pub fn examined(&mut self, id: RegistrationId, fate: Fate) {
+        let Some((connection, end, place, survivor)) = self.left_behind(id) else {
+            self.settle(id);
+            return;
+        };
+        match fate {
+            Fate::Gone => {
+                self.actions.push_back(Action::Depart {
+                    place,
+                    end,
+                    survivor,
+                });
+                self.settle(id);
+            }
+            Fate::Held => self.actions.push_back(Action::Withdraw {
+                connection,
+                end,
+                registration: id,
+            }),
+        }
+    }
+
+    /// The answer to [`Action::Withdraw`]: nobody uses the memory for this end any more.
+    pub fn withdrawn(&mut self, id: RegistrationId) {
+        self.settle(id);
+    }
+
+    /// The connection of a program that left, if its far end goes on.
+    fn left_behind(&self, id: RegistrationId) -> Option<(ConnectionId, End, Place, Process)> {
+        let State::Leaving(connection, end) = self.registrations.get(&id)?.state else {
+            return None;
+        };
+        let entry = self.connections.get(&connection)?;
+        let far = end.far().index();
+        entry.ends.get(far)?.as_ref()?;
+        Some((connection, end, entry.place, *entry.processes.get(far)?))
+    }
+
+    /// A registration of a program that left is done with.
+    fn settle(&mut self, id: RegistrationId) {
         let Some(registration) = self.registrations.get(&id) else {
             return;
         };
         let process = registration.process;
-        if let State::Leaving(connection, end) = registration.state
-            && let Some(entry) = self.connections.get(&connection)
-            && let Some(survivor) = entry.processes.get(end.far().index()).copied()
-            && entry
-                .ends
-                .get(end.far().index())
-                .is_some_and(Option::is_some)
-        {
-            self.actions.push_back(Action::Depart {
-                place: entry.place,
-                end,
-                fate,
-                survivor,
-            });
+        if !matches!(registration.state, State::Leaving(..)) {
+            return;
         }
         self.remove(id);
         if let Some(count) = self.leaving.get_mut(&process) {
-            *count -= 1;
+            *count = count.saturating_sub(1);
         }
         self.forget_if_done(process);
     }

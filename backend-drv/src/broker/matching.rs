@@ -194,6 +194,9 @@ impl Broker {
                 ends: ends.map(Some),
                 processes,
                 place,
+                preparing: true,
+                revoked: false,
+                holds: 0,
             },
         );
         self.actions.push_back(Action::Prepare {
@@ -205,10 +208,12 @@ impl Broker {
 
     /// The answer to [`Action::Prepare`]: the memory is there, or could not be had.
     pub fn prepared(&mut self, connection: ConnectionId, result: Result<(), Shortage>) {
-        let Some(entry) = self.connections.get(&connection) else {
+        let Some(entry) = self.connections.get_mut(&connection) else {
             return;
         };
+        entry.preparing = false;
         let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
+        let revoked = entry.revoked;
         if let Err(shortage) = result {
             self.undo(connection, Reason::NoMemory);
             if shortage == Shortage::Arena {
@@ -227,6 +232,11 @@ impl Broker {
         {
             // One end has left while the memory was made.
             self.undo(connection, Reason::NotEstablished);
+            self.actions.push_back(Action::Recycle { place });
+            return;
+        }
+        if revoked {
+            self.undo(connection, Reason::Revoked);
             self.actions.push_back(Action::Recycle { place });
             return;
         }

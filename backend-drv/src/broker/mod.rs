@@ -10,6 +10,7 @@
 //! | [`Action::Prepare`] | [`Broker::prepared`] |
 //! | [`Action::Recycle`] | [`Broker::recycled`] |
 //! | [`Action::Examine`] | [`Broker::examined`], later |
+//! | [`Action::Withdraw`] | [`Broker::withdrawn`], later |
 //!
 //! A registration waits until its mirror image arrives, is attached while both ends share memory,
 //! and is forgotten when its end unregisters or its program leaves. Memory is used again only after
@@ -19,6 +20,7 @@ mod action;
 mod departure;
 mod facts;
 mod matching;
+mod revoking;
 #[cfg(test)]
 mod tests;
 
@@ -31,6 +33,7 @@ use rdma_core::reason::Reason;
 
 pub use action::{Action, Beside, Fate, Shortage};
 pub use facts::{Domain, ProgramFacts, Proof, UserNamespace};
+pub use revoking::{Ends, Filter, Matches, Occupant};
 
 use crate::accounts::{Account, Accounts, Holdings};
 use crate::carving::{Carving, Place};
@@ -89,6 +92,12 @@ struct Connection {
     ends: [Option<RegistrationId>; 2],
     processes: [Process; 2],
     place: Place,
+    /// Its ends do not know of it yet.
+    preparing: bool,
+    /// Revoked meanwhile: they are not told.
+    revoked: bool,
+    /// Threads at work on its memory: it is not used again before they are done.
+    holds: u32,
 }
 
 /// What an arena costs, and whom.
@@ -388,7 +397,15 @@ impl Broker {
         if let Some(slot) = entry.ends.get_mut(end.index()) {
             *slot = None;
         }
-        if entry.ends == [None, None] {
+        self.recycle_if_unused(connection);
+    }
+
+    /// Frees the memory of a connection that both ends have let go of.
+    fn recycle_if_unused(&mut self, connection: ConnectionId) {
+        if let Some(entry) = self.connections.get(&connection)
+            && entry.ends == [None, None]
+            && entry.holds == 0
+        {
             let place = entry.place;
             self.connections.remove(&connection);
             self.actions.push_back(Action::Recycle { place });

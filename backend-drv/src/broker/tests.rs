@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use rdma_core::control::Paired;
 use rdma_core::control::kind::{PAIRED, PEER, PEER_CONTEXT};
+use rdma_core::control::{Paired, Revoke};
 
 use super::*;
 use crate::pairing::Comparison;
@@ -25,6 +25,8 @@ struct World {
     arenas: BTreeSet<ArenaId>,
     /// Questions are not answered but kept in `done`.
     by_hand: bool,
+    /// What became of the sockets of programs that leave.
+    fate: Fate,
 }
 
 impl World {
@@ -37,6 +39,7 @@ impl World {
             done: Vec::new(),
             arenas: BTreeSet::new(),
             by_hand: false,
+            fate: Fate::Gone,
         }
     }
 
@@ -113,7 +116,9 @@ impl World {
                     message,
                     beside,
                 } => self.sent.push((to, message, beside)),
-                Action::Compare { .. } | Action::Examine(_) if self.by_hand => {
+                Action::Compare { .. } | Action::Examine(_) | Action::Withdraw { .. }
+                    if self.by_hand =>
+                {
                     self.done.push(action);
                 }
                 Action::Prepare { place, .. } if self.by_hand => {
@@ -134,7 +139,17 @@ impl World {
                     self.broker.recycled(&place, true);
                 }
                 Action::DropArena(arena) => assert!(self.arenas.remove(&arena)),
-                Action::Examine(id) => self.broker.examined(id, Fate::Gone),
+                Action::Examine(id) => self.broker.examined(id, self.fate),
+                Action::Withdraw {
+                    connection,
+                    end,
+                    registration,
+                } => {
+                    let ends = self.broker.ends(connection).unwrap();
+                    let occupant = ends.occupants[end.index()].unwrap();
+                    assert_eq!(occupant.id, registration);
+                    self.broker.withdrawn(registration);
+                }
                 other => self.done.push(other),
             }
         }
@@ -260,16 +275,231 @@ fn a_socket_kept_over_exec_is_refused_while_its_past_is_looked_into() {
     assert_eq!(world.refused(again), [Reason::Exec]);
     world.broker.examined(examine, Fate::Held);
     world.run();
-    assert!(world.done.iter().any(|action| matches!(
-        action,
-        Action::Depart {
-            fate: Fate::Held,
-            end: End::One,
-            survivor: Process(2),
-            ..
-        }
-    )));
+    let Some(Action::Withdraw {
+        connection,
+        end: End::One,
+        registration,
+    }) = world.done.pop()
+    else {
+        panic!("the ring is not left");
+    };
+    assert!(!world.done.contains(&Action::Forget(one)));
+    // The survivor closes meanwhile, and a thread is still at work on the memory.
+    assert!(world.broker.hold(connection));
+    world.unregister(other, 0);
+    world.broker.withdrawn(registration);
+    world.run();
     assert!(world.done.contains(&Action::Forget(one)));
+    assert_eq!(world.broker.connections(), 1);
+    world.broker.release(connection);
+    world.run();
+    assert_eq!(world.broker.connections(), 0);
+}
+
+/// Two programs with a connection each way around, and one of them with a registration that waits.
+fn busy_world() -> (World, Process, Process) {
+    let mut world = World::new(vec![]);
+    let (one, other) = (world.join(1, 5), world.join(2, 5));
+    world.register(one, 0, (80, 4000), 11);
+    world.register(other, 0, (4000, 80), 12);
+    world.register(one, 1, (80, 4001), 13);
+    world.register(other, 1, (4001, 80), 14);
+    world.register(one, 2, (81, 4002), 15);
+    world.sent.clear();
+    (world, one, other)
+}
+
+#[test]
+fn a_filter_finds_what_it_says() {
+    let net = |text: &str| Some(text.parse().unwrap());
+    let all = Filter::default();
+    let cases = [
+        (all, 2, 1),
+        (
+            Filter {
+                network: net("10.0.0.1/32"),
+                ..all
+            },
+            2,
+            1,
+        ),
+        (
+            Filter {
+                network: net("10.0.0.0/24"),
+                port: 4001,
+                ..all
+            },
+            1,
+            0,
+        ),
+        (
+            Filter {
+                network: net("10.0.0.1/32"),
+                port: 4001,
+                ..all
+            },
+            0,
+            0,
+        ),
+        (
+            Filter {
+                network: net("10.0.0.1/32"),
+                port: 81,
+                ..all
+            },
+            0,
+            1,
+        ),
+        (
+            Filter {
+                network: net("fd00::/16"),
+                ..all
+            },
+            0,
+            0,
+        ),
+        (
+            Filter {
+                pid: Some(101),
+                ..all
+            },
+            2,
+            1,
+        ),
+        (
+            Filter {
+                pid: Some(102),
+                ..all
+            },
+            2,
+            0,
+        ),
+        (
+            Filter {
+                pid: Some(1),
+                ..all
+            },
+            0,
+            0,
+        ),
+        (
+            Filter {
+                connection: Some(ConnectionId(2)),
+                ..all
+            },
+            1,
+            0,
+        ),
+        (
+            Filter {
+                connection: Some(ConnectionId(9)),
+                ..all
+            },
+            0,
+            0,
+        ),
+        (
+            Filter {
+                owner: Some(1000),
+                ..all
+            },
+            2,
+            1,
+        ),
+        (
+            Filter {
+                owner: Some(1001),
+                ..all
+            },
+            0,
+            0,
+        ),
+    ];
+    for (filter, connections, refused) in cases {
+        let (mut world, one, _) = busy_world();
+        let found = world.broker.revoke(&filter, |process| 100 + process.0);
+        world.run();
+        assert_eq!(
+            (found.connections.len(), found.refused),
+            (connections, refused),
+            "{filter:?}"
+        );
+        assert_eq!(world.refused(one), vec![Reason::Revoked; refused]);
+    }
+}
+
+#[test]
+fn a_filter_says_what_the_message_says() {
+    let mut body = Revoke {
+        what: 0,
+        pid: 5,
+        conn_id: 6,
+        addr: [10, 9, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+        family: 4,
+        prefix: 24,
+        port: 80,
+        reserved: 0,
+    };
+    assert_eq!(Filter::of(&body, None), Filter::default());
+    body.what = Revoke::ADDRESS | Revoke::PID | Revoke::CONNECTION;
+    let all = Filter {
+        network: Some("10.9.0.0/24".parse().unwrap()),
+        port: 80,
+        pid: Some(5),
+        connection: Some(ConnectionId(6)),
+        owner: Some(7),
+    };
+    assert_eq!(Filter::of(&body, Some(7)), all);
+    body.family = 6;
+    body.prefix = 128;
+    let wide = Filter::of(&body, None).network.unwrap();
+    assert_eq!(wide.to_string(), "a09::/128");
+}
+
+#[test]
+fn a_connection_that_is_revoked_while_its_memory_is_made_is_never_told_of() {
+    let mut world = World::new(vec![]);
+    let (one, other) = (world.join(1, 5), world.join(2, 5));
+    world.by_hand = true;
+    world.register(one, 0, (80, 4000), 11);
+    world.register(other, 0, (4000, 80), 12);
+    let (left, right) = world.compare();
+    world.broker.compared(left, right, Comparison::Match);
+    world.run();
+    let found = world.broker.revoke(&Filter::default(), |_| 0);
+    assert_eq!((found.connections.len(), found.refused), (0, 2));
+    world.by_hand = false;
+    world.broker.prepared(world.prepare().0, Ok(()));
+    world.run();
+    assert_eq!(world.refused(one), [Reason::Revoked]);
+    assert_eq!(world.refused(other), [Reason::Revoked]);
+    assert_eq!(world.broker.connections(), 0);
+}
+
+#[test]
+fn the_far_end_of_a_slot_is_found_while_both_are_attached() {
+    let (mut world, one, other) = busy_world();
+    let slot = |slot, generation| SlotRef { slot, generation };
+    let far = world.broker.far_registration(one, slot(0, 1)).unwrap();
+    let (connection, _) = world.broker.seat_of(far).unwrap();
+    assert_eq!(world.broker.registration(far).unwrap().process, other);
+    assert_eq!(world.broker.far_registration(one, slot(0, 2)), None);
+    assert_eq!(
+        world.broker.far_registration(one, slot(2, 1)),
+        None,
+        "it waits"
+    );
+    assert_eq!(world.broker.far_registration(one, slot(9, 1)), None);
+    world.unregister(other, 0);
+    assert_eq!(world.broker.far_registration(one, slot(0, 1)), None);
+    assert!(
+        world
+            .broker
+            .ends(connection)
+            .unwrap()
+            .occupants
+            .contains(&None)
+    );
 }
 
 #[test]
@@ -417,10 +647,11 @@ fn whatever_happens_the_books_balance() {
         ];
         let mut world = World::new(domains);
         let mut present = BTreeMap::new();
+        let mut held = Vec::new();
         let mut next = 0;
         for _ in 0..200 {
             let some = u32::try_from(present.len()).unwrap();
-            match random(10) {
+            match random(12) {
                 0 | 1 if some < 5 => {
                     next += 1;
                     let process = world.join(next, u64::from(random(3)));
@@ -455,6 +686,21 @@ fn whatever_happens_the_books_balance() {
                     world.broker.context(process, random(4));
                     world.run();
                 }
+                10 => {
+                    world.fate = [Fate::Gone, Fate::Held][random(2) as usize];
+                    let found = world.broker.revoke(&Filter::default(), |_| 0);
+                    for connection in found.connections {
+                        assert!(world.broker.hold(connection));
+                        held.push(connection);
+                    }
+                    world.run();
+                }
+                11 => {
+                    for connection in held.drain(..) {
+                        world.broker.release(connection);
+                    }
+                    world.run();
+                }
                 _ => {}
             }
             for (to, message, _) in world.sent.drain(..) {
@@ -472,6 +718,10 @@ fn whatever_happens_the_books_balance() {
         for process in present.into_values() {
             world.leave(process);
         }
+        for connection in held {
+            world.broker.release(connection);
+        }
+        world.run();
         let broker = &world.broker;
         assert!(world.arenas.is_empty(), "seed {seed}");
         assert!(broker.programs.is_empty() && broker.registrations.is_empty());

@@ -7,15 +7,15 @@ use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
 use rdma_core::control::Message;
-use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::event::WaitRef;
 use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 use rdma_core::sync::full_barrier;
 
 use super::clients::Role;
 use super::outbox::Left;
-use super::{Arena, Daemon, Program};
-use crate::broker::{Action, Beside, Fate, Shortage};
+use super::{Arena, Daemon, Program, Task};
+use crate::broker::{Action, Beside, Shortage};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::ledger::Link;
@@ -62,9 +62,16 @@ impl Daemon {
             Action::Depart {
                 place,
                 end,
-                fate,
                 survivor,
-            } => self.depart(&place, end, fate, survivor),
+            } => self.depart(&place, end, survivor),
+            Action::Withdraw {
+                connection,
+                registration,
+                ..
+            } => self.withdraw(Task {
+                connection,
+                vanished: Some(registration),
+            }),
             Action::Settled { process, slot } => {
                 self.ledger.links.remove(&(process, slot));
             }
@@ -262,6 +269,8 @@ impl Daemon {
                     }
                     self.broker.recycled(&place, result.is_ok());
                 }
+                Outcome::Withdrawn(task, result) => self.withdrawn(task, result),
+                Outcome::Rescued(id, at, result) => self.rescued(id, at, result),
                 Outcome::Done => {}
             }
             self.perform();
@@ -269,37 +278,25 @@ impl Daemon {
     }
 
     /// Tells the surviving end of a connection that the other is gone, and wakes it.
-    fn depart(&mut self, place: &Place, end: End, fate: Fate, survivor: Process) {
-        let Some(arena) = self.arenas.get(&place.arena) else {
+    fn depart(&mut self, place: &Place, end: End, survivor: Process) {
+        let gone = self
+            .arenas
+            .get(&place.arena)
+            .and_then(|arena| arena.memory.end(place.offset, end));
+        let Some(gone) = gone else {
             return;
         };
-        let words = arena
-            .memory
-            .end(place.offset, end)
-            .zip(arena.memory.end(place.offset, end.far()));
-        let Some((gone, far)) = words else {
-            return;
-        };
-        match fate {
-            Fate::Gone => gone.state.leave(),
-            Fate::Held => gone.state.break_with(Reason::Exec),
-        }
-        let mut waiting = Vec::new();
-        for what in [WaitFor::Data, WaitFor::Space] {
-            far.waits.each(what, |who| waiting.push(who));
-        }
-        for who in waiting {
-            self.wake(survivor, who);
-        }
+        gone.state.leave();
+        self.rouse_end(place, end.far(), survivor);
     }
 
     /// Wakes a context as a producer would. The reference comes from shared memory: only the
     /// survivor and other processes of its user can be meant.
-    fn wake(&mut self, survivor: Process, who: WaitRef) {
-        let Some(program) = self.programs.get(&Process(who.process)) else {
+    pub(super) fn wake(&mut self, survivor: Process, who: WaitRef) {
+        let Some(program) = self.program(Process(who.process)) else {
             return;
         };
-        let owner = self.programs.get(&survivor).map(|p| p.record.uid);
+        let owner = self.program(survivor).map(|p| p.record.uid);
         if owner != Some(program.record.uid) {
             return;
         }
@@ -316,7 +313,7 @@ impl Daemon {
     }
 
     fn ring(&mut self, process: Process, context: u32) {
-        let Some(program) = self.programs.get(&process) else {
+        let Some(program) = self.program(process) else {
             return;
         };
         if let Some(bell) = program.doorbells.get(&context) {

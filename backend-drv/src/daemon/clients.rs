@@ -349,7 +349,7 @@ impl Daemon {
                     self.accounts
                         .discharge(Account::User(uid), Holdings::DOORBELL);
                 }
-                self.departed.insert(process, program.namespace);
+                self.departed.insert(process, program);
             }
             self.broker.leave(process);
         }

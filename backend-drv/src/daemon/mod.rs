@@ -5,10 +5,13 @@
 //! Nothing in this thread waits for a client.
 
 mod actions;
+mod agenda;
 mod clients;
 mod departures;
 mod outbox;
 mod programs;
+mod revocations;
+mod withdrawals;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,7 +29,7 @@ use crate::broker::{Broker, Domain};
 use crate::config::Limits;
 use crate::disposal::Disposal;
 use crate::identity::SocketFiles;
-use crate::ids::{ArenaId, Process};
+use crate::ids::{ArenaId, Process, RegistrationId};
 use crate::ledger::{Ledger, ProgramRecord};
 use crate::listener::Listener;
 use crate::packet::Inbox;
@@ -37,8 +40,12 @@ use crate::sock_diag::{Namespace, SockDiag};
 use crate::throttle::Throttle;
 use crate::workers::Workers;
 
+use agenda::Agenda;
 use clients::Client;
-use departures::Departures;
+use revocations::Revocations;
+use withdrawals::Withdrawals;
+
+pub use withdrawals::Task;
 
 /// Events taken at once.
 const EVENTS: usize = 64;
@@ -84,9 +91,11 @@ pub struct Daemon {
     broker: Broker,
     clients: HashMap<u64, Client>,
     programs: HashMap<Process, Program>,
-    /// Namespaces of programs that left, while their connections are looked up.
-    departed: HashMap<Process, Namespace>,
-    departures: Departures,
+    /// Programs that left, while their connections are looked after.
+    departed: HashMap<Process, Program>,
+    departures: Agenda<RegistrationId>,
+    withdrawals: Withdrawals,
+    revocations: Revocations,
     arenas: HashMap<ArenaId, Arena>,
     workers: Workers,
     doomed: Vec<u64>,
@@ -181,7 +190,9 @@ impl Daemon {
             clients: HashMap::new(),
             programs: HashMap::new(),
             departed: HashMap::new(),
-            departures: Departures::default(),
+            departures: Agenda::new(&departures::PAUSES_MS),
+            withdrawals: Withdrawals::new(),
+            revocations: Revocations::default(),
             arenas: HashMap::new(),
             workers,
             doomed: Vec::new(),
@@ -232,6 +243,7 @@ impl Daemon {
             }
             self.tick(Instant::now());
         }
+        crate::direction::retire();
         Ok(())
     }
 
@@ -255,6 +267,8 @@ impl Daemon {
         while let Some(id) = self.departures.pop_due(now) {
             self.examine(id, now);
         }
+        self.tick_withdrawals(now);
+        self.tick_revocations(now);
         for token in std::mem::take(&mut self.stalled) {
             self.flush(token);
         }
@@ -276,6 +290,9 @@ impl Daemon {
         let retry = (!self.stalled.is_empty()).then(|| Instant::now() + STALL_PAUSE);
         let next = [
             self.departures.next(),
+            self.withdrawals.tasks.next(),
+            self.withdrawals.rescues.next(),
+            self.revocations.next(),
             self.accepting.again_at,
             first,
             retry,

@@ -51,6 +51,16 @@ impl Daemon {
                 }
                 Ok(())
             }
+            (Role::Program(process), Message::Retracted(slot)) => {
+                if let Some(id) = self.broker.far_registration(process, *slot) {
+                    self.withdrawals.plan_rescue(id);
+                }
+                Ok(())
+            }
+            (Role::Unknown | Role::Tool, Message::Revoke(revoke)) => {
+                self.revoke(token, revoke);
+                Ok(())
+            }
             (Role::Unknown | Role::Tool, Message::Query(query)) => {
                 self.query(token, query);
                 Ok(())

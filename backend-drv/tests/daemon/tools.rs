@@ -1,6 +1,7 @@
 //! Questions: status, totals, limits.
 
 use rdma_core::control::Query;
+use rdma_core::layout::LAYOUT_VERSION;
 use rdma_core::reason::Reason;
 use rdma_core::slot::{SLOTS, Slot, SlotMeta, Stage, TxState};
 use rdma_core::sync::Ordering;
@@ -131,7 +132,7 @@ fn totals_outlive_programs_and_belong_to_their_session() {
 fn limits_say_what_the_daemon_grants() {
     let daemon = Daemon::with_config("[limits]\nring_log2_max = 20");
     let limits = daemon.report(Query::LIMITS, 0);
-    assert_eq!(limits["layout_version"], 1);
+    assert_eq!(limits["layout_version"], LAYOUT_VERSION);
     assert_eq!(limits["limits"]["ring_log2_max"], 20);
     let unknown = daemon.report(77, 0);
     assert!(unknown["error"].as_str().unwrap().contains("77"));

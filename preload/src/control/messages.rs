@@ -75,6 +75,8 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
         | Message::Unregister(_)
         | Message::Kick(_)
         | Message::Query(_)
+        | Message::Retracted(_)
+        | Message::Revoke(_)
         | Message::Report(..) => {}
     }
 }

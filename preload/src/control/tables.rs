@@ -18,6 +18,7 @@ use rustix::io::Errno;
 
 use crate::contexts::RegionCell;
 use crate::fds::{self, Entry};
+use crate::kernel;
 
 /// Daemons that one process can outlive, forks included.
 const SESSION_COUNT: usize = 16;
@@ -102,6 +103,13 @@ impl Session {
             }
             Some(Err(_)) | None => false,
         }
+    }
+
+    /// Whether the daemon's end of the control socket is closed.
+    pub(super) fn has_hung_up(&self) -> bool {
+        self.client
+            .get()
+            .is_none_or(|client| kernel::poll_now(client.raw(), 0) & libc::POLLHUP != 0)
     }
 
     /// Waits a few milliseconds for the daemon to read.

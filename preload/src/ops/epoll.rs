@@ -102,7 +102,7 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
         errno::set(libc::EINVAL);
         return -1;
     }
-    let Some((number, interest)) = set::new_interest(set, fd, asked) else {
+    let Some((_, interest)) = set::new_interest(set, fd, asked) else {
         // No room: the kernel serves this registration, and the connection stays there.
         if let Some(index) = fds::lookup(fd).as_conn() {
             let conn = conn(index);
@@ -116,10 +116,7 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
         // SAFETY: a local event.
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     };
-    let mut event = epoll_event {
-        events: interest.kernel_events(),
-        u64: set::cookie(number),
-    };
+    let mut event = interest.as_needed();
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     if rc < 0 {
@@ -133,7 +130,7 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
 }
 
 fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
-    let Some((number, interest)) = set::find(set, fd) else {
+    let Some((_, interest)) = set::find(set, fd) else {
         let mut event = asked;
         // SAFETY: a local event.
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
@@ -144,10 +141,7 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
         return -1;
     }
     interest.ask(asked);
-    let mut event = epoll_event {
-        events: interest.kernel_events(),
-        u64: set::cookie(number),
-    };
+    let mut event = interest.as_needed();
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
     if rc == 0 {
@@ -160,6 +154,9 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
 fn engage(interest: &'static Interest) {
     let Some(conn) = interest.conn() else { return };
     if !involves_ring(conn) {
+        if interest.is_outdated() {
+            put_in_kernel(interest);
+        }
         return;
     }
     let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
@@ -256,29 +253,42 @@ pub(crate) fn may_arm(conn: &Conn) -> bool {
 /// and posts one edge.
 pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
     for interest in interests_of(conn) {
-        let Some(set) = interest.set() else { continue };
-        let mut event = epoll_event {
-            events: interest.kernel_events(),
-            u64: set::cookie(interest.number()),
-        };
-        let (epfd, fd) = (set.epfd(), interest.fd());
-        errno::preserved(|| {
-            // An exclusive registration cannot be modified, only replaced.
-            let ops: &[c_int] = if interest.is_exclusive() {
-                &[libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD]
-            } else {
-                &[libc::EPOLL_CTL_MOD]
-            };
-            for op in ops {
-                // SAFETY: a local event.
-                unsafe { real::epoll_ctl(epfd, *op, fd, &raw mut event) };
-            }
-        });
-        let bits = kernel::poll_now(fd, libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT);
+        put_in_kernel(interest);
+        let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT;
+        let bits = kernel::poll_now(interest.fd(), events);
         conn.kernel_bits
             .store(u32::from(bits.cast_unsigned()), Ordering::Relaxed);
         engage(interest);
     }
+}
+
+/// As [`on_change`], if somebody else has changed the connection's states, who could not adjust anything
+/// here. True if so: the kernel reports anew what there is.
+fn catch_up(interest: &Interest, conn: &'static Conn) -> bool {
+    let outdated = interest.is_outdated();
+    if outdated {
+        on_change(conn, interest.fd());
+    }
+    outdated
+}
+
+/// Adjusts the kernel's registration.
+fn put_in_kernel(interest: &Interest) {
+    let Some(set) = interest.set() else { return };
+    let mut event = interest.as_needed();
+    let (epfd, fd) = (set.epfd(), interest.fd());
+    errno::preserved(|| {
+        // An exclusive registration cannot be modified, only replaced.
+        let ops: &[c_int] = if interest.is_exclusive() {
+            &[libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD]
+        } else {
+            &[libc::EPOLL_CTL_MOD]
+        };
+        for op in ops {
+            // SAFETY: a local event.
+            unsafe { real::epoll_ctl(epfd, *op, fd, &raw mut event) };
+        }
+    });
 }
 
 /// Puts the program's own registrations back into the kernel, and forgets all sets.

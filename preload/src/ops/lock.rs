@@ -10,7 +10,7 @@ use rdma_core::sync::barrier_after_rmw;
 use rustix::thread::futex;
 
 use crate::conn::Conn;
-use crate::{holders, tls};
+use crate::{control, holders, tls};
 
 /// The calling thread holds the lock already: a signal handler interrupted its own operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -28,7 +28,7 @@ const SLEEP: Duration = Duration::from_millis(10);
 /// [`Nested`]: waiting would last for ever.
 #[inline]
 pub(crate) fn take_tx(conn: &Conn) -> Result<(), Nested> {
-    take(&conn.slot().tx.lock, &|| mend_tx(conn))
+    take(&conn.slot().tx.lock, conn, mend_tx)
 }
 
 /// As [`take_tx`], of the direction that it receives.
@@ -37,19 +37,19 @@ pub(crate) fn take_tx(conn: &Conn) -> Result<(), Nested> {
 /// As [`take_tx`].
 #[inline]
 pub(crate) fn take_rx(conn: &Conn) -> Result<(), Nested> {
-    take(&conn.slot().rx.lock, &|| mend_rx(conn))
+    take(&conn.slot().rx.lock, conn, mend_rx)
 }
 
 #[inline]
-fn take(lock: &DirectionLock, mend: &dyn Fn()) -> Result<(), Nested> {
+fn take(lock: &DirectionLock, conn: &Conn, mend: fn(&Conn)) -> Result<(), Nested> {
     match lock.try_lock(tls::token()) {
         Ok(()) => Ok(()),
-        Err(owner) => wait(lock, owner, mend),
+        Err(owner) => wait(lock, owner, conn, mend),
     }
 }
 
 #[cold]
-fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nested> {
+fn wait(lock: &DirectionLock, mut owner: u32, conn: &Conn, mend: fn(&Conn)) -> Result<(), Nested> {
     let me = tls::token();
     let mut sleeps = 0;
     loop {
@@ -63,8 +63,8 @@ fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nes
             }
             core::hint::spin_loop();
         }
-        if sleeps >= PATIENCE && holders::is_dead(owner) && lock.seize(owner, me) {
-            mend();
+        if sleeps >= PATIENCE && is_dead(owner, conn) && lock.seize(owner, me) {
+            mend(conn);
             return Ok(());
         }
         sleeps += 1;
@@ -81,6 +81,16 @@ fn wait(lock: &DirectionLock, mut owner: u32, mend: &dyn Fn()) -> Result<(), Nes
 /// Sleeps before a holder is suspected to be dead.
 const PATIENCE: u32 = 5;
 
+/// Whether nobody frees the lock any more. A number that was given out anew looks alive, and the wait goes on
+/// until that thread ends as well.
+fn is_dead(owner: u32, conn: &Conn) -> bool {
+    if owner == DirectionLock::DAEMON {
+        control::has_hung_up(conn)
+    } else {
+        holders::is_dead(owner)
+    }
+}
+
 /// The holder of the sending direction was killed: makes its state whole.
 ///
 /// What it copied and did not publish was not sent. The ring's beginning is moved by two stores.
@@ -96,6 +106,10 @@ fn mend_tx(conn: &Conn) {
         });
     }
     match tx.state() {
+        // A daemon that died in between.
+        TxState::Ring if view.mine.state.route() == Route::Returned => {
+            tx.set_state(TxState::Returned);
+        }
         TxState::Ring => {
             let mut cursor = tx.cursor();
             let base = view.tx_words.base.load(Ordering::Acquire);
@@ -114,8 +128,17 @@ fn mend_tx(conn: &Conn) {
 /// kernel is gone, as it would be without us, and must be counted anew.
 fn mend_rx(conn: &Conn) {
     let rx = &conn.slot().rx;
-    if rx.state() == RxState::Draining {
-        rx.set_state(RxState::Armed);
+    match rx.state() {
+        RxState::Draining => rx.set_state(RxState::Armed),
+        // A daemon that died in between.
+        RxState::Armed
+            if conn.view().is_some_and(|view| {
+                view.mine.state.is_reader_gone() && view.theirs.state.route() == Route::Retracted
+            }) =>
+        {
+            rx.set_state(RxState::Returned);
+        }
+        _ => {}
     }
 }
 

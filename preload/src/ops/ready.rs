@@ -464,11 +464,16 @@ fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
             if let Some(view) = conn.view() {
                 settle(conn, view, entry.fd);
             }
-            ask.events = kernel_interest(conn, entry.events);
+            ask.events = asked(entry);
             ready |= ring_bits(conn, entry) != 0;
         }
     }
     ready
+}
+
+/// What the kernel is to be asked about an entry now.
+fn asked(entry: &pollfd) -> i16 {
+    ring_conn(entry.fd).map_or(entry.events, |conn| kernel_interest(conn, entry.events))
 }
 
 fn ring_bits(conn: &Conn, entry: &pollfd) -> i16 {
@@ -534,12 +539,13 @@ fn sleep(
             }
         }
     }
-    // A route that has changed since the kernel's part was prepared: look again.
-    let ready = entries.iter().any(|entry| {
-        ring_conn(entry.fd).is_some_and(|conn| {
-            conn.view().is_some_and(|view| settle(conn, view, entry.fd))
-                || ring_bits(conn, entry) != 0
-        })
+    // A route that has changed since the kernel's part was prepared, by whomever: look again.
+    let ready = entries.iter().zip(copy.iter()).any(|(entry, ask)| {
+        asked(entry) != ask.events
+            || ring_conn(entry.fd).is_some_and(|conn| {
+                conn.view().is_some_and(|view| settle(conn, view, entry.fd))
+                    || ring_bits(conn, entry) != 0
+            })
     });
     let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
     if ready {

@@ -495,12 +495,21 @@ fn block_in_kernel(
 pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
     let Some(view) = conn.view() else { return };
     let tx = &conn.slot().tx;
-    if let Some(fd) = fd {
-        downgrade::flush(conn, view, fd);
+    let mut locked = false;
+    for _ in 0..2 {
+        if let Some(fd) = fd {
+            downgrade::flush(conn, view, fd);
+        }
+        locked = lock::take_tx(conn).is_ok();
+        // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
+        view.mine.state.end(tx.cursor().tail);
+        // A receiver that left meanwhile did not know of the end, and counts on us.
+        if fd.is_none() || !locked || !downgrade::is_wanted(conn, view) {
+            break;
+        }
+        lock::free(&tx.lock);
+        locked = false;
     }
-    let locked = lock::take_tx(conn).is_ok();
-    // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
-    view.mine.state.end(tx.cursor().tail);
     tx.set_state(TxState::Done);
     if locked {
         lock::free(&tx.lock);

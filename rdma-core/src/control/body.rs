@@ -67,7 +67,8 @@ pub struct Register {
     pub far_addr: [u8; 16],
 }
 
-/// UNREGISTER: the sender has closed its end and touches the connection's memory no more.
+/// UNREGISTER: the sender has closed its end and touches the connection's memory no more. RETRACTED: it has
+/// left its ring, in which its far end may have bytes that must be sent once more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct SlotRef {
@@ -96,6 +97,40 @@ impl Query {
     pub const TOTALS: u32 = 2;
     /// Version and limits.
     pub const LIMITS: u32 = 3;
+}
+
+/// REVOKE: a tool asks for connections to be taken back to TCP for good: those for which all of `what` is
+/// true.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct Revoke {
+    /// Which of the other fields count; none: all connections.
+    pub what: u32,
+    /// Process id of the program at either end, as the daemon sees it.
+    pub pid: u32,
+    /// The daemon's number of the connection.
+    pub conn_id: u64,
+    /// Network of the address of either end, in network order; IPv4 in the first four bytes.
+    pub addr: [u8; 16],
+    /// 4 or 6.
+    pub family: u8,
+    /// Leading bits of `addr` that count.
+    pub prefix: u8,
+    /// Port of the end that has the address; 0 is any.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Revoke {
+    /// `addr`, `family`, `prefix` and `port` count.
+    pub const ADDRESS: u32 = 1;
+    /// `pid` counts.
+    pub const PID: u32 = 2;
+    /// `conn_id` counts.
+    pub const CONNECTION: u32 = 4;
+    /// All that may stand in `what`.
+    pub const KNOWN: u32 = Self::ADDRESS | Self::PID | Self::CONNECTION;
 }
 
 /// WELCOME: the answer to HELLO. Beside it the program's event memory

@@ -3,7 +3,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::body::{
-    Context, ContextRef, Hello, Paired, Peer, Query, Refused, Register, SlotRef, Text, Welcome,
+    Context, ContextRef, Hello, Paired, Peer, Query, Refused, Register, Revoke, SlotRef, Text,
+    Welcome,
 };
 use super::{CONTROL_MAGIC, CONTROL_VERSION, MESSAGE_MAX, kind};
 use crate::event::{CONTEXTS, WaitRef};
@@ -45,6 +46,8 @@ pub enum Message<'a> {
     Unregister(SlotRef),
     Kick(ContextRef),
     Query(Query),
+    Retracted(SlotRef),
+    Revoke(Revoke),
     Welcome(Welcome),
     Refused(Refused),
     Peer(Peer),
@@ -92,6 +95,8 @@ impl Message<'_> {
             Self::Unregister(_) => kind::UNREGISTER,
             Self::Kick(_) => kind::KICK,
             Self::Query(_) => kind::QUERY,
+            Self::Retracted(_) => kind::RETRACTED,
+            Self::Revoke(_) => kind::REVOKE,
             Self::Welcome(_) => kind::WELCOME,
             Self::Refused(_) => kind::REFUSED,
             Self::Peer(_) => kind::PEER,
@@ -124,9 +129,10 @@ impl Message<'_> {
             Self::Hello(body) => (body.as_bytes(), &[]),
             Self::Context(body) | Self::ContextKnown(body) => (body.as_bytes(), &[]),
             Self::Register(body) => (body.as_bytes(), &[]),
-            Self::Unregister(body) => (body.as_bytes(), &[]),
+            Self::Unregister(body) | Self::Retracted(body) => (body.as_bytes(), &[]),
             Self::Kick(body) | Self::PeerContext(body) => (body.as_bytes(), &[]),
             Self::Query(body) => (body.as_bytes(), &[]),
+            Self::Revoke(body) => (body.as_bytes(), &[]),
             Self::Welcome(body) => (body.as_bytes(), &[]),
             Self::Refused(body) => (body.as_bytes(), &[]),
             Self::Peer(body) | Self::PeerGone(body) => (body.as_bytes(), &[]),
@@ -183,6 +189,8 @@ pub fn parse(bytes: &[u8], fds: usize) -> Result<Message<'_>, ParseError> {
         kind::UNREGISTER => Message::Unregister(whole(rest)?),
         kind::KICK => Message::Kick(whole(rest)?),
         kind::QUERY => Message::Query(whole(rest)?),
+        kind::RETRACTED => Message::Retracted(whole(rest)?),
+        kind::REVOKE => Message::Revoke(whole(rest)?),
         kind::WELCOME => Message::Welcome(whole(rest)?),
         kind::REFUSED => Message::Refused(whole(rest)?),
         kind::PEER => Message::Peer(whole(rest)?),
@@ -239,7 +247,17 @@ fn check(message: &Message<'_>) -> Result<(), ParseError> {
             require(matches!(body.side, 1 | 2), "side")?;
             require(matches!(body.family, 4 | 6), "family")
         }
-        Message::Unregister(body) => require(body.slot < SLOTS, "slot"),
+        Message::Unregister(body) | Message::Retracted(body) => require(body.slot < SLOTS, "slot"),
+        Message::Revoke(body) => {
+            require(body.what & !Revoke::KNOWN == 0, "what")?;
+            let bits = match body.family {
+                4 => 32,
+                6 => 128,
+                _ if body.what & Revoke::ADDRESS == 0 => u8::MAX,
+                _ => return Err(ParseError::Field("family")),
+            };
+            require(body.prefix <= bits, "prefix")
+        }
         Message::Kick(body) | Message::PeerContext(body) => {
             require(body.process <= WaitRef::PROCESS_MAX, "process")?;
             require(body.context < CONTEXTS, "context")
@@ -332,6 +350,11 @@ mod tests {
             reserved: 0,
             session: 0,
         }));
+        round_trip(Message::Retracted(SlotRef {
+            slot: 2,
+            generation: 1,
+        }));
+        round_trip(Message::Revoke(revocation(Revoke::KNOWN)));
         round_trip(Message::Welcome(Welcome {
             process: 1,
             layout_version: 1,
@@ -399,6 +422,43 @@ mod tests {
             parse(&buffer[..length], 0),
             Err(ParseError::Field("context"))
         );
+    }
+
+    fn revocation(what: u32) -> Revoke {
+        Revoke {
+            what,
+            pid: 7,
+            conn_id: 9,
+            addr: [0xfd; 16],
+            family: 6,
+            prefix: 128,
+            port: 80,
+            reserved: 0,
+        }
+    }
+
+    #[test]
+    fn a_revocation_names_a_network_or_leaves_it_out() {
+        let answer = |body| {
+            let mut buffer = [0u8; 512];
+            let length = Message::Revoke(body).emit(&mut buffer).unwrap();
+            parse(&buffer[..length], 0).map(|_| ())
+        };
+        let all = revocation(Revoke::KNOWN);
+        let v4 = Revoke { family: 4, ..all };
+        assert_eq!(answer(v4), Err(ParseError::Field("prefix")));
+        assert_eq!(answer(Revoke { prefix: 32, ..v4 }), Ok(()));
+        assert_eq!(
+            answer(Revoke { family: 5, ..all }),
+            Err(ParseError::Field("family"))
+        );
+        let odd = Revoke {
+            family: 5,
+            prefix: 255,
+            ..revocation(Revoke::PID)
+        };
+        assert_eq!(answer(odd), Ok(()), "it does not count");
+        assert_eq!(answer(revocation(8)), Err(ParseError::Field("what")));
     }
 
     #[test]

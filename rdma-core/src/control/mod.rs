@@ -17,10 +17,11 @@
 //!                                            <---  PEER_CONTEXT   + doorbell, one each
 //!                                            <---  PAIRED         + arena, if new to this program
 //!   KICK (doorbell not at hand)              --->
+//!   RETRACTED (has left its ring)            --->  (the far end is to send the rest by TCP)
 //!   UNREGISTER                               --->  (memory is reused after both ends did)
 //!                                            <---  PEER_GONE
 //! tool
-//!   QUERY                                    --->
+//!   QUERY, REVOKE                            --->
 //!                                            <---  REPORT, REPORT, ... (JSON text in pieces)
 //! ```
 //!
@@ -67,6 +68,10 @@ pub mod kind {
     pub const KICK: u16 = 5;
     /// See [`super::Query`].
     pub const QUERY: u16 = 6;
+    /// See [`super::SlotRef`].
+    pub const RETRACTED: u16 = 7;
+    /// See [`super::Revoke`].
+    pub const REVOKE: u16 = 8;
     /// See [`super::Welcome`].
     pub const WELCOME: u16 = 101;
     /// See [`super::Refused`].

@@ -3,6 +3,7 @@
 //!
 //! * [`run`]: `viaduct run -- CMD`, with an embedded daemon where no other answers.
 //! * [`status`], [`top`]: what the daemon knows now, once or every second.
+//! * [`revoke`]: takes connections back to TCP.
 //! * [`doctor`]: checks of this machine and of a program. [`peers`]: who is a peer, by which rule.
 //! * [`bench`](mod@bench): the same benchmark over kernel TCP and over Viaduct.
 //! * [`daemon`], [`query`], [`report`]: which daemon, asking it, reading its answer.
@@ -13,7 +14,7 @@
 //! Results go to stdout, everything else to stderr. Exit status: 0 good, 1 a failure (or the answer
 //! no), 2 bad input; `run` passes on that of its command, or 126 and 127 if it cannot be started.
 //!
-//! The tool never touches a connection. Try it with `cargo test -p viaduct-frontend`; the tests in
+//! The tool never touches a connection itself. Try it with `cargo test -p viaduct-frontend`; the tests in
 //! `tests/cli` run the built binary.
 
 mod bench;
@@ -28,6 +29,7 @@ mod peers;
 mod program;
 mod query;
 mod report;
+mod revoke;
 mod run;
 mod runtime_dir;
 mod status;
@@ -60,6 +62,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show the busiest connections, once a second; q ends it
     Top(top::TopArgs),
+    /// Take connections back to TCP for good; later ones are not affected
+    Revoke(revoke::RevokeArgs),
     /// Check what works on this machine, and whether a program can be accelerated
     Doctor(doctor::DoctorArgs),
     /// Print the peer list, or say which rule decides about an address
@@ -82,6 +86,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Top(args) => top::run(&args),
+        Command::Revoke(args) => revoke::run(&args),
         Command::Doctor(args) => doctor::run(&args),
         Command::Peers(args) => peers::run(&args),
         Command::Bench(args) => bench::run(args).map(|()| ExitCode::SUCCESS),

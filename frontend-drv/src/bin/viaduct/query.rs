@@ -90,11 +90,19 @@ impl Connection {
 
     /// Asks one of [`Query::STATUS`], [`Query::TOTALS`], [`Query::LIMITS`].
     pub(crate) fn ask(&self, what: u32, session: u64) -> Result<String, QueryError> {
-        self.send(&Message::Query(Query {
+        let query = Query {
             what,
             reserved: 0,
             session,
-        }))?;
+        };
+        let answer = self.converse(&Message::Query(query))?;
+        tracing::debug!(what, session, bytes = answer.len(), "answered");
+        Ok(answer)
+    }
+
+    /// Sends a message that is answered by a report, and returns that.
+    pub(crate) fn converse(&self, message: &Message<'_>) -> Result<String, QueryError> {
+        self.send(message)?;
         let deadline = Instant::now() + PATIENCE * 5;
         let mut answer = String::new();
         // One byte more than the longest message, so that a longer one is seen to be.
@@ -110,7 +118,6 @@ impl Connection {
                     }
                     answer.push_str(text);
                     if head.more == 0 {
-                        tracing::debug!(what, session, bytes = answer.len(), "answered");
                         return Ok(answer);
                     }
                 }

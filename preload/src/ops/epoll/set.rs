@@ -85,6 +85,8 @@ pub(crate) struct Interest {
     pub reported: AtomicU32,
     /// What the far end had to say when it was last looked at.
     pub seen: AtomicU64,
+    /// What the kernel was last asked.
+    asked: AtomicU32,
 }
 
 static SET_TABLE: [Set; SETS] = [const {
@@ -122,6 +124,7 @@ static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         told: AtomicU32::new(0),
         reported: AtomicU32::new(0),
         seen: AtomicU64::new(u64::MAX),
+        asked: AtomicU32::new(0),
     }
 }; INTERESTS];
 static INTEREST_NUMBERS: Numbers<INTERESTS> = Numbers::new();
@@ -629,9 +632,25 @@ impl Interest {
         }
     }
 
+    /// The registration as it must stand in the kernel now; the caller puts it there.
+    pub(super) fn as_needed(&self) -> epoll_event {
+        let events = self.kernel_events();
+        self.asked.store(events, Ordering::Relaxed);
+        epoll_event {
+            events,
+            u64: cookie(self.number()),
+        }
+    }
+
+    /// Whether the kernel holds something else than it must: the states of the connection were changed by
+    /// the daemon, or by another process that shares it.
+    pub(super) fn is_outdated(&self) -> bool {
+        self.asked.load(Ordering::Relaxed) != self.kernel_events()
+    }
+
     /// What the kernel is asked: the program's own wish on TCP; once a ring is involved, edges of
     /// what only the kernel knows.
-    pub(super) fn kernel_events(&self) -> u32 {
+    fn kernel_events(&self) -> u32 {
         let asked = self.events.load(Ordering::Relaxed);
         let Some(conn) = self.conn().filter(|conn| involves_ring(conn)) else {
             return asked;

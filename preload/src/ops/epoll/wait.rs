@@ -9,7 +9,7 @@ use libc::{epoll_event, sigset_t};
 use rdma_core::slot::{RxState, TxState};
 
 use super::set::{Interest, Set, is_cookie};
-use super::{had_space, interest_of_cookie, post_conn, want_space};
+use super::{catch_up, had_space, interest_of_cookie, post_conn, want_space};
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
 use crate::{contexts, control, errno, kernel, probe, real, wait};
@@ -197,13 +197,15 @@ unsafe fn kernel_wait(
 #[cold]
 fn look_at_all(set: &'static Set) {
     super::set::each_live(|interest| {
-        let Some(conn) = interest.conn().filter(|conn| involves_ring(conn)) else {
-            return;
+        let Some(conn) = interest.conn() else { return };
+        let has_news = || {
+            involves_ring(conn) && interest.seen.load(Ordering::Relaxed) != news(conn)
+                || interest.is_outdated()
         };
         if interest
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set))
-            && interest.seen.load(Ordering::Relaxed) != news(conn)
+            && has_news()
         {
             set.push(interest);
         }
@@ -289,6 +291,7 @@ fn keep_ready(set: &'static Set) -> bool {
         if interest.live.load(Ordering::Acquire) == 0 {
             continue;
         }
+        catch_up(interest, conn);
         let ready = bits(conn, interest.fd());
         if ready & OUT == 0 {
             want_space(conn);
@@ -329,6 +332,10 @@ fn collect(
         let Some(conn) = interest.conn() else {
             continue;
         };
+        if catch_up(interest, conn) && !involves_ring(conn) {
+            // The kernel reports it from now on.
+            continue;
+        }
         interest.seen.store(news(conn), Ordering::Relaxed);
         let ready = bits(conn, interest.fd());
         if ready & OUT != 0 {
@@ -414,6 +421,9 @@ fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usiz
                 continue;
             };
             if let Some(conn) = interest.conn() {
+                if catch_up(interest, conn) && !involves_ring(conn) {
+                    continue;
+                }
                 if involves_ring(conn) {
                     conn.kernel_bits.store(event.events, Ordering::Relaxed);
                     // The kernel's edge of an end that was reported when the far end announced it.
