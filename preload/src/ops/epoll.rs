@@ -102,6 +102,7 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
         errno::set(libc::EINVAL);
         return -1;
     }
+    let known = set::find(set, fd).is_some();
     let Some((_, interest)) = set::new_interest(set, fd, asked) else {
         // No room: the kernel serves this registration, and the connection stays there.
         if let Some(index) = fds::lookup(fd).as_conn() {
@@ -117,14 +118,20 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     };
     let mut event = interest.as_needed();
+    // Before the call: while it returns, another thread may be told of the socket already, and of an edge
+    // only once. A registration that is there twice is refused, and must not be reported meanwhile.
+    if !known {
+        set::go_live(set, interest);
+    }
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     if rc < 0 {
         set::drop_interest(interest);
         return rc;
     }
-    set.interests.fetch_add(1, Ordering::Relaxed);
-    interest.live.store(1, Ordering::Release);
+    if known {
+        set::go_live(set, interest);
+    }
     engage(interest);
     rc
 }

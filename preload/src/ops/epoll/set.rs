@@ -716,6 +716,8 @@ pub(super) fn new_interest(
     interest.set.store(set.index(), Ordering::Relaxed);
     interest.fd.store(fd, Ordering::Relaxed);
     interest.conn.store(0, Ordering::Relaxed);
+    // Of an earlier registration, perhaps by a call of the same number in another set.
+    interest.reported.store(0, Ordering::Relaxed);
     interest.seen.store(u64::MAX, Ordering::Relaxed);
     interest.ask(asked);
     let entry = fds::lookup(fd);
@@ -730,6 +732,12 @@ pub(super) fn new_interest(
         fds::insert(fd, Entry::watched(number));
     }
     Some((number, interest))
+}
+
+/// From now on events that carry the interest's cookie are understood.
+pub(super) fn go_live(set: &Set, interest: &Interest) {
+    set.interests.fetch_add(1, Ordering::Relaxed);
+    interest.live.store(1, Ordering::Release);
 }
 
 /// Frees an interest. On the ready list it stays until it is popped and found dead.

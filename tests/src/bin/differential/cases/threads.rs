@@ -1,7 +1,12 @@
 //! Several threads on one connection, and on many.
 
+use std::sync::mpsc;
+use std::time::Duration;
+
+use libc::{EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLLET, EPOLLOUT};
+
 use super::{Case, Needs, once};
-use crate::end::{End, Side};
+use crate::end::{End, Side, patience};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
 use viaduct_tests::show;
@@ -15,6 +20,11 @@ pub(super) const CASES: &[Case] = &[
         "a_connection_per_thread",
         Needs::Both,
         a_connection_per_thread,
+    ),
+    once(
+        "registered_while_waited_on",
+        Needs::Both,
+        registered_while_waited_on,
     ),
 ];
 
@@ -183,4 +193,39 @@ fn a_connection_per_thread(stage: &mut Stage) {
             format!("served {served}")
         },
     );
+}
+
+/// A thread waits on a set while another one puts a socket into it that is ready: its edge comes while
+/// the registration is still being made, and comes once.
+fn registered_while_waited_on(stage: &mut Stage) {
+    const ROUNDS: u64 = 400;
+    stage.connect();
+    stage.a("register", |a| {
+        let (epfd, fd) = (fd_of(sys::epoll_create()), a.fd);
+        a.more.push(epfd);
+        let (tell, told) = mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            while let Ok(events) = sys::epoll_wait(epfd, 1, patience()) {
+                for (_, data) in events {
+                    if tell.send(data).is_err() || data == ROUNDS {
+                        return;
+                    }
+                }
+            }
+        });
+        let patience = Duration::from_millis(u64::from(patience().unsigned_abs()));
+        let mut missed = Vec::new();
+        for round in 1..=ROUNDS {
+            let _ = sys::epoll_ctl(epfd, EPOLL_CTL_ADD, fd, EPOLLOUT | EPOLLET, round);
+            if told.recv_timeout(patience) != Ok(round) {
+                missed.push(round);
+                break;
+            }
+            let _ = sys::epoll_ctl(epfd, EPOLL_CTL_DEL, fd, 0, 0);
+        }
+        if missed.is_empty() {
+            let _ = waiter.join();
+        }
+        format!("missed {missed:?}")
+    });
 }
