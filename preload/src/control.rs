@@ -59,14 +59,36 @@ pub(crate) fn parent_arena() -> Option<ArenaView> {
 
 /// The slot arena, made at first use.
 pub(crate) fn make_arena() -> Option<ArenaView> {
-    if let Some(arena) = arena() {
-        return Some(arena);
+    for look in 0..ARENA_LOOKS {
+        if let Some(arena) = arena() {
+            return Some(arena);
+        }
+        if let Some(made) = locked(make_arena_locked) {
+            return made;
+        }
+        if BUSY.load(Ordering::Relaxed) == tls::token() {
+            // A signal handler that interrupted its maker.
+            return None;
+        }
+        // Several threads make the first connections: one makes the arena, which takes some system
+        // calls, and the others' connections are not lost for that.
+        if look < ARENA_YIELDS {
+            rustix::thread::sched_yield();
+        } else {
+            let _ = rustix::thread::nanosleep(&ARENA_PAUSE);
+        }
     }
-    locked(|| {
-        let _ = make_arena_locked();
-    });
-    arena()
+    None
 }
+
+/// How often [`make_arena`] looks for the arena that another thread makes, a tenth of a second in all.
+const ARENA_LOOKS: u32 = 1_000;
+/// The looks before it sleeps in between.
+const ARENA_YIELDS: u32 = 100;
+const ARENA_PAUSE: rustix::thread::Timespec = rustix::thread::Timespec {
+    tv_sec: 0,
+    tv_nsec: 100_000,
+};
 
 /// As [`make_arena`], for a caller that holds the control lock.
 pub(crate) fn make_arena_locked() -> Option<ArenaView> {

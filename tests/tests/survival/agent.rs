@@ -5,6 +5,7 @@
 //! ```text
 //! listen              -> PORT
 //! accept I, connect I PORT, close I, nonblocking I        -> ok
+//! connect-all N PORT  -> ok           connections 0 to N, by threads, in the same moment
 //! ping I N, pong I N  -> ok           N exchanges of one byte
 //! recv I N, send I N, poll I, epoll I, fill I             -> ret N | err ERRNO
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
@@ -24,6 +25,7 @@
 use std::io::{BufRead, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -99,6 +101,13 @@ impl Agent {
                 self.put(number(0), stream);
                 return done();
             }
+            "connect-all" => {
+                let port = u16::try_from(number(1)).expect("a port");
+                for (index, stream) in connect_all(number(0), port)?.into_iter().enumerate() {
+                    self.put(index, stream);
+                }
+                return done();
+            }
             "close" => {
                 self.connections[number(0)] = None;
                 return done();
@@ -163,6 +172,22 @@ impl Agent {
         }
         self.connections[index] = Some(stream);
     }
+}
+
+fn connect_all(count: usize, port: u16) -> Result<Vec<TcpStream>> {
+    let start = Arc::new(Barrier::new(count));
+    let connect = |_| {
+        let start = start.clone();
+        std::thread::spawn(move || {
+            start.wait();
+            TcpStream::connect(("127.0.0.1", port))
+        })
+    };
+    let threads: Vec<_> = (0..count).map(connect).collect();
+    let joined = threads.into_iter().map(|thread| thread.join());
+    joined
+        .map(|stream| stream.expect("no panic"))
+        .collect::<Result<Vec<_>>>()
 }
 
 fn ping(mut stream: &TcpStream, rounds: usize) -> Result<String> {

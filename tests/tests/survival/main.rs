@@ -5,6 +5,7 @@
 //! [`agent`].
 
 mod agent;
+mod at_once;
 mod daemon_gone;
 mod duo;
 mod environment;
