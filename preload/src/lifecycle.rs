@@ -148,7 +148,9 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     if let Some(first) = fds::insert(fd, conn.entry()).as_watched() {
         epoll::adopt_watched(fd, first, conn);
     }
-    if config::upgrade_after().0 == 0 {
+    // Who accepts may fork for it: that end registers at its first data call, in whichever process
+    // makes it.
+    if side == Side::Connected && config::upgrade_after().0 == 0 {
         upgrade::register(conn, fd);
     }
 }

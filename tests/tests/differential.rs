@@ -35,7 +35,6 @@ const PLAIN_CASES: &[&str] = &[
     "accept_waits/",
     "connect_",
     "epoll_before_connect",
-    "fork_server/",
     "one_exchange_each/",
 ];
 

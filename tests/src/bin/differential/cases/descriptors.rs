@@ -39,7 +39,12 @@ pub(super) const CASES: &[Case] = &[
         Needs::Processes,
         fork_reader_and_writer,
     ),
-    once("fork_server", Needs::Processes, fork_server),
+    once("fork_server", Needs::Processes, |stage| {
+        fork_server(stage, false);
+    }),
+    once("fork_server_slow", Needs::Processes, |stage| {
+        fork_server(stage, true);
+    }),
     once("inetd", Needs::Processes, inetd),
     once("exec_later", Needs::Processes, exec_later),
     once("exec_fails", Needs::Processes, exec_fails),
@@ -435,8 +440,11 @@ fn fork_reader_and_writer(stage: &mut Stage) {
     );
 }
 
-fn fork_server(stage: &mut Stage) {
+/// `slow`: the far end has long registered when the server forks.
+fn fork_server(stage: &mut Stage, slow: bool) {
     const CLIENTS: usize = 3;
+    // Enough for the child to register, and to see its connection paired.
+    const ROUNDS: usize = 500;
     let listener = stage.listen(Side::B);
     stage.both(
         "serve",
@@ -447,7 +455,7 @@ fn fork_server(stage: &mut Stage) {
                 let connected = sys::connect(fd, listener.address);
                 a.fd = fd;
                 let mut good = 0;
-                for _ in 0..60 {
+                for _ in 0..ROUNDS {
                     let said = a.say("hello from a client");
                     good +=
                         usize::from(a.hear(19) == "\"hello from a client\"" && said == "sent 19");
@@ -460,6 +468,9 @@ fn fork_server(stage: &mut Stage) {
             let mut children = Vec::new();
             for _ in 0..CLIENTS {
                 b.fd = fd_of(sys::accept4(listener.fd, 0));
+                if slow {
+                    let_it_sleep(30);
+                }
                 children.push(child(|| {
                     let _ = sys::close(listener.fd);
                     let mut buffer = [0; 100];
