@@ -99,11 +99,22 @@ fn waitall_interrupted(stage: &mut Stage) {
     stage.a("nothing", |a| with_alarm(0, || a.recv(10, MSG_WAITALL)));
 }
 
+/// Small buffers, of a size that the kernel does not change by itself: they are full soon and stay so.
+pub(super) fn small_buffers(stage: &mut Stage) {
+    let set = |end: &mut End| {
+        let [send, receive] = [libc::SO_SNDBUF, libc::SO_RCVBUF]
+            .map(|name| show::ret(sys::setsockopt(end.fd, libc::SOL_SOCKET, name, 65_536)));
+        format!("{send} {receive}")
+    };
+    stage.a("buffers", set);
+    stage.b("buffers", set);
+}
+
 /// Sends until nothing fits.
-fn fill(end: &End) -> String {
+pub(super) fn fill(end: &End) {
     let chunk = vec![b'f'; 65_536];
     let mut calm = 0;
-    while calm < 3 {
+    while calm < 6 {
         for len in [chunk.len(), 1] {
             if sys::send(end.fd, &chunk[..len], libc::MSG_DONTWAIT).is_err() {
                 calm += 1;
@@ -113,7 +124,20 @@ fn fill(end: &End) -> String {
             }
         }
     }
-    "full".to_owned()
+}
+
+/// What `send` does in front of full buffers. The kernel may still move bytes to the far end some time
+/// after they were full: if that was why `send` did not have to wait, it is made again.
+fn in_front_of_full_buffers(end: &End, had_to_wait: &str, send: impl Fn(&End) -> String) -> String {
+    let mut shown = String::new();
+    for _ in 0..50 {
+        fill(end);
+        shown = send(end);
+        if shown.contains(had_to_wait) {
+            break;
+        }
+    }
+    shown
 }
 
 fn drain(end: &End) -> String {
@@ -126,11 +150,14 @@ fn drain(end: &End) -> String {
 
 fn send_interrupted(stage: &mut Stage) {
     stage.connect();
-    stage.a("fill", |a| fill(a));
-    stage.a("send", |a| with_alarm(0, || a.send(&[b'x'; 4000], 0)));
-    stage.a("fill", |a| fill(a));
+    small_buffers(stage);
+    stage.a("send", |a| {
+        in_front_of_full_buffers(a, "EINTR", |a| with_alarm(0, || a.send(&[b'x'; 4000], 0)))
+    });
     stage.a("write", |a| {
-        with_alarm(0, || show::ret(sys::write(a.fd, &[b'x'; 4000])))
+        in_front_of_full_buffers(a, "EINTR", |a| {
+            with_alarm(0, || show::ret(sys::write(a.fd, &[b'x'; 4000])))
+        })
     });
     stage.b("drain", |b| drain(b));
     stage.a("say", |a| a.say("hello"));
@@ -139,12 +166,24 @@ fn send_interrupted(stage: &mut Stage) {
 
 fn send_restarted(stage: &mut Stage) {
     stage.connect();
-    stage.a("fill", |a| fill(a));
+    small_buffers(stage);
     stage.both(
         "send",
-        |a| with_alarm(SA_RESTART, || a.send(&[b'x'; 4000], 0)),
+        |a| {
+            in_front_of_full_buffers(a, "caught true", |a| {
+                with_alarm(SA_RESTART, || a.send(&[b'x'; 4000], 0))
+            })
+        },
         |b| {
-            std::thread::sleep(core::time::Duration::from_millis(150));
+            // Not before the other end has filled everything, looked again, and waited for a while.
+            let mut last = -1;
+            let mut calm = 0;
+            while calm < 40 {
+                let readable = sys::ioctl(b.fd, sys::FIONREAD, -1).1;
+                calm = if readable == last { calm + 1 } else { 0 };
+                last = readable;
+                std::thread::sleep(core::time::Duration::from_millis(10));
+            }
             drain(b)
         },
     );
