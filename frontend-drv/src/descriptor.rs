@@ -1,6 +1,6 @@
 //! Our own descriptors in somebody else's process: high, close-on-exec, out of the way.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::process::{Resource, getrlimit};
@@ -14,6 +14,14 @@ const FLOOR: u64 = 100_000;
 /// # Errors
 /// `EMFILE` when the process has no descriptor left; the original is closed then too.
 pub fn lift(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+    duplicate(fd)
+}
+
+/// A duplicate with a high number. Lower ones are not used even for a moment.
+///
+/// # Errors
+/// As [`lift`].
+pub fn duplicate(fd: impl AsFd) -> Result<OwnedFd, Errno> {
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // A quarter of the range is ours when it is small, all above FLOOR when it is large.
     let mut floor = FLOOR.min(limit.saturating_sub(limit / 4));

@@ -66,14 +66,14 @@ pub(crate) struct Conn {
     pub bytes: AtomicU64,
     /// Why it must not be accelerated: a reason code, 0 if nothing is known against it.
     veto: AtomicU32,
-    /// Directions shut down by the program.
-    pub shut: AtomicU32,
     /// An error to report once.
     pub pending_error: AtomicI32,
     /// The error was reported: what TCP is after a reset.
     dead: AtomicU32,
     /// Where the far end's ring stream ends although it never said so: it died.
     pub final_tail: AtomicU64,
+    /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
+    pub kept: AtomicI32,
     /// Epoll sets (index + 1) that hold the connection.
     pub sets: [AtomicU32; SETS],
     /// What the kernel last said of the socket, once both directions are on rings.
@@ -108,10 +108,10 @@ impl Conn {
             calls: AtomicU32::new(0),
             bytes: AtomicU64::new(0),
             veto: AtomicU32::new(0),
-            shut: AtomicU32::new(0),
             pending_error: AtomicI32::new(0),
             dead: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
+            kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
@@ -133,7 +133,6 @@ impl Conn {
         self.calls.store(0, Ordering::Relaxed);
         self.bytes.store(0, Ordering::Relaxed);
         self.veto.store(0, Ordering::Relaxed);
-        self.shut.store(0, Ordering::Relaxed);
         self.pending_error.store(0, Ordering::Relaxed);
         self.dead.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
@@ -150,6 +149,17 @@ impl Conn {
         // SAFETY: set by `begin` to a slot in an arena that is never unmapped; a Conn is only
         // reached through entries made after `begin`.
         unsafe { &*self.slot.load(Ordering::Relaxed) }
+    }
+
+    /// Directions that the program has shut down, in whatever process: see [`SHUT_READ`].
+    #[inline]
+    pub(crate) fn shut(&self) -> u32 {
+        self.slot().meta.shut.load(Ordering::Relaxed)
+    }
+
+    /// The program shuts a direction down.
+    pub(crate) fn shut_down(&self, direction: u32) {
+        self.slot().meta.shut.fetch_or(direction, Ordering::Relaxed);
     }
 
     /// The connection moves to another slot; the caller is its only user.

@@ -10,7 +10,7 @@
 //! * [`fds`]: descriptor number to connection. [`conn`]: connections of this process.
 //! * [`upgrade`]: registering, attaching, arming, switching. [`downgrade`]: back to TCP. [`kernel`]: the kernel's byte counts.
 //! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
-//!   spinning and sleeping. [`kick`]: waking the far end.
+//!   spinning and sleeping. [`kick`]: waking the far end. [`pins`]: which threads sleep on what.
 //! * [`retire`]: stepping back before seccomp and for io_uring.
 //! * [`config`] and [`init`]: the environment, read once. [`trace`]: VIADUCT_LOG. [`signals`]: EINTR or restart.
 //! * [`probe`] and [`faults`]: bad addresses of the program are EFAULT.
@@ -49,6 +49,7 @@ mod kernel;
 mod kick;
 mod lifecycle;
 mod ops;
+mod pins;
 mod probe;
 mod real;
 mod retire;

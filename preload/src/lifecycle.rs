@@ -14,7 +14,7 @@ use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
 use crate::ops::{epoll, lock, send};
 use crate::{
-    config, contexts, control, downgrade, errno, faults, holders, kernel, kick, tls, upgrade,
+    config, contexts, control, downgrade, errno, faults, holders, kernel, kick, pins, tls, upgrade,
 };
 
 /// Free slots of this process's arena.
@@ -191,6 +191,7 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
         (&from.nonblocking, &to.nonblocking),
         (&from.delivered, &to.delivered),
         (&from.connects, &to.connects),
+        (&from.shut, &to.shut),
     ] {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
@@ -266,7 +267,7 @@ fn forget_stale(fd: c_int) {
         fds::replace(fd, Entry::NONE);
         return;
     }
-    if let Some(closing) = take_out(fd, None) {
+    if let Some(closing) = take_out(fd, None, false) {
         closing.finish();
     }
 }
@@ -280,11 +281,13 @@ pub(crate) struct Closing {
 /// Before the kernel closes `fd`: takes it out of the table and, if it was the last descriptor of the
 /// last process, ends the connection. `None`: nothing of ours.
 pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
-    take_out(fd, Some(fd))
+    pins::sweep();
+    take_out(fd, Some(fd), true)
 }
 
-/// As [`begin_close`]; `socket` is the descriptor if it still names the connection's socket.
-fn take_out(fd: c_int, socket: Option<c_int>) -> Option<Closing> {
+/// As [`begin_close`]; `socket` is the descriptor if it still names the connection's socket. `lives_on`: the
+/// socket itself may go on for those who are blocked on it.
+fn take_out(fd: c_int, socket: Option<c_int>, lives_on: bool) -> Option<Closing> {
     let entry = fds::lookup(fd);
     if entry.is_none() || entry.is_internal() || !fds::take(fd, entry) {
         return None;
@@ -298,11 +301,38 @@ fn take_out(fd: c_int, socket: Option<c_int>) -> Option<Closing> {
         return None;
     }
     let conn = conn(entry.as_conn()?);
-    if conn.refs.fetch_sub(1, Ordering::AcqRel) > 1 {
+    let kept = pins::others(conn);
+    if kept {
+        pins::keep(conn, fd, lives_on && socket.is_some());
+        // They sleep on the number, which may soon be another file's.
+        if let Some(view) = conn.view() {
+            contexts::ring_own(&view.mine.waits);
+        }
+    }
+    let last = conn.refs.fetch_sub(1, Ordering::AcqRel) == 1;
+    if kept {
+        // They may all be gone already.
+        pins::settle(conn);
+    }
+    if !last {
         return None;
     }
     errno::preserved(|| last_descriptor(conn, socket));
     Some(Closing { conn: Some(conn) })
+}
+
+/// Closes `kept`, a duplicate for threads which are not blocked any more, by `close`.
+pub(crate) fn close_kept(conn: &'static Conn, kept: c_int, close: impl FnOnce()) {
+    errno::preserved(|| {
+        let last = conn.refs.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last {
+            last_descriptor(conn, Some(kept));
+        }
+        close();
+        if last {
+            Closing { conn: Some(conn) }.finish();
+        }
+    });
 }
 
 /// The last descriptor of this process.
@@ -466,15 +496,15 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
     };
     let conn = conn(index);
     if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
-        conn.shut.fetch_or(SHUT_WRITE, Ordering::Relaxed);
+        conn.shut_down(SHUT_WRITE);
         errno::preserved(|| send::end(conn, Some(fd)));
     }
     if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
-        conn.shut.fetch_or(SHUT_READ, Ordering::Relaxed);
+        conn.shut_down(SHUT_READ);
     }
     // Linux answers what comes after both directions are shut with RST: the far end leaves its ring,
     // and the kernel sees to it.
-    if conn.shut.load(Ordering::Relaxed) == SHUT_READ | SHUT_WRITE
+    if conn.shut() == SHUT_READ | SHUT_WRITE
         && let Some(view) = conn.view()
     {
         view.mine.state.leave();
@@ -485,7 +515,7 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
 /// connect(AF_UNSPEC), before the kernel's: the connection is dissolved, the descriptor stays.
 pub(crate) fn before_dissolve(fd: c_int) -> Option<Closing> {
     fds::lookup(fd).as_conn()?;
-    begin_close(fd)
+    take_out(fd, Some(fd), false)
 }
 
 /// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
@@ -520,10 +550,12 @@ pub(crate) extern "C" fn in_forked_child() {
     kick::after_fork();
     contexts::after_fork();
     epoll::after_fork();
+    pins::after_fork();
     each_conn(|conn| {
         conn.inherit();
         holders::enter(conn.slot());
     });
+    pins::sweep();
 }
 
 /// A descriptor is passed to another process, which may not have the library: its connection stays on
@@ -573,7 +605,7 @@ pub(crate) fn make_way(fd: c_int) {
                 .and_then(contexts::context)
                 .is_some_and(|context| context.move_bell(fd))
         });
-        if !moved {
+        if !moved && !pins::make_way(fd) {
             control::make_way(fd);
         }
         fds::replace(fd, Entry::NONE);
@@ -597,23 +629,28 @@ pub(crate) fn is_own_memory() -> bool {
 
 static OWN_PID: AtomicU32 = AtomicU32::new(0);
 
-/// The process exits in an orderly way: it holds its connections no more, so that the close of whoever
-/// shares them by fork is the last. The kernel closes the sockets, which the far ends see by themselves.
+/// The process exits in an orderly way, and closes its connections thereby. Those that other threads are
+/// blocked on it holds no more, so that the close of whoever shares them by fork is the last.
 pub(crate) extern "C" fn at_exit() {
-    if any_known() && is_own_memory() {
-        // What a far end left in its ring goes with the rest of what the kernel still has to send.
-        fds::each(0, u32::MAX, |fd, entry| {
-            if let Some(index) = entry.as_conn()
-                && let Some(view) = conn(index).view()
-            {
-                downgrade::service(conn(index), view, fd);
-            }
-        });
-        each_conn(|conn| {
-            conn.refs.store(0, Ordering::Relaxed);
-            holders::leave(conn.slot());
-        });
+    if !any_known() || !is_own_memory() {
+        return;
     }
+    fds::each(0, u32::MAX, |fd, entry| {
+        let Some(conn) = entry.as_conn().map(conn) else {
+            return;
+        };
+        if !pins::others(conn) {
+            // The kernel closes the descriptors, and the daemon sees the process leave.
+            let _ = take_out(fd, Some(fd), false);
+        } else if let Some(view) = conn.view() {
+            // What a far end left in its ring goes with the rest of what the kernel still has to send.
+            downgrade::service(conn, view, fd);
+        }
+    });
+    each_conn(|conn| {
+        conn.refs.store(0, Ordering::Relaxed);
+        holders::leave(conn.slot());
+    });
 }
 
 /// Another program is started by a call that duplicates all descriptors and that shows us nothing of what

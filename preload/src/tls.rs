@@ -13,6 +13,7 @@ thread_local! {
     static TOKEN: Cell<u32> = const { Cell::new(0) };
     static INTERRUPTS: Cell<u32> = const { Cell::new(0) };
     static UNFINISHED: Cell<u64> = const { Cell::new(0) };
+    static NOTE: Cell<u32> = const { Cell::new(0) };
 }
 
 /// A number for the calling thread, unique among the living threads of the machine's pid namespace,
@@ -37,6 +38,17 @@ fn fresh_token() -> u32 {
 pub(crate) fn after_fork() {
     TOKEN.set(0);
     UNFINISHED.set(0);
+    NOTE.set(0);
+}
+
+/// The thread's place in the table of [`crate::pins`], plus one; 0: none yet.
+pub(crate) fn note() -> u32 {
+    NOTE.get()
+}
+
+/// See [`note`].
+pub(crate) fn set_note(number: u32) {
+    NOTE.set(number);
 }
 
 /// How many signal handlers without SA_RESTART have run on this thread.

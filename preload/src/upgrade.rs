@@ -12,7 +12,7 @@ use rdma_core::layout::ConnView;
 use rdma_core::slot::{RxState, Stage, TxState};
 use rustix::fs::{Mode, OFlags, open};
 
-use crate::conn::Conn;
+use crate::conn::{Conn, SHUT_READ, SHUT_WRITE};
 use crate::lifecycle::Side;
 use crate::ops::lock;
 use crate::trace::{self, Level};
@@ -278,7 +278,8 @@ fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
 #[cold]
 pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
     let rx = &conn.slot().rx;
-    if conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait) {
+    if conn.shut() & SHUT_READ != 0 || conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait)
+    {
         return false;
     }
     if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {
@@ -301,7 +302,10 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
 pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
     let slot = conn.slot();
     let tx = &slot.tx;
-    if conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait) {
+    if conn.shut() & SHUT_WRITE != 0
+        || conn.vetoed().is_some()
+        || !has_evidence(conn, fd, dont_wait)
+    {
         return false;
     }
     tx.set_state(TxState::Switching);

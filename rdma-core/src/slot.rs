@@ -326,6 +326,8 @@ pub struct SlotMeta {
     pub family: AtomicU32,
     /// The descriptor by which the connection was registered, plus one; 0 if unknown.
     pub fd: AtomicU32,
+    /// Directions that a process of this end has shut down.
+    pub shut: AtomicU32,
     /// This end's address, big-endian as in sockaddr_in6 (v4: the first 4 bytes).
     pub own_addr: [AtomicU64; 2],
     /// The far end's address.
@@ -491,6 +493,7 @@ impl Slot {
         for word in [
             &self.rx.lowat,
             &meta.holders,
+            &meta.shut,
             &meta.strangers,
             &meta.stage,
             &meta.reason,

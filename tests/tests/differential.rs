@@ -130,10 +130,7 @@ const KNOWN: &[(&str, &str)] = &[
         "sendfile_bad",
         "some refusals of sendfile have another errno",
     ),
-    ("close_while_recv", PINNED),
-    ("dup2_and_signal_while_recv", PINNED),
 ];
-const PINNED: &str = "a close does not wait for a receive that is blocked in another thread";
 
 /// What is compared of a run's output.
 fn comparable(output: &str) -> String {

@@ -1,10 +1,12 @@
 //! Bytes: read, write and their many relatives.
 
+use core::cell::Cell;
 use core::ffi::{c_int, c_void};
 
 use libc::{iovec, mmsghdr, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t, timespec};
 
-use crate::ops::{file, ready, recv, send};
+use crate::conn::conn;
+use crate::ops::{file, options, ready, recv, send};
 use crate::user::Buffers;
 use crate::{config, errno, fds, lifecycle, probe, real};
 
@@ -295,6 +297,38 @@ unsafe fn receive_messages(
         };
         deadline = Some(crate::control::monotonic_ns().saturating_add(ns));
     }
+    let Some(conn) = fds::lookup(fd).as_conn().map(conn) else {
+        errno::set(libc::EBADF);
+        return -1;
+    };
+    if recv::is_in_kernel(conn, fd, flags) {
+        let told = Cell::new(-1);
+        let native = || {
+            // SAFETY: by contract.
+            told.set(unsafe { real::recvmmsg(fd, msgs, count, flags, timeout) });
+            let messages = 0..u32::try_from(told.get()).unwrap_or(0) as usize;
+            // SAFETY: the kernel has written so many entries.
+            let bytes = messages
+                .map(|i| unsafe { (*msgs.add(i)).msg_len } as usize)
+                .sum::<usize>();
+            if told.get() < 0 {
+                -1
+            } else {
+                bytes.cast_signed()
+            }
+        };
+        if recv::from_kernel(conn, fd, &native).is_some() {
+            return told.get();
+        }
+    }
+    // As the kernel does it: an error of the socket comes before what lies in its queue.
+    match options::take_error(conn, fd) {
+        0 => {}
+        error => {
+            errno::set(error);
+            return -1;
+        }
+    }
     let one = flags & libc::MSG_WAITFORONE != 0;
     flags &= !libc::MSG_WAITFORONE;
     let mut done = 0;
@@ -302,7 +336,13 @@ unsafe fn receive_messages(
         let entry = msgs.wrapping_add(done as usize);
         // SAFETY: the address of an entry's header, which is touched before it is used.
         let got = unsafe { receive_message(fd, &raw mut (*entry).msg_hdr, flags) };
-        let Ok(len) = u32::try_from(got) else { break };
+        let Ok(len) = u32::try_from(got) else {
+            let error = errno::get();
+            if done > 0 && !matches!(error, libc::EAGAIN | libc::EINTR | libc::EFAULT) {
+                conn.defer_error(error);
+            }
+            break;
+        };
         // SAFETY: a word of the program's entry, which the kernel would overwrite.
         if !unsafe { probe::write(&raw mut (*entry).msg_len, len) } {
             errno::set(libc::EFAULT);

@@ -260,6 +260,11 @@ pub(crate) fn may_arm(conn: &Conn) -> bool {
 /// and posts one edge.
 pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
     for interest in interests_of(conn) {
+        // Closed, and the number may be another's in the same set.
+        if fds::lookup(interest.fd()) != conn.entry() {
+            engage(interest);
+            continue;
+        }
         put_in_kernel(interest);
         let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT;
         let bits = kernel::poll_now(interest.fd(), events);
@@ -322,14 +327,27 @@ pub(crate) fn forget_conn(conn: &Conn) {
 
 /// Puts every interest of the connection in `set` on its ready list: a pending bit was found.
 fn post_conn(set: &'static Set, index: u16) {
-    for interest in interests_of(conn(u32::from(index))) {
-        if interest
+    let conn = conn(u32::from(index));
+    for interest in interests_of(conn) {
+        let is_here = interest
             .set()
-            .is_some_and(|owner| core::ptr::eq(owner, set))
-        {
+            .is_some_and(|owner| core::ptr::eq(owner, set));
+        if is_here && concerns(conn, interest) {
             set.push(interest);
         }
     }
+}
+
+/// Whether a doorbell's bit is an edge of something that the interest asks for: data, space that was
+/// missed, or an end of any kind.
+fn concerns(conn: &Conn, interest: &Interest) -> bool {
+    !interest.is_edge()
+        || interest.asks_for_data()
+        || interest.space.load(Ordering::Relaxed) != 0
+        || conn.view().is_none_or(|view| {
+            let far = &view.theirs.state;
+            far.ended_at().is_some() || far.is_reader_gone() || far.broken().is_some()
+        })
 }
 
 /// The interest behind a kernel event's data, if the data is ours.

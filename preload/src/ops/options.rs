@@ -140,6 +140,17 @@ pub(crate) unsafe fn set(
     rc
 }
 
+/// The error of a connection's socket, which is cleared; 0 if there is none.
+pub(crate) fn take_error(conn: &Conn, fd: c_int) -> c_int {
+    match kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
+        None | Some(0) => conn.take_error(),
+        Some(error) => {
+            conn.take_error();
+            error
+        }
+    }
+}
+
 /// getsockopt(2).
 ///
 /// # Safety

@@ -126,7 +126,7 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
         let lowat = u64::from(slot.rx.lowat.load(Ordering::Relaxed).max(1));
         let over = view.theirs.state.ended_at() == Some(fresh.head)
             || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
-            || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
+            || conn.shut() & SHUT_READ != 0;
         bits &= !READ_BITS;
         if available >= lowat || over {
             bits |= READ_BITS;

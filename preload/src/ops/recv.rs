@@ -18,6 +18,7 @@ use rdma_core::slot::{RxState, Stage, TxState};
 use super::lock;
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
+use crate::pins::{self, Call};
 use crate::trace::{self, Level};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
@@ -171,27 +172,48 @@ fn slow(
         return errno::fail(libc::EFAULT);
     }
     if buffers.left() == 0 {
-        return nothing(fd, entry, conn, flags, native);
+        return nothing(fd, entry, conn, buffers, flags, native);
     }
-    let dont_wait = flags & MSG_DONTWAIT != 0;
     let lowat = conn.slot().rx.lowat.load(Ordering::Relaxed).max(1) as usize;
     let target = if flags & MSG_WAITALL != 0 {
         buffers.left()
     } else {
         lowat.min(buffers.left())
     };
-    let mut deadline = None;
+    let mut call = Call::new(fd, entry);
+    let got = receive(conn, fd, buffers, flags, target, &mut call, native);
+    call.end(conn);
+    got
+}
+
+/// Receives until there are `target` bytes, or no more can come.
+fn receive(
+    conn: &'static Conn,
+    named: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    target: usize,
+    call: &mut Call,
+    native: &dyn Fn() -> isize,
+) -> isize {
     let mut slept = false;
     loop {
-        if fds::lookup(fd) != entry {
+        let Some(fd) = call.descriptor(conn) else {
             // Closed by another thread. After a wait the number may name something else by now.
             return match buffers.done() {
                 0 if slept => errno::fail(libc::EBADF),
                 0 => native(),
                 _ => count(buffers),
             };
-        }
+        };
         let before = buffers.done();
+        if before > 0
+            && conn.slot().rx.state() == RxState::Armed
+            && kernel::poll_now(fd, 0) & libc::POLLERR != 0
+        {
+            // The error is for the next call, of whatever kind: do not take it from the kernel.
+            return count(buffers);
+        }
         match step(conn, fd, buffers, flags, target) {
             Step::Native if buffers.done() > 0 => {
                 if conn.slot().rx.state() == RxState::Returned && buffers.done() < target {
@@ -199,6 +221,7 @@ fn slow(
                 }
                 return count(buffers);
             }
+            Step::Native if fd != named => return from_kept(conn, fd, buffers, flags),
             Step::Native => match from_kernel(conn, fd, native) {
                 Some(result) => return result,
                 None => continue,
@@ -207,7 +230,7 @@ fn slow(
                 note_tcp(conn, fd);
                 if flags & MSG_PEEK != 0 {
                     let all = flags & MSG_WAITALL != 0 && buffers.done() < target;
-                    if all && !dont_wait && may_peek_more(conn, fd, &mut deadline) {
+                    if all && flags & MSG_DONTWAIT == 0 && may_peek_more(conn, fd, call) {
                         buffers.rewind();
                         continue;
                     }
@@ -238,18 +261,23 @@ fn slow(
         if buffers.done() >= target && buffers.done() > 0 {
             return count(buffers);
         }
-        match block(
-            conn,
-            fd,
-            flags,
-            dont_wait,
-            target - buffers.done(),
-            &mut deadline,
-        ) {
+        match block(conn, fd, flags, target - buffers.done(), call) {
             Ok(()) => slept = true,
             Err(STALE) if buffers.done() == 0 => return native(),
             Err(_) if buffers.done() > 0 => return count(buffers),
-            Err(error) => return errno::fail(error),
+            Err(error) => {
+                // A look that hoped for more gets what there is.
+                let hoped = flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0;
+                if hoped
+                    && matches!(
+                        step(conn, fd, buffers, flags & !MSG_WAITALL, 1),
+                        Step::Moved
+                    )
+                {
+                    return count(buffers);
+                }
+                return errno::fail(error);
+            }
         }
     }
 }
@@ -257,9 +285,10 @@ fn slow(
 /// MSG_PEEK with MSG_WAITALL while bytes stand on both sides of the border between kernel and ring: no
 /// event says that there are enough, so a moment is waited. False: no more will come.
 #[cold]
-fn may_peek_more(conn: &Conn, fd: c_int, deadline: &mut Option<Option<u64>>) -> bool {
+fn may_peek_more(conn: &Conn, fd: c_int, call: &mut Call) -> bool {
     let now = control::monotonic_ns();
-    let deadline = *deadline
+    let deadline = *call
+        .deadline
         .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| now + ns));
     let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
     let over = conn.view().is_some_and(|view| {
@@ -278,32 +307,60 @@ fn may_peek_more(conn: &Conn, fd: c_int, deadline: &mut Option<Option<u64>>) -> 
 /// See [`may_peek_more`].
 const PEEK_PAUSE_NS: u64 = 1_000_000;
 
-/// recv of no bytes: waits until there is something, and takes nothing.
+/// recv of no bytes: waits until there is something, and takes nothing. As in the kernel, a wait that ends
+/// in any way at all is a success.
 fn nothing(
     fd: c_int,
     entry: Entry,
     conn: &'static Conn,
+    buffers: &mut Buffers,
     flags: c_int,
     native: &dyn Fn() -> isize,
 ) -> isize {
-    let mut deadline = None;
+    let mut call = Call::new(fd, entry);
+    let result = wait_for_any(conn, fd, buffers, flags, &mut call, native);
+    call.end(conn);
+    result
+}
+
+fn wait_for_any(
+    conn: &'static Conn,
+    named: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    call: &mut Call,
+    native: &dyn Fn() -> isize,
+) -> isize {
     loop {
-        let Some(view) = conn.view().filter(|_| fds::lookup(fd) == entry) else {
-            return native();
+        // Set by the first wait.
+        let waited = call.deadline.is_some();
+        let Some((fd, view)) = call.descriptor(conn).zip(conn.view()) else {
+            return if waited { 0 } else { native() };
         };
         upgrade::notice_switch(conn, view, fd);
-        let state = conn.slot().rx.state();
-        let there = match state {
-            RxState::Kernel | RxState::Done | RxState::Returned => return native(),
-            RxState::Armed | RxState::Draining => kernel::peek(fd) != Err(libc::EAGAIN),
-            RxState::Ring => has_news(conn, view, state, 1),
+        let looked = match conn.slot().rx.state() {
+            RxState::Kernel | RxState::Done | RxState::Returned => Step::Native,
+            RxState::Armed | RxState::Draining => kernel_now(conn, fd, buffers, flags, 0).0,
+            RxState::Ring => step(conn, fd, buffers, flags, 1),
         };
-        if there {
-            return 0;
+        match looked {
+            Step::Native if waited || fd != named => return 0,
+            Step::Native => match from_kernel(conn, fd, native) {
+                Some(result) => return result,
+                None => continue,
+            },
+            Step::Moved | Step::End => return 0,
+            Step::Error(error) if waited => {
+                conn.defer_error(error);
+                return 0;
+            }
+            Step::Error(error) => return errno::fail(error),
+            Step::Empty => {}
         }
-        let dont_wait = flags & MSG_DONTWAIT != 0;
-        if let Err(error) = block(conn, fd, flags, dont_wait, 1, &mut deadline) {
-            return errno::fail(error);
+        match block(conn, fd, flags, 1, call) {
+            Ok(()) => {}
+            Err(_) if call.deadline.is_some() => return 0,
+            Err(error) => return errno::fail(error),
         }
     }
 }
@@ -318,8 +375,32 @@ fn note_tcp(conn: &'static Conn, fd: c_int) {
     }
 }
 
+/// Whether a receive is the kernel's own business, arming the direction now if it can be: for calls that
+/// are passed on as a whole.
+pub(crate) fn is_in_kernel(conn: &'static Conn, fd: c_int, flags: c_int) -> bool {
+    let Some(view) = conn.view() else {
+        return true;
+    };
+    downgrade::service(conn, view, fd);
+    let rx = &conn.slot().rx;
+    if lock::take_rx(conn).is_err() {
+        return false;
+    }
+    let there = match rx.state() {
+        RxState::Kernel => !upgrade::try_arm(conn, view, fd, flags & MSG_DONTWAIT != 0),
+        RxState::Armed | RxState::Draining | RxState::Ring => false,
+        RxState::Done | RxState::Returned => true,
+    };
+    lock::free(&rx.lock);
+    there
+}
+
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
-fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+pub(crate) fn from_kernel(
+    conn: &'static Conn,
+    fd: c_int,
+    native: &dyn Fn() -> isize,
+) -> Option<isize> {
     let rx = &conn.slot().rx;
     rx.inside.enter();
     let state = rx.state();
@@ -327,15 +408,33 @@ fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Op
         rx.inside.leave();
         return None;
     }
-    let got = native();
+    let got = pins::inside(conn, fd, native);
     rx.inside.leave();
+    let got = got?;
     if let Ok(bytes) = usize::try_from(got)
         && state != RxState::Done
+        && fds::lookup(fd) == conn.entry()
     {
         rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         upgrade::note(conn, fd, bytes);
     }
     Some(got)
+}
+
+/// The program's call, which began with a descriptor that another thread has closed.
+fn from_kept(conn: &Conn, kept: c_int, buffers: &mut Buffers, flags: c_int) -> isize {
+    let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+    // SAFETY: zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = used;
+    // SAFETY: the parts are the program's buffers.
+    let got = unsafe { real::recvmsg(kept, &raw mut message, flags) };
+    if let Ok(bytes) = u64::try_from(got) {
+        let total = &conn.slot().rx.tcp_bytes;
+        total.fetch_add(bytes, Ordering::Relaxed);
+    }
+    got
 }
 
 /// The rest of a call whose first bytes came from the ring, which the stream has left.
@@ -551,24 +650,32 @@ fn ring_now(
             break_conn(conn, view, Reason::RingCorrupt);
             return (Step::Error(libc::ECONNRESET), false);
         }
-        if conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0 {
-            return (Step::End, false);
+        if conn.shut() & SHUT_READ != 0 {
+            return match kernel::peek(fd) {
+                Err(error) if error != libc::EAGAIN => (Step::Error(error), false),
+                _ => (Step::End, false),
+            };
         }
         return (Step::Empty, false);
     }
     let available = usize::try_from(available).unwrap_or(usize::MAX);
     // SO_RCVLOWAT and MSG_WAITALL|MSG_PEEK: not yet enough to look at.
-    if flags & MSG_PEEK != 0 && available < target && end.is_none() && flags & MSG_WAITALL != 0 {
+    let more_may_come = end.is_none()
+        && conn.shut() & SHUT_READ == 0
+        && view.theirs.state.broken().is_none()
+        && view.mine.state.broken().is_none();
+    if flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0 && available < target && more_may_come {
         return (Step::Empty, false);
     }
     let mut len = available.min(buffers.left());
-    if flags & MSG_TRUNC == 0 {
+    if flags & MSG_TRUNC == 0 && len > 0 {
         len = buffers.sound_to_drain(len);
         if len == 0 {
             return (Step::Error(libc::EFAULT), false);
         }
     }
     let result = if flags & MSG_TRUNC != 0 {
+        // Counted as if it were copied; the buffer stays as it is.
         if flags & MSG_PEEK == 0 {
             ring.discard(&mut cursor, len);
         }
@@ -595,15 +702,14 @@ fn block(
     conn: &'static Conn,
     fd: c_int,
     flags: c_int,
-    dont_wait: bool,
     need: usize,
-    deadline: &mut Option<Option<u64>>,
+    call: &mut Call,
 ) -> Result<(), c_int> {
     let Some(view) = conn.view() else {
         return Ok(());
     };
     let slot = conn.slot();
-    if dont_wait
+    if flags & MSG_DONTWAIT != 0
         || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
     {
         return Err(libc::EAGAIN);
@@ -632,6 +738,9 @@ fn block(
     if wait::spin(far, pace, ready) {
         return Ok(());
     }
+    if !call.note(conn) {
+        return Ok(());
+    }
     if lifecycle::is_stale(conn, fd) {
         return Err(STALE);
     }
@@ -639,7 +748,8 @@ fn block(
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         return Err(libc::EAGAIN);
     }
-    let deadline = *deadline
+    let deadline = *call
+        .deadline
         .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
     let mut events = libc::POLLIN | libc::POLLRDHUP;
@@ -648,6 +758,8 @@ fn block(
     }
     match wait::sleep(conn, view, fd, WaitFor::Data, events, deadline, ready) {
         Woken::Again => Ok(()),
+        // Of another file that has the number now.
+        Woken::Kernel(_) if call.descriptor(conn) != Some(fd) => Ok(()),
         Woken::Kernel(bits) => {
             on_kernel_event(conn, view, fd, bits & !libc::POLLOUT);
             Ok(())
@@ -698,7 +810,7 @@ fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
         || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
         || view.theirs.state.broken().is_some()
         || view.mine.state.broken().is_some()
-        || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0
+        || conn.shut() & SHUT_READ != 0
 }
 
 /// The kernel reports something on a socket whose bytes come from the ring: end of stream, an error,
@@ -712,7 +824,7 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
     {
         return;
     }
-    let shut = conn.shut.load(Ordering::Relaxed);
+    let shut = conn.shut();
     if bits & libc::POLLERR == 0
         && bits & libc::POLLHUP != 0
         && shut == SHUT_READ | SHUT_WRITE
@@ -722,7 +834,7 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
         return;
     }
     if bits & (libc::POLLERR | libc::POLLHUP) == 0 {
-        if conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0 {
+        if conn.shut() & SHUT_READ != 0 {
             return;
         }
         match kernel::peek(fd) {
@@ -734,11 +846,15 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
             Err(error) => conn.pending_error.store(error, Ordering::Relaxed),
         }
     }
-    finish(conn, view);
+    // Hung up by RST, not by a FIN in each direction: the kernel has told or will tell.
+    let reset = bits & libc::POLLERR != 0
+        || bits & libc::POLLHUP != 0 && shut & (SHUT_READ | SHUT_WRITE) != SHUT_WRITE;
+    finish(conn, view, reset);
 }
 
-/// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before.
-fn finish(conn: &Conn, view: &ConnView) {
+/// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before. `reset`: RST,
+/// which the kernel reports itself.
+fn finish(conn: &Conn, view: &ConnView, reset: bool) {
     // An honest end said where its stream ends before it closed; a killed one did not.
     let killed = view.theirs.state.ended_at().is_none();
     let tail = view.rx_words.tail.load(Ordering::Acquire);
@@ -746,7 +862,7 @@ fn finish(conn: &Conn, view: &ConnView) {
         let tx = &conn.slot().tx;
         let sent = tx.cursor().tail;
         let read = view.theirs.consumer.head.load(Ordering::Acquire);
-        if read < sent {
+        if read < sent && !reset {
             // Unread bytes at a dead end: TCP would have answered RST.
             conn.pending_error
                 .store(libc::ECONNRESET, Ordering::Relaxed);

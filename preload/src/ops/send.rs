@@ -20,6 +20,7 @@ use super::recv::{STALE, break_conn, on_kernel_event};
 use crate::conn::{Conn, SHUT_READ, conn};
 use crate::downgrade::{self, Resent};
 use crate::fds::{self, Entry};
+use crate::pins::{self, Call};
 use crate::user::Buffers;
 use crate::wait::{self, Woken};
 use crate::{control, errno, kernel, kick, lifecycle, real, tls, upgrade};
@@ -135,18 +136,32 @@ fn slow(
     if buffers.is_refused(fd) {
         return errno::fail(libc::EFAULT);
     }
+    let mut call = Call::new(fd, entry);
+    let sent = deliver(conn, fd, buffers, flags, &mut call, native);
+    call.end(conn);
+    sent
+}
+
+/// Sends until nothing is left, or no more can be sent.
+fn deliver(
+    conn: &'static Conn,
+    named: c_int,
+    buffers: &mut Buffers,
+    flags: c_int,
+    call: &mut Call,
+    native: &dyn Fn() -> isize,
+) -> isize {
     let dont_wait = flags & MSG_DONTWAIT != 0;
-    let mut deadline = None;
     let mut slept = false;
     loop {
-        if fds::lookup(fd) != entry {
+        let Some(fd) = call.descriptor(conn) else {
             // Closed by another thread. After a wait the number may name something else by now.
             return match buffers.done() {
                 0 if slept => errno::fail(libc::EBADF),
                 0 => native(),
                 _ => count(buffers),
             };
-        }
+        };
         match step(conn, fd, buffers, dont_wait) {
             // The kernel says what happens to the rest at the program's next call.
             Step::Native if buffers.done() > 0 => {
@@ -155,6 +170,7 @@ fn slow(
                 }
                 return count(buffers);
             }
+            Step::Native if fd != named => return to_kept(conn, fd, buffers, flags),
             Step::Native => match to_kernel(conn, fd, native) {
                 Some(result) => return result,
                 None => continue,
@@ -176,7 +192,7 @@ fn slow(
             }
             Step::Full | Step::KernelFull => {}
         }
-        match block(conn, fd, dont_wait, buffers.left(), &mut deadline) {
+        match block(conn, fd, dont_wait, buffers.left(), call) {
             Ok(()) => slept = true,
             Err(STALE) if buffers.done() == 0 => return native(),
             Err(_) if buffers.done() > 0 => return count(buffers),
@@ -227,15 +243,33 @@ pub(super) fn to_kernel(
         tx.inside.leave();
         return None;
     }
-    let sent = native();
+    let sent = pins::inside(conn, fd, native);
     tx.inside.leave();
+    let sent = sent?;
     if let Ok(bytes) = usize::try_from(sent)
         && state != TxState::Done
+        && fds::lookup(fd) == conn.entry()
     {
         tx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         upgrade::note(conn, fd, bytes);
     }
     Some(sent)
+}
+
+/// The program's call, which began with a descriptor that another thread has closed.
+fn to_kept(conn: &Conn, kept: c_int, buffers: &mut Buffers, flags: c_int) -> isize {
+    let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+    // SAFETY: zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = used;
+    // SAFETY: the parts are the program's buffers.
+    let sent = unsafe { real::sendmsg(kept, &raw const message, flags) };
+    if let Ok(bytes) = u64::try_from(sent) {
+        let total = &conn.slot().tx.tcp_bytes;
+        total.fetch_add(bytes, Ordering::Relaxed);
+    }
+    sent
 }
 
 /// The rest of a call whose first bytes went to the ring, which the stream has left.
@@ -384,7 +418,7 @@ fn block(
     fd: c_int,
     dont_wait: bool,
     left: usize,
-    deadline: &mut Option<Option<u64>>,
+    call: &mut Call,
 ) -> Result<(), c_int> {
     let Some(view) = conn.view() else {
         return Ok(());
@@ -397,7 +431,7 @@ fn block(
         return Err(libc::EAGAIN);
     }
     if slot.tx.state() == TxState::Returning {
-        return block_in_kernel(conn, view, fd, deadline);
+        return block_in_kernel(conn, view, fd, call);
     }
     let ring = Producer::of(view);
     // Not at the first free byte: a copy should be worth the wake-up.
@@ -418,6 +452,9 @@ fn block(
     if wait::spin(far, wait::Pace::Stream, ready) {
         return Ok(());
     }
+    if !call.note(conn) {
+        return Ok(());
+    }
     if lifecycle::is_stale(conn, fd) {
         return Err(STALE);
     }
@@ -426,16 +463,17 @@ fn block(
         super::epoll::want_space(conn);
         return Err(libc::EAGAIN);
     }
-    let deadline = *deadline
+    let deadline = *call
+        .deadline
         .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
     // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
     // unless its fate is not known yet.
-    let known = view.theirs.state.ended_at().is_some()
-        || conn.shut.load(Ordering::Relaxed) & SHUT_READ != 0;
+    let known = view.theirs.state.ended_at().is_some() || conn.shut() & SHUT_READ != 0;
     let events = if known { 0 } else { libc::POLLRDHUP };
     match wait::sleep(conn, view, fd, WaitFor::Space, events, deadline, ready) {
         Woken::Again => Ok(()),
+        Woken::Kernel(_) if call.descriptor(conn) != Some(fd) => Ok(()),
         Woken::Kernel(bits) => {
             on_kernel_event(conn, view, fd, bits);
             // FIN from an end that never said one: it was killed, and nobody reads the ring.
@@ -461,13 +499,17 @@ fn block_in_kernel(
     conn: &'static Conn,
     view: &ConnView,
     fd: c_int,
-    deadline: &mut Option<Option<u64>>,
+    call: &mut Call,
 ) -> Result<(), c_int> {
     if kernel::is_nonblocking(fd) {
         return Err(libc::EAGAIN);
     }
+    if !call.note(conn) {
+        return Ok(());
+    }
     let started = control::monotonic_ns();
-    let deadline = *deadline
+    let deadline = *call
+        .deadline
         .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
     let interrupts = tls::interrupts();
     let done = || conn.slot().tx.state() != TxState::Returning;

@@ -13,6 +13,7 @@ mod process;
 mod raw;
 mod ready;
 mod socket;
+mod unseen;
 
 use libc::{c_int, socklen_t, timespec};
 
@@ -24,6 +25,7 @@ pub use process::*;
 pub use raw::*;
 pub use ready::*;
 pub use socket::*;
+pub use unseen::*;
 
 /// What a call returned, or its errno.
 pub type Ret = Result<i64, i32>;

@@ -187,3 +187,12 @@ pub fn kernel_bytes_sent(fd: c_int) -> Option<u64> {
     // tcpi_bytes_sent, at byte 200 (Linux 4.19).
     (rc == 0 && len >= 208).then_some(info[25])
 }
+
+/// The first byte of an option that is longer.
+pub fn getsockopt_byte(fd: c_int, level: c_int, name: c_int) -> Ret {
+    let mut value = 0u8;
+    let mut len = size::<u8>();
+    // SAFETY: one byte.
+    let rc = unsafe { libc::getsockopt(fd, level, name, (&raw mut value).cast(), &raw mut len) };
+    ret(rc).map(|_| i64::from(value))
+}

@@ -598,6 +598,12 @@ impl Interest {
         self.events.load(Ordering::Relaxed) & 4 != 0
     }
 
+    /// Whether the program asked for anything that the kernel tells of arriving bytes: POLLIN and its
+    /// synonyms, POLLPRI.
+    pub(crate) fn asks_for_data(&self) -> bool {
+        self.events.load(Ordering::Relaxed) & 0xc3 != 0
+    }
+
     /// Whether reports end with the first.
     pub(crate) fn is_edge(&self) -> bool {
         self.events.load(Ordering::Relaxed) & ET != 0

@@ -373,6 +373,7 @@ fn is_quiet_in_kernel(conn: &Conn) -> bool {
     slot.rx.state() == RxState::Ring
         && slot.tx.state() == TxState::Ring
         && conn.final_tail.load(Ordering::Relaxed) == NO_FINAL
+        && conn.shut() == 0
         && conn.view().is_some_and(|view| {
             view.theirs.state.ended_at().is_none()
                 && view.theirs.state.returned_at().is_none()
@@ -426,19 +427,19 @@ fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usiz
                 }
                 if involves_ring(conn) {
                     conn.kernel_bits.store(event.events, Ordering::Relaxed);
-                    // The kernel's edge of an end that was reported when the far end announced it.
+                    // The kernel's edge of an end that was reported when the far end announced it, or of
+                    // what this very call has reported already.
                     let slot = conn.slot();
                     let announced = conn
                         .view()
-                        .is_some_and(|view| view.theirs.state.ended_at().is_some());
-                    let known = announced
-                        && interest.is_edge()
+                        .is_some_and(|view| view.theirs.state.ended_at().is_some())
                         && slot.rx.state() == RxState::Ring
-                        && slot.tx.state() != TxState::Kernel
-                        && event.events
-                            & interest.wanted()
-                            & !interest.told.load(Ordering::Relaxed)
-                            == 0;
+                        && slot.tx.state() != TxState::Kernel;
+                    let reported = interest.reported.load(Ordering::Relaxed) == call;
+                    let told = interest.told.load(Ordering::Relaxed);
+                    let known = interest.is_edge()
+                        && (announced || reported)
+                        && event.events & interest.wanted() & !told == 0;
                     if !known {
                         set.push(interest);
                     }

@@ -21,12 +21,6 @@ pub(super) const CASES: &[Case] = &[
     ),
     once("number_used_again", Needs::Steps, number_used_again),
     once("lowest_numbers", Needs::Processes, lowest_numbers),
-    once("close_while_recv", Needs::Processes, close_while_recv),
-    once(
-        "dup2_and_signal_while_recv",
-        Needs::Processes,
-        dup2_and_signal_while_recv,
-    ),
     once(
         "fork_child_continues",
         Needs::Processes,
@@ -284,63 +278,8 @@ fn let_it_sleep(ms: u64) {
     std::thread::sleep(core::time::Duration::from_millis(ms));
 }
 
-/// A thread receives while another closes: the call goes on, as the kernel's does, and the end of the
-/// stream is sent when it is over.
-fn close_while_recv(stage: &mut Stage) {
-    stage.connect();
-    stage.both(
-        "recv",
-        |a| {
-            let fd = a.fd;
-            let receiver = std::thread::spawn(move || {
-                let mut out = [0; 9];
-                let got = sys::recv(fd, &mut out, 0);
-                show::got(got, &out)
-            });
-            let_it_sleep(60);
-            let closed = a.close();
-            format!("{closed} {}", receiver.join().unwrap_or_default())
-        },
-        |b| {
-            let_it_sleep(200);
-            let before = b.ready(POLLOUT);
-            format!("{before} {}", b.say("late"))
-        },
-    );
-    stage.b("end", |b| b.ready(FIN));
-}
-
-/// As Java does it: the descriptor is replaced by a closed one, and a signal wakes who waits on it.
-fn dup2_and_signal_while_recv(stage: &mut Stage) {
-    stage.connect();
-    stage.a("recv", |a| {
-        let fd = a.fd;
-        let _ = sys::catch(libc::SIGUSR1, 0);
-        let (tell, told) = std::sync::mpsc::channel();
-        let receiver = std::thread::spawn(move || {
-            let _ = tell.send(sys::this_thread());
-            let mut out = [0; 9];
-            let got = sys::recv(fd, &mut out, 0);
-            let again = sys::recv(fd, &mut out, 0);
-            format!("{}, {}", show::got(got, &out), show::ret(again))
-        });
-        let thread = told.recv().unwrap_or_default();
-        let_it_sleep(60);
-        let (one, other) = sys::socketpair();
-        let _ = sys::close(other);
-        let replaced = sys::dup2(one, fd) == Ok(i64::from(fd));
-        // Until it is woken: the signal may come before the call.
-        while !receiver.is_finished() {
-            sys::signal_thread(thread, libc::SIGUSR1);
-            let_it_sleep(20);
-        }
-        format!("{replaced} {}", receiver.join().unwrap_or_default())
-    });
-    stage.b("end", |b| b.ready(FIN));
-}
-
 /// Runs `work` in a forked child, which exits with 0 if it says so.
-fn child(work: impl FnOnce() -> bool) -> sys::Ret {
+pub(super) fn child(work: impl FnOnce() -> bool) -> sys::Ret {
     let pid = sys::fork();
     if pid == Ok(0) {
         let good = work();
@@ -590,15 +529,21 @@ fn helper(stage: &mut Stage, helper: Helper) {
         if helper == Helper::ClosesByExec {
             let _ = sys::fcntl(a.fd, libc::F_SETFD, libc::FD_CLOEXEC);
         }
+        let (started, tell) = sys::pipe();
         let pid = child(|| match helper {
             Helper::ClosesByExec => sys::exec(c"/bin/sleep", c"0"),
             Helper::KeepsOpen => sys::exec(c"/bin/sleep", c"0.3"),
             Helper::Leaves => true,
             Helper::IsKilled => {
+                let _ = sys::write(tell, b"x");
                 std::thread::sleep(core::time::Duration::from_secs(60));
                 false
             }
         });
+        let _ = sys::close(tell);
+        // Killed only once it runs.
+        let _ = sys::read(started, &mut [0]);
+        let _ = sys::close(started);
         match helper {
             Helper::ClosesByExec | Helper::Leaves => sys::wait_for(pid),
             Helper::KeepsOpen => "goes on".to_owned(),

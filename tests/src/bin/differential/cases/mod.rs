@@ -1,6 +1,8 @@
 //! The cases, by what they are about.
 
+mod closing;
 mod connecting;
+mod corners;
 mod descriptors;
 mod downgrade;
 mod echo;
@@ -113,6 +115,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         readiness::CASES,
         epoll::CASES,
         signals::CASES,
+        closing::CASES,
+        corners::CASES,
         connecting::CASES,
         descriptors::CASES,
         threads::CASES,
