@@ -6,10 +6,12 @@
 //! * [`rig`]: real processes: a private daemon, programs plain and under the library, far ends that lie.
 //! * [`sys`] and [`show`]: what the programs of this package call, and how they print what it did.
 //! * [`compare`]: two outputs, line by line.
+//! * [`random`]: random sequences of calls on both ends of a connection.
 //!
 //! Run with `cargo test -p viaduct-tests` after `cargo build --workspace`.
 
 pub mod compare;
+pub mod random;
 pub mod rig;
 pub mod show;
 pub mod sys;

@@ -17,7 +17,7 @@ pub fn viaduct() -> PathBuf {
     find("viaduct")
 }
 
-/// A built file, in VIADUCT_BUILD_DIR or else beside the directory of the running test.
+/// A built file, in VIADUCT_BUILD_DIR or else where the running test or program was built.
 ///
 /// # Panics
 /// If it is not there.
@@ -26,9 +26,11 @@ fn find(name: &str) -> PathBuf {
         .filter(|value| !value.is_empty())
         .map(PathBuf::from)
         .or_else(|| {
-            // target/PROFILE/deps/TEST
-            let test = std::env::current_exe().ok()?;
-            Some(test.parent()?.parent()?.to_path_buf())
+            // target/PROFILE/deps/TEST or target/PROFILE/PROGRAM
+            let own = std::env::current_exe().ok()?;
+            let beside = own.parent()?;
+            let is_test = beside.ends_with("deps");
+            Some(if is_test { beside.parent()? } else { beside }.to_path_buf())
         })
         .unwrap_or_default();
     let path = directory.join(name);

@@ -5,6 +5,7 @@
 //! * [`pattern`]: bytes known by position.
 //! * [`stage`], [`end`], [`form`]: the script of a case, one end, its way of waiting.
 //! * [`cases`]: the cases. [`runner`]: starts the ends and watches over them.
+//! * [`replay`]: a random sequence, played both ways.
 
 #![expect(
     clippy::print_stderr,
@@ -15,11 +16,13 @@ mod cases;
 mod end;
 mod form;
 mod pattern;
+mod replay;
 mod runner;
 mod stage;
 
 use std::process::ExitCode;
 
+use viaduct_tests::random::agent;
 use viaduct_tests::sys;
 
 fn main() -> ExitCode {
@@ -27,8 +30,14 @@ fn main() -> ExitCode {
     let done = match words.first().map(String::as_str) {
         Some("run") => runner::run(words.get(1..).unwrap_or_default()),
         Some("play") => runner::play(words.get(1..).unwrap_or_default()),
+        Some("agent") => {
+            agent::serve();
+            Ok(())
+        }
+        Some("replay") => replay::replay(words.get(1..).unwrap_or_default()),
         _ => Err("usage: differential run [--topology processes|threads|single] [--warm] [--ring] \
-                  [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--only TEXT] [--evidence FILE]"
+                  [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--only TEXT] [--evidence FILE]\n\
+                  \x20      differential replay [before|during|never] [processes|single] OPERATIONS"
             .to_owned()),
     };
     match done {
