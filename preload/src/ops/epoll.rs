@@ -80,7 +80,7 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
 /// The program's event; `None` if it cannot be read.
 ///
 /// # Safety
-/// As [`control`].
+/// As [`control()`].
 unsafe fn wish(epfd: c_int, op: c_int, event: *mut epoll_event) -> Option<epoll_event> {
     if lifecycle::any_known() {
         // SAFETY: any bytes are an event.
