@@ -80,6 +80,10 @@ pub(crate) mod addresses {
         posix_spawnp = c"posix_spawnp",
         system = c"system",
         popen = c"popen",
+        longjmp = c"longjmp",
+        _longjmp = c"_longjmp",
+        siglongjmp = c"siglongjmp",
+        __longjmp_chk = c"__longjmp_chk",
         _Fork = c"_Fork"
     );
 }

@@ -14,6 +14,7 @@ thread_local! {
     static INTERRUPTS: Cell<u32> = const { Cell::new(0) };
     static UNFINISHED: Cell<u64> = const { Cell::new(0) };
     static NOTE: Cell<u32> = const { Cell::new(0) };
+    static JUMPED: Cell<bool> = const { Cell::new(false) };
 }
 
 /// A number for the calling thread, unique among the living threads of the machine's pid namespace,
@@ -22,6 +23,22 @@ thread_local! {
 pub(crate) fn token() -> u32 {
     let token = TOKEN.get();
     if token == 0 { fresh_token() } else { token }
+}
+
+/// The thread has taken a direction's lock: if it is found to hold that lock later, [`has_jumped`] tells why.
+#[inline(always)]
+pub(crate) fn took_lock() {
+    JUMPED.set(false);
+}
+
+/// The thread leaves whatever it is in by longjmp.
+pub(crate) extern "C" fn jumping() {
+    JUMPED.set(true);
+}
+
+/// Whether the thread has left something by longjmp since it last took a lock.
+pub(crate) fn has_jumped() -> bool {
+    JUMPED.get()
 }
 
 #[cold]

@@ -4,7 +4,7 @@ use core::ffi::{c_char, c_int};
 
 use libc::{pid_t, sigaction as SigAction};
 
-use crate::{config, lifecycle, real, signals};
+use crate::{config, lifecycle, real, signals, tls};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -97,6 +97,9 @@ macro_rules! export_in_place {
         )+
     };
 }
+
+#[cfg(target_arch = "x86_64")]
+export_in_place!(tls::jumping: longjmp, _longjmp, siglongjmp, __longjmp_chk);
 
 #[cfg(target_arch = "x86_64")]
 export_in_place!(before_exec: execl, execlp, execle);

@@ -42,10 +42,11 @@ pub(crate) fn take_rx(conn: &Conn) -> Result<(), Nested> {
 
 #[inline]
 fn take(lock: &DirectionLock, conn: &Conn, mend: fn(&Conn)) -> Result<(), Nested> {
-    match lock.try_lock(tls::token()) {
-        Ok(()) => Ok(()),
-        Err(owner) => wait(lock, owner, conn, mend),
+    if let Err(owner) = lock.try_lock(tls::token()) {
+        wait(lock, owner, conn, mend)?;
     }
+    tls::took_lock();
+    Ok(())
 }
 
 #[cold]
@@ -54,6 +55,11 @@ fn wait(lock: &DirectionLock, mut owner: u32, conn: &Conn, mend: fn(&Conn)) -> R
     let mut sleeps = 0;
     loop {
         if owner == me {
+            // Held by a call that this thread has left by siglongjmp: as good as dead.
+            if tls::has_jumped() && lock.seize(owner, me) {
+                mend(conn);
+                return Ok(());
+            }
             return Err(Nested);
         }
         for _ in 0..LOOKS {
