@@ -57,6 +57,22 @@ pub fn this_thread() -> libc::pthread_t {
     unsafe { libc::pthread_self() }
 }
 
+/// The calling thread's number in the kernel.
+pub fn thread_number() -> i32 {
+    // SAFETY: no arguments.
+    unsafe { libc::gettid() }
+}
+
+/// Whether a thread of this process sleeps in the kernel.
+pub fn is_asleep(thread: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/self/task/{thread}/stat"));
+    // The state follows the name, which may hold anything.
+    stat.is_ok_and(|stat| {
+        stat.rsplit_once(')')
+            .is_some_and(|(_, rest)| rest.starts_with(" S"))
+    })
+}
+
 /// Sends a signal to a thread that has not been joined.
 pub fn signal_thread(thread: libc::pthread_t, signal: c_int) {
     // SAFETY: the thread has not been joined, so its handle is valid.

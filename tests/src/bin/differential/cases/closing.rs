@@ -10,7 +10,7 @@ use libc::{SHUT_RD, SHUT_RDWR, SHUT_WR};
 
 use super::signals::{fill, small_buffers};
 use super::{Case, Needs, once};
-use crate::end::End;
+use crate::end::{End, patience};
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
@@ -72,10 +72,23 @@ fn let_it_sleep(ms: u64) {
     std::thread::sleep(core::time::Duration::from_millis(ms));
 }
 
-/// What a thread does that is given time to fall asleep in it.
+/// What a thread does, once it sleeps in it.
 fn asleep(work: impl FnOnce() -> String + Send + 'static) -> JoinHandle<String> {
-    let thread = std::thread::spawn(work);
-    let_it_sleep(60);
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        let _ = tell.send(sys::thread_number());
+        work()
+    });
+    let number = told.recv().unwrap_or_default();
+    // Not only for a moment on the way there.
+    let mut calm = 0;
+    for _ in 0..patience() / 4 {
+        calm = if sys::is_asleep(number) { calm + 1 } else { 0 };
+        if calm == 10 || thread.is_finished() {
+            break;
+        }
+        let_it_sleep(4);
+    }
     thread
 }
 
