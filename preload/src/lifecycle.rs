@@ -12,6 +12,7 @@ use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
+use crate::ops::file::relay;
 use crate::ops::{epoll, lock, send};
 use crate::{
     config, contexts, control, downgrade, errno, faults, holders, kernel, kick, tls, upgrade,
@@ -502,6 +503,7 @@ pub(crate) extern "C" fn in_forked_child() {
     control::after_fork();
     kick::after_fork();
     contexts::after_fork();
+    relay::after_fork();
     epoll::after_fork();
     each_conn(|conn| {
         conn.inherit();
@@ -556,7 +558,7 @@ pub(crate) fn make_way(fd: c_int) {
                 .and_then(contexts::context)
                 .is_some_and(|context| context.move_bell(fd))
         });
-        if !moved {
+        if !moved && !relay::make_way(fd) {
             control::make_way(fd);
         }
         fds::replace(fd, Entry::NONE);

@@ -126,11 +126,6 @@ fn ring_bytes(totals: &serde_json::Value) -> u64 {
 /// Cases in which the library is known to differ from the kernel, and why. They run all the same (a
 /// hang or a crash elsewhere shows), but their lines are not compared.
 const KNOWN: &[(&str, &str)] = &[
-    ("splice_later", "splice on a ring is refused with EINVAL"),
-    (
-        "sendfile_bad",
-        "some refusals of sendfile have another errno",
-    ),
     ("close_while_recv", PINNED),
     ("dup2_and_signal_while_recv", PINNED),
 ];

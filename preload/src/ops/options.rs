@@ -90,6 +90,7 @@ pub(crate) unsafe fn fcntl(fd: c_int, command: c_int, arg: usize) -> c_int {
 }
 
 fn refresh_nonblocking(conn: &Conn, fd: c_int) {
+    conn.forget_flags();
     let flag = u32::from(kernel::is_nonblocking(fd));
     conn.slot().meta.nonblocking.store(flag, Ordering::Relaxed);
 }

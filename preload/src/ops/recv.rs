@@ -128,7 +128,7 @@ const GATHER_PAUSES: u32 = 16;
 
 /// Makes consumption visible; true if a waiting writer should be woken (half of the ring is free).
 #[inline(always)]
-fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
+pub(super) fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
     let rx = &conn.slot().rx;
     rx.set_cursor(cursor);
     rx.note_ack(ring.ack());
@@ -140,7 +140,7 @@ fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
 pub(super) const STALE: c_int = -1;
 
 /// What one look gave.
-enum Step {
+pub(super) enum Step {
     /// Nothing of ours: call the kernel as the program did.
     Native,
     /// Some bytes were taken (or looked at).
@@ -319,7 +319,11 @@ fn note_tcp(conn: &'static Conn, fd: c_int) {
 }
 
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
-fn from_kernel(conn: &'static Conn, fd: c_int, native: &dyn Fn() -> isize) -> Option<isize> {
+pub(super) fn from_kernel(
+    conn: &'static Conn,
+    fd: c_int,
+    native: &dyn Fn() -> isize,
+) -> Option<isize> {
     let rx = &conn.slot().rx;
     rx.inside.enter();
     let state = rx.state();
@@ -391,7 +395,7 @@ fn step(
 }
 
 /// As [`step`], under the lock; also whether a waiting writer should be woken.
-fn look(
+pub(super) fn look(
     conn: &'static Conn,
     view: &ConnView,
     fd: c_int,
@@ -591,7 +595,7 @@ fn ring_now(
 ///
 /// # Errors
 /// The errno for the program: EAGAIN (non-blocking or timed out) or EINTR.
-fn block(
+pub(super) fn block(
     conn: &'static Conn,
     fd: c_int,
     flags: c_int,

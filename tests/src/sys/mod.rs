@@ -8,6 +8,7 @@
 mod address;
 mod data;
 mod descriptor;
+mod file;
 mod message;
 mod process;
 mod raw;
@@ -19,6 +20,7 @@ use libc::{c_int, socklen_t, timespec};
 pub use address::*;
 pub use data::*;
 pub use descriptor::*;
+pub use file::*;
 pub use message::*;
 pub use process::*;
 pub use raw::*;

@@ -12,6 +12,10 @@ mod options;
 mod pointers;
 mod readiness;
 mod signals;
+mod splice;
+mod splice_in;
+mod splice_out;
+mod splice_streams;
 mod threads;
 mod unseen;
 
@@ -119,6 +123,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         downgrade::CASES,
         unseen::CASES,
+        splice::CASES,
+        splice_in::CASES,
+        splice_out::CASES,
+        splice_streams::CASES,
     ]
     .into_iter()
     .flatten()
