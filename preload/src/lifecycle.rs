@@ -195,6 +195,9 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
     }
     holders::begin(slot);
     slot.rx
+        .inq
+        .store(old.rx.inq.load(Ordering::Relaxed), Ordering::Relaxed);
+    slot.rx
         .lowat
         .store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
     slot.rx

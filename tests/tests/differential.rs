@@ -30,6 +30,7 @@ const PLAIN_CASES: &[&str] = &[
     "spawned_fresh/",
     "stdio_fresh/",
     "splice_fresh/",
+    "timestamps_fresh/",
     // Short connections, or upgraded too late for the daemon to count bytes.
     "accepted_",
     "accept_waits/",

@@ -342,6 +342,26 @@ pub(super) fn from_kernel(
     Some(got)
 }
 
+/// Whether the direction is on the ring or about to be, arming it if it can be: for calls that receive
+/// several times.
+pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int, dont_wait: bool) -> bool {
+    let Some(view) = conn.view() else {
+        return false;
+    };
+    downgrade::service(conn, view, fd);
+    let rx = &conn.slot().rx;
+    if rx.state() == RxState::Kernel && lock::take_rx(conn).is_ok() {
+        if rx.state() == RxState::Kernel {
+            upgrade::try_arm(conn, view, fd, dont_wait);
+        }
+        lock::free(&rx.lock);
+    }
+    !matches!(
+        rx.state(),
+        RxState::Kernel | RxState::Done | RxState::Returned
+    )
+}
+
 /// The rest of a call whose first bytes came from the ring, which the stream has left.
 fn rest_from_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int) {
     while buffers.left() > 0 {
@@ -813,6 +833,20 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
             Some(there + behind.unwrap_or(0))
         }
     }
+}
+
+/// What TCP_INQ tells beside a message: the bytes that are left, and one more for an end of stream.
+pub(crate) fn left_to_read(conn: &'static Conn, fd: c_int) -> c_int {
+    let there = readable(conn, fd);
+    let over = match conn.view().filter(|_| there.is_some()) {
+        Some(view) => {
+            view.theirs.state.ended_at().is_some()
+                || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        }
+        None => kernel::poll_now(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0,
+    };
+    let there = there.or_else(|| kernel::readable(fd)).unwrap_or(0);
+    c_int::try_from(there + u64::from(over)).unwrap_or(c_int::MAX)
 }
 
 /// Under the receive lock: the ring has been read to where the far end's stream goes back to the kernel.

@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "errno is a thread-local of libc")]
 
 mod address;
+mod control;
 mod data;
 mod descriptor;
 mod file;
@@ -18,6 +19,7 @@ mod socket;
 use libc::{c_int, socklen_t, timespec};
 
 pub use address::*;
+pub use control::*;
 pub use data::*;
 pub use descriptor::*;
 pub use file::*;

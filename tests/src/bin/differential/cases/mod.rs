@@ -8,6 +8,7 @@ mod ends;
 mod epoll;
 mod files;
 mod flags;
+mod messages;
 mod options;
 mod pointers;
 mod readiness;
@@ -111,6 +112,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         echo::CASES,
         flags::CASES,
+        messages::CASES,
         options::CASES,
         pointers::CASES,
         ends::CASES,
