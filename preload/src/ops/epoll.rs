@@ -309,6 +309,7 @@ fn post_conn(set: &'static Set, index: u16) {
         if interest
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set))
+            && !wait::is_too_little(conn(u32::from(index)), interest)
         {
             set.push(interest);
         }

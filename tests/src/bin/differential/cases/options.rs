@@ -2,8 +2,9 @@
 
 use libc::{F_GETFD, F_GETFL, F_SETFL, IPPROTO_TCP, MSG_DONTWAIT, O_NONBLOCK, SOL_SOCKET};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, in_all_forms, once};
 use crate::end::{End, Side};
+use crate::form::Form;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
@@ -19,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     once("neutral_options", Needs::Steps, neutral_options),
     once("kernel_reports", Needs::Steps, kernel_reports),
     once("zerocopy_receive", Needs::Steps, zerocopy_receive),
+    in_all_forms("lowat_waits", Needs::Both, lowat_waits),
 ];
 
 fn queue_lengths(stage: &mut Stage) {
@@ -296,4 +298,43 @@ fn zerocopy_receive(stage: &mut Stage) {
     stage.a("recv", |a| a.recv(30, 0));
     stage.a("say", |a| a.say("back"));
     stage.b("hear", |b| b.hear(4));
+}
+
+/// SO_RCVLOWAT: nothing is there before enough is.
+fn lowat_waits(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        // Edges of the past are not what this is about.
+        while a.form == Form::Edge && sys::epoll_wait(a.epfd, 4, 0).is_ok_and(|e| !e.is_empty()) {}
+        show::ret(sys::setsockopt(a.fd, SOL_SOCKET, libc::SO_RCVLOWAT, 8))
+    });
+    let pause = || std::thread::sleep(core::time::Duration::from_millis(40));
+    stage.both(
+        "enough in the end",
+        |a| {
+            let waited = a.wait(false);
+            format!("{waited} {}", a.recv(20, 0))
+        },
+        |b| {
+            pause();
+            let first = b.say("123");
+            pause();
+            let second = b.say("45");
+            pause();
+            format!("{first} {second} {}", b.say("678"))
+        },
+    );
+    stage.both(
+        "the end is enough",
+        |a| {
+            let waited = a.wait(false);
+            format!("{waited} {}, {}", a.recv(20, 0), a.hear(1))
+        },
+        |b| {
+            pause();
+            let said = b.say("123");
+            pause();
+            format!("{said} {}", b.shutdown(libc::SHUT_WR))
+        },
+    );
 }
