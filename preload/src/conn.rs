@@ -84,6 +84,8 @@ pub(crate) struct Conn {
     pub exec: AtomicU32,
     /// Programs started, as counted when the connection was made; see [`crate::lifecycle::spawning`].
     pub spawns: AtomicU32,
+    /// O_APPEND of the socket as last seen: 0 if it must be asked, 1 unset, 2 set.
+    append: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -117,6 +119,7 @@ impl Conn {
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
             exec: AtomicU32::new(0),
             spawns: AtomicU32::new(0),
+            append: AtomicU32::new(0),
         }
     }
 
@@ -141,6 +144,22 @@ impl Conn {
         }
         self.kernel_bits.store(0, Ordering::Relaxed);
         self.sent_at_recv.swap_relaxed(u64::MAX);
+        self.forget_flags();
+    }
+
+    /// Whether the socket has O_APPEND, for which the kernel refuses to splice into it; `ask` asks the
+    /// kernel.
+    pub(crate) fn appends(&self, ask: impl FnOnce() -> bool) -> bool {
+        if self.append.load(Ordering::Relaxed) == 0 {
+            let known = if ask() { 2 } else { 1 };
+            self.append.store(known, Ordering::Relaxed);
+        }
+        self.append.load(Ordering::Relaxed) == 2
+    }
+
+    /// The program may have changed the socket's status flags.
+    pub(crate) fn forget_flags(&self) {
+        self.append.store(0, Ordering::Relaxed);
     }
 
     /// The end slot.

@@ -12,6 +12,7 @@ use rdma_core::slot::{RxState, SLOTS, Slot, Stage};
 
 use crate::conn::{CONN_NUMBERS, Conn, Numbers, SHUT_READ, SHUT_WRITE, conn};
 use crate::fds::{self, Entry};
+use crate::ops::file::relay;
 use crate::ops::{epoll, lock, send};
 use crate::{
     config, contexts, control, downgrade, errno, faults, holders, kernel, kick, pins, tls, upgrade,
@@ -196,6 +197,9 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
         to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
     }
     holders::begin(slot);
+    slot.rx
+        .inq
+        .store(old.rx.inq.load(Ordering::Relaxed), Ordering::Relaxed);
     slot.rx
         .lowat
         .store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -549,6 +553,7 @@ pub(crate) extern "C" fn in_forked_child() {
     control::after_fork();
     kick::after_fork();
     contexts::after_fork();
+    relay::after_fork();
     epoll::after_fork();
     pins::after_fork();
     each_conn(|conn| {
@@ -605,7 +610,7 @@ pub(crate) fn make_way(fd: c_int) {
                 .and_then(contexts::context)
                 .is_some_and(|context| context.move_bell(fd))
         });
-        if !moved && !pins::make_way(fd) {
+        if !moved && !pins::make_way(fd) && !relay::make_way(fd) {
             control::make_way(fd);
         }
         fds::replace(fd, Entry::NONE);

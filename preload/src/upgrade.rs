@@ -14,7 +14,7 @@ use rustix::fs::{Mode, OFlags, open};
 
 use crate::conn::{Conn, SHUT_READ, SHUT_WRITE};
 use crate::lifecycle::Side;
-use crate::ops::lock;
+use crate::ops::{lock, options};
 use crate::trace::{self, Level};
 use crate::{config, control, kernel, kick};
 
@@ -192,6 +192,14 @@ fn option_in_the_way(conn: &Conn, fd: c_int) -> Option<Reason> {
     if is_set(libc::SO_OOBINLINE) {
         return Some(Reason::OutOfBand);
     }
+    if options::TIMESTAMPS.into_iter().any(is_set) {
+        return Some(Reason::SocketOption);
+    }
+    let inq = kernel::option_int(fd, libc::IPPROTO_TCP, options::TCP_INQ).unwrap_or(0);
+    conn.slot()
+        .rx
+        .inq
+        .store(u32::from(inq != 0), Ordering::Relaxed);
     if let Some(lowat) = kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT) {
         let lowat = lowat.max(0).cast_unsigned();
         conn.slot().rx.lowat.store(lowat, Ordering::Relaxed);

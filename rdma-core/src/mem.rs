@@ -207,8 +207,8 @@ impl RingBytes {
     #[cfg(loom)]
     pub fn prefetch_for_write(&self, _index: usize, _len: usize) {}
 
-    /// The run of writable memory from position `index`, at most `len` bytes, for a system call
-    /// that fills the ring directly (sendfile). The address is only ever given to the kernel.
+    /// The run of memory from position `index`, at most `len` bytes, for a system call that fills or
+    /// empties the ring directly (sendfile, splice). The address is only ever given to the kernel.
     #[cfg(not(loom))]
     pub fn raw_run(&self, index: usize, len: usize) -> (*mut u8, usize) {
         let (at, run) = self.run(index, len);

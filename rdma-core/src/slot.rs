@@ -295,6 +295,8 @@ pub struct RxSlot {
     pub tcp_bytes: AtomicU64,
     /// Times a waiter went to sleep.
     pub sleeps: AtomicU64,
+    /// TCP_INQ as set by hooked calls: a message also tells how many bytes are left. 0 or 1.
+    pub inq: AtomicU32,
 }
 
 /// Places of [`SlotMeta::holder_pids`].
@@ -492,6 +494,7 @@ impl Slot {
         }
         for word in [
             &self.rx.lowat,
+            &self.rx.inq,
             &meta.holders,
             &meta.shut,
             &meta.strangers,

@@ -30,6 +30,7 @@ const PLAIN_CASES: &[&str] = &[
     "spawned_fresh/",
     "stdio_fresh/",
     "splice_fresh/",
+    "timestamps_fresh/",
     // Short connections, or upgraded too late for the daemon to count bytes.
     "accepted_",
     "accept_waits/",
@@ -101,7 +102,7 @@ fn compare(daemon: &Daemon, form: &Form, words: &[&str], sides: Sides) -> Vec<(S
     }
     let expected = plain(words);
     let (stdout, stderr) = run(form, &all);
-    let shown = differences(&comparable(&expected), &comparable(&stdout));
+    let shown = differences(&expected, &stdout);
     assert!(
         shown.is_empty(),
         "the runs differ:\n{shown}\nstderr:\n{stderr}"
@@ -120,36 +121,6 @@ fn compare(daemon: &Daemon, form: &Form, words: &[&str], sides: Sides) -> Vec<(S
 fn ring_bytes(totals: &serde_json::Value) -> u64 {
     let number = |name: &str| totals[name].as_u64().expect("a number");
     number("ring_tx_bytes") + number("ring_rx_bytes")
-}
-
-/// Cases in which the library is known to differ from the kernel, and why. They run all the same (a
-/// hang or a crash elsewhere shows), but their lines are not compared.
-const KNOWN: &[(&str, &str)] = &[
-    ("splice_later", "splice on a ring is refused with EINVAL"),
-    (
-        "sendfile_bad",
-        "some refusals of sendfile have another errno",
-    ),
-];
-
-/// What is compared of a run's output.
-fn comparable(output: &str) -> String {
-    let is_known = |line: &&str| {
-        let case = line.split(['/', ' ']).next();
-        KNOWN.iter().any(|(known, _)| case == Some(known))
-    };
-    output
-        .lines()
-        .filter(|line| !is_known(line))
-        .flat_map(|line| [line, "\n"])
-        .collect()
-}
-
-#[test]
-fn known_differences_are_said() {
-    for (case, why) in KNOWN {
-        println!("skipped: {case}: {why}");
-    }
 }
 
 /// Asserts that every case went through a ring, except those that must not.

@@ -42,7 +42,7 @@ const SECCOMP_SET_MODE_FILTER: usize = 1;
 /// As the system call itself.
 #[inline]
 unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
-    let [a, b, c, d, e, _] = args;
+    let [a, b, c, ..] = args;
     match number {
         libc::SYS_seccomp if matches!(a, SECCOMP_SET_MODE_STRICT | SECCOMP_SET_MODE_FILTER) => {
             retire::before_seccomp();
@@ -65,20 +65,26 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             Some(unsafe { ready::poll(pointer(a), b as c_ulong, number_of(c)) }.into())
         }
         // SAFETY: by contract.
-        _ if !fds::lookup(number_of(a)).is_none() => unsafe {
-            on_descriptor(number, [a, b, c, d, e])
-        },
+        _ if !fds::lookup(number_of(a)).is_none() => unsafe { on_descriptor(number, args) },
+        libc::SYS_splice if !fds::lookup(number_of(c)).is_none() => {
+            // SAFETY: by contract.
+            unsafe { on_descriptor(number, args) }
+        }
+        libc::SYS_sendfile if !fds::lookup(number_of(b)).is_none() => {
+            // SAFETY: by contract.
+            unsafe { on_descriptor(number, args) }
+        }
         _ => None,
     }
 }
 
-/// A call whose first argument is a descriptor of ours.
+/// A call that has a descriptor of ours among its arguments, nearly always as the first.
 ///
 /// # Safety
 /// As the system call itself.
 #[cold]
-unsafe fn on_descriptor(number: c_long, args: [usize; 5]) -> Option<c_long> {
-    let [a, b, c, d, e] = args;
+unsafe fn on_descriptor(number: c_long, args: [usize; 6]) -> Option<c_long> {
+    let [a, b, c, d, e, f] = args;
     let fd = number_of(a);
     let long = |result: isize| Some(result as c_long);
     let wide = |result: c_int| Some(c_long::from(result));
@@ -89,11 +95,55 @@ unsafe fn on_descriptor(number: c_long, args: [usize; 5]) -> Option<c_long> {
             libc::SYS_write => long(data::write(fd, pointer(b), c)),
             libc::SYS_readv => long(data::readv(fd, pointer(b), number_of(c))),
             libc::SYS_writev => long(data::writev(fd, pointer(b), number_of(c))),
-            libc::SYS_recvfrom if e == 0 => long(data::recv(fd, pointer(b), c, number_of(d))),
-            libc::SYS_sendto if e == 0 => long(data::send(fd, pointer(b), c, number_of(d))),
+            libc::SYS_preadv2 => long(data::preadv2(
+                fd,
+                pointer(b),
+                number_of(c),
+                d.cast_signed() as i64,
+                number_of(f),
+            )),
+            libc::SYS_pwritev2 => long(data::pwritev2(
+                fd,
+                pointer(b),
+                number_of(c),
+                d.cast_signed() as i64,
+                number_of(f),
+            )),
+            libc::SYS_recvfrom => long(data::recvfrom(
+                fd,
+                pointer(b),
+                c,
+                number_of(d),
+                pointer(e),
+                pointer(f),
+            )),
+            libc::SYS_sendto => long(data::sendto(
+                fd,
+                pointer(b),
+                c,
+                number_of(d),
+                pointer(e),
+                word(f),
+            )),
             libc::SYS_recvmsg => long(data::recvmsg(fd, pointer(b), number_of(c))),
             libc::SYS_sendmsg => long(data::sendmsg(fd, pointer(b), number_of(c))),
+            libc::SYS_recvmmsg => wide(data::recvmmsg(
+                fd,
+                pointer(b),
+                word(c),
+                number_of(d),
+                pointer(e),
+            )),
+            libc::SYS_sendmmsg => wide(data::sendmmsg(fd, pointer(b), word(c), number_of(d))),
             libc::SYS_sendfile => long(data::sendfile(fd, number_of(b), pointer(c), d)),
+            libc::SYS_splice => long(data::splice(
+                fd,
+                pointer(b),
+                number_of(c),
+                pointer(d),
+                e,
+                word(f),
+            )),
             libc::SYS_ioctl => wide(socket::ioctl(fd, b as c_ulong, c)),
             libc::SYS_close => wide(descriptors::close(fd)),
             libc::SYS_fcntl => wide(descriptors::fcntl(fd, number_of(b), c)),

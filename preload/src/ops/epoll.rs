@@ -332,7 +332,7 @@ fn post_conn(set: &'static Set, index: u16) {
         let is_here = interest
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set));
-        if is_here && concerns(conn, interest) {
+        if is_here && concerns(conn, interest) && !wait::is_too_little(conn, interest) {
             set.push(interest);
         }
     }

@@ -19,6 +19,12 @@ const SO_ZEROCOPY: c_int = 60;
 const SO_PEEK_OFF: c_int = 42;
 const TCP_ULP: c_int = 31;
 const TCP_REPAIR: c_int = 19;
+const TCP_ZEROCOPY_RECEIVE: c_int = 35;
+/// A message tells how many bytes are left to be read.
+pub(crate) const TCP_INQ: c_int = 36;
+/// A message tells when its bytes came: SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, each also with
+/// times that last beyond 2038.
+pub(crate) const TIMESTAMPS: [c_int; 6] = [29, 35, 37, 63, 64, 65];
 const FIONREAD: c_ulong = 0x541b;
 const FIONBIO: c_ulong = 0x5421;
 const FIOASYNC: c_ulong = 0x5452;
@@ -90,6 +96,7 @@ pub(crate) unsafe fn fcntl(fd: c_int, command: c_int, arg: usize) -> c_int {
 }
 
 fn refresh_nonblocking(conn: &Conn, fd: c_int) {
+    conn.forget_flags();
     let flag = u32::from(kernel::is_nonblocking(fd));
     conn.slot().meta.nonblocking.store(flag, Ordering::Relaxed);
 }
@@ -111,19 +118,8 @@ pub(crate) unsafe fn set(
         return native();
     };
     let conn = conn(index);
-    let veto = match (level, name) {
-        (libc::SOL_SOCKET, SO_ZEROCOPY) => Some(Reason::ZeroCopy),
-        (libc::SOL_SOCKET, SO_PEEK_OFF) => Some(Reason::PeekOffset),
-        (libc::SOL_SOCKET, libc::SO_OOBINLINE) => Some(Reason::OutOfBand),
-        (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR) => Some(Reason::SocketOption),
-        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF) => {
-            Some(Reason::SocketOption)
-        }
-        _ => None,
-    };
-    if let Some(reason) = veto
-        && probe::readable(value.cast(), (len as usize).min(VALUE_MAX))
-    {
+    // SAFETY: by contract.
+    if let Some(reason) = unsafe { beyond_a_ring(level, name, value, len) } {
         // A ring knows nothing of this: the stream goes back to the kernel first.
         lifecycle::to_kernel(conn, fd, reason);
     }
@@ -137,17 +133,48 @@ pub(crate) unsafe fn set(
             .lowat
             .store(lowat.max(0).cast_unsigned(), Ordering::Relaxed);
     }
+    if rc == 0
+        && (level, name) == (libc::IPPROTO_TCP, TCP_INQ)
+        && let Some(inq) = kernel::option_int(fd, level, name)
+    {
+        conn.slot()
+            .rx
+            .inq
+            .store(u32::from(inq != 0), Ordering::Relaxed);
+    }
     rc
 }
 
-/// The error of a connection's socket, which is cleared; 0 if there is none.
-pub(crate) fn take_error(conn: &Conn, fd: c_int) -> c_int {
-    match kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_ERROR) {
-        None | Some(0) => conn.take_error(),
-        Some(error) => {
-            conn.take_error();
-            error
+/// Why a connection on which this option is set cannot be on a ring. Switching something off that is
+/// usually off is no reason.
+///
+/// # Safety
+/// As setsockopt.
+unsafe fn beyond_a_ring(
+    level: c_int,
+    name: c_int,
+    value: *const c_void,
+    len: socklen_t,
+) -> Option<Reason> {
+    // SAFETY: any bytes are a number.
+    let number = || (len >= 4).then(|| unsafe { probe::read(value.cast::<c_int>()) })?;
+    let is_on = || number().is_some_and(|number| number != 0);
+    match (level, name) {
+        (libc::SOL_SOCKET, SO_ZEROCOPY) if is_on() => Some(Reason::ZeroCopy),
+        (libc::SOL_SOCKET, SO_PEEK_OFF) if number().is_some_and(|number| number >= 0) => {
+            Some(Reason::PeekOffset)
         }
+        (libc::SOL_SOCKET, libc::SO_OOBINLINE) if is_on() => Some(Reason::OutOfBand),
+        (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER | libc::SO_ATTACH_BPF)
+        | (libc::IPPROTO_TCP, TCP_ULP | TCP_REPAIR)
+            if probe::readable(value.cast(), (len as usize).min(VALUE_MAX)) =>
+        {
+            Some(Reason::SocketOption)
+        }
+        (libc::SOL_SOCKET, _) if TIMESTAMPS.contains(&name) && is_on() => {
+            Some(Reason::SocketOption)
+        }
+        _ => None,
     }
 }
 
@@ -162,6 +189,12 @@ pub(crate) unsafe fn get(
     value: *mut c_void,
     len: *mut socklen_t,
 ) -> c_int {
+    if (level, name) == (libc::IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE)
+        && let Some(index) = fds::lookup(fd).as_conn()
+    {
+        // Pages of the kernel's receive queue are about to be mapped.
+        lifecycle::to_kernel(conn(index), fd, Reason::ZeroCopy);
+    }
     // SAFETY: by contract.
     let rc = unsafe { real::getsockopt(fd, level, name, value, len) };
     if rc == 0

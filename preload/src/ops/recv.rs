@@ -130,7 +130,7 @@ const GATHER_PAUSES: u32 = 16;
 
 /// Makes consumption visible; true if a waiting writer should be woken (half of the ring is free).
 #[inline(always)]
-fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
+pub(super) fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
     let rx = &conn.slot().rx;
     rx.set_cursor(cursor);
     rx.note_ack(ring.ack());
@@ -142,7 +142,7 @@ fn publish(conn: &Conn, ring: &Consumer, cursor: &RxCursor) -> bool {
 pub(super) const STALE: c_int = -1;
 
 /// What one look gave.
-enum Step {
+pub(super) enum Step {
     /// Nothing of ours: call the kernel as the program did.
     Native,
     /// Some bytes were taken (or looked at).
@@ -376,28 +376,8 @@ fn note_tcp(conn: &'static Conn, fd: c_int) {
     }
 }
 
-/// Whether a receive is the kernel's own business, arming the direction now if it can be: for calls that
-/// are passed on as a whole.
-pub(crate) fn is_in_kernel(conn: &'static Conn, fd: c_int, flags: c_int) -> bool {
-    let Some(view) = conn.view() else {
-        return true;
-    };
-    downgrade::service(conn, view, fd);
-    let rx = &conn.slot().rx;
-    if lock::take_rx(conn).is_err() {
-        return false;
-    }
-    let there = match rx.state() {
-        RxState::Kernel => !upgrade::try_arm(conn, view, fd, flags & MSG_DONTWAIT != 0),
-        RxState::Armed | RxState::Draining | RxState::Ring => false,
-        RxState::Done | RxState::Returned => true,
-    };
-    lock::free(&rx.lock);
-    there
-}
-
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
-pub(crate) fn from_kernel(
+pub(super) fn from_kernel(
     conn: &'static Conn,
     fd: c_int,
     native: &dyn Fn() -> isize,
@@ -436,6 +416,26 @@ fn from_kept(conn: &Conn, kept: c_int, buffers: &mut Buffers, flags: c_int) -> i
         total.fetch_add(bytes, Ordering::Relaxed);
     }
     got
+}
+
+/// Whether the direction is on the ring or about to be, arming it if it can be: for calls that receive
+/// several times.
+pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int, dont_wait: bool) -> bool {
+    let Some(view) = conn.view() else {
+        return false;
+    };
+    downgrade::service(conn, view, fd);
+    let rx = &conn.slot().rx;
+    if rx.state() == RxState::Kernel && lock::take_rx(conn).is_ok() {
+        if rx.state() == RxState::Kernel {
+            upgrade::try_arm(conn, view, fd, dont_wait);
+        }
+        lock::free(&rx.lock);
+    }
+    !matches!(
+        rx.state(),
+        RxState::Kernel | RxState::Done | RxState::Returned
+    )
 }
 
 /// The rest of a call whose first bytes came from the ring, which the stream has left.
@@ -491,7 +491,7 @@ fn step(
 }
 
 /// As [`step`], under the lock; also whether a waiting writer should be woken.
-fn look(
+pub(super) fn look(
     conn: &'static Conn,
     view: &ConnView,
     fd: c_int,
@@ -699,7 +699,7 @@ fn ring_now(
 ///
 /// # Errors
 /// The errno for the program: EAGAIN (non-blocking or timed out) or EINTR.
-fn block(
+pub(super) fn block(
     conn: &'static Conn,
     fd: c_int,
     flags: c_int,
@@ -926,6 +926,20 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
             Some(there + behind.unwrap_or(0))
         }
     }
+}
+
+/// What TCP_INQ tells beside a message: the bytes that are left, and one more for an end of stream.
+pub(crate) fn left_to_read(conn: &'static Conn, fd: c_int) -> c_int {
+    let there = readable(conn, fd);
+    let over = match conn.view().filter(|_| there.is_some()) {
+        Some(view) => {
+            view.theirs.state.ended_at().is_some()
+                || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        }
+        None => kernel::poll_now(fd, libc::POLLRDHUP) & libc::POLLRDHUP != 0,
+    };
+    let there = there.or_else(|| kernel::readable(fd)).unwrap_or(0);
+    c_int::try_from(there + u64::from(over)).unwrap_or(c_int::MAX)
 }
 
 /// Under the receive lock: the ring has been read to where the far end's stream goes back to the kernel.

@@ -92,14 +92,14 @@ fn to_ring(
 }
 
 #[inline(always)]
-fn publish(conn: &Conn, view: &ConnView, ring: &Producer, cursor: &TxCursor) {
+pub(super) fn publish(conn: &Conn, view: &ConnView, ring: &Producer, cursor: &TxCursor) {
     conn.slot().tx.set_cursor(cursor);
     ring.publish(cursor, Consumer::of(view).published(), tls::cpu());
 }
 
 /// Whether the ring leads nowhere any more.
 #[inline(always)]
-fn is_over(conn: &Conn, view: &ConnView) -> bool {
+pub(super) fn is_over(conn: &Conn, view: &ConnView) -> bool {
     view.theirs.state.is_reader_gone()
         || view.theirs.state.broken().is_some()
         || view.mine.state.broken().is_some()
@@ -186,8 +186,7 @@ fn deliver(
             }
             Step::Error(error) => {
                 if error == libc::EPIPE && flags & MSG_NOSIGNAL == 0 {
-                    // SAFETY: raising a signal in the calling thread, as the kernel does.
-                    unsafe { libc::raise(libc::SIGPIPE) };
+                    raise_sigpipe();
                 }
                 return errno::fail(error);
             }
@@ -200,6 +199,12 @@ fn deliver(
             Err(error) => return errno::fail(error),
         }
     }
+}
+
+/// In the calling thread, as the kernel does.
+pub(super) fn raise_sigpipe() {
+    // SAFETY: no memory.
+    unsafe { libc::raise(libc::SIGPIPE) };
 }
 
 fn count(buffers: &Buffers) -> isize {
@@ -310,6 +315,72 @@ pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
         lock::free(&tx.lock);
     }
     tx.state() == TxState::Ring
+}
+
+/// Free bytes of the ring; 0 too if the direction is not on it.
+pub(super) fn room(conn: &Conn) -> usize {
+    let Some(view) = conn.view() else { return 0 };
+    let mut cursor = conn.slot().tx.cursor();
+    let free = Producer::of(view).refresh(&mut cursor).unwrap_or(0);
+    usize::try_from(free).unwrap_or(usize::MAX)
+}
+
+/// What keeps a call that moves its bytes by itself from sending.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Hindrance {
+    error: c_int,
+    /// Not only for now.
+    last: bool,
+}
+
+impl Hindrance {
+    /// No errno: the descriptor names another file by now.
+    pub(super) const fn is_stale(self) -> bool {
+        self.error == STALE
+    }
+
+    /// The errno for the program, as after any send: behind bytes that were sent the error waits for
+    /// the next call, else EPIPE comes with its signal.
+    pub(super) fn tell(self, conn: &Conn, sent: bool) -> c_int {
+        if self.last && sent {
+            conn.defer_error(self.error);
+        } else if self.error == libc::EPIPE {
+            raise_sigpipe();
+        }
+        self.error
+    }
+}
+
+/// Waits for room for `left` bytes, or a good part of the ring. False: the direction is not on the ring
+/// any more.
+///
+/// # Errors
+/// What a send would have failed with.
+pub(super) fn wait_for_room(
+    conn: &'static Conn,
+    fd: c_int,
+    entry: Entry,
+    left: usize,
+    deadline: &mut Option<Option<u64>>,
+) -> Result<bool, Hindrance> {
+    let mut nothing = Buffers::one(core::ptr::null_mut(), 0);
+    match step(conn, fd, &mut nothing, false) {
+        Step::Native => Ok(false),
+        Step::Error(error) => Err(Hindrance {
+            error,
+            last: error != libc::EINTR,
+        }),
+        Step::Moved | Step::Full | Step::KernelFull => {
+            let mut call = Call::new(fd, entry);
+            call.deadline = *deadline;
+            let waited = block(conn, fd, false, left, &mut call);
+            *deadline = call.deadline;
+            call.end(conn);
+            waited
+                .map(|()| true)
+                .map_err(|error| Hindrance { error, last: false })
+        }
+    }
 }
 
 /// One look at wherever the bytes go now.

@@ -152,6 +152,26 @@ impl Consumer {
         Ok(())
     }
 
+    /// The bytes at the head in one run, at most `len` of them, for a system call that reads the ring
+    /// itself; the address is only ever given to the kernel. Follow with [`Consumer::discard`].
+    ///
+    /// # Errors
+    /// As [`Consumer::peek`].
+    #[cfg(not(loom))]
+    pub fn raw_run(&self, cursor: &RxCursor, len: usize) -> Result<(*const u8, usize), Corrupt> {
+        // As in `peek`.
+        let base = self.far.base.load(Ordering::Relaxed);
+        if base > cursor.head {
+            return Err(Corrupt::Base {
+                base,
+                head: cursor.head,
+            });
+        }
+        let there = usize::try_from(cursor.available()).unwrap_or(usize::MAX);
+        let (at, run) = self.data.raw_run(index(cursor.head, base), len.min(there));
+        Ok((at.cast_const(), run))
+    }
+
     /// Moves the cursor over `len` available bytes without copying them (MSG_TRUNC on TCP).
     #[inline(always)]
     pub const fn discard(&self, cursor: &mut RxCursor, len: usize) {

@@ -119,6 +119,33 @@ mod tests {
     }
 
     #[test]
+    fn raw_runs_hold_what_was_written_and_stop_at_the_wrap() {
+        let (_heap, tx, rx) = pair();
+        let (mut send, mut recv) = (TxCursor::default(), RxCursor::default());
+        tx.write_slice(&mut send, &[1; BYTES - 10]).unwrap();
+        tx.publish(&send, 0, 0);
+        rx.refresh(&mut recv).unwrap();
+        rx.discard(&mut recv, BYTES - 20);
+        rx.publish(&recv);
+        tx.write_slice(&mut send, &[2; 110]).unwrap();
+        tx.publish(&send, 0, 0);
+        rx.refresh(&mut recv).unwrap();
+        let (mut seen, mut runs) = (Vec::new(), Vec::new());
+        while recv.available() > 0 {
+            let (at, run) = rx.raw_run(&recv, 64).unwrap();
+            runs.push(run);
+            // SAFETY: `run` bytes of the ring, which nobody writes here.
+            #[expect(unsafe_code, reason = "in place of a system call")]
+            seen.extend((0..run).map(|i| unsafe { at.add(i).read() }));
+            rx.discard(&mut recv, run);
+        }
+        assert_eq!(runs, [20, 64, 36]);
+        assert_eq!(seen, [vec![1; 10], vec![2; 110]].concat());
+        tx.words().base.store(u64::MAX, Ordering::Relaxed);
+        assert!(matches!(rx.raw_run(&recv, 1), Err(Corrupt::Base { .. })));
+    }
+
+    #[test]
     fn an_empty_ring_restarts_at_its_beginning() {
         let (_heap, tx, rx) = pair();
         let (mut send, mut recv) = (TxCursor::default(), RxCursor::default());

@@ -6,8 +6,10 @@
 #![expect(unsafe_code, reason = "errno is a thread-local of libc")]
 
 mod address;
+mod control;
 mod data;
 mod descriptor;
+mod file;
 mod message;
 mod process;
 mod raw;
@@ -18,8 +20,10 @@ mod unseen;
 use libc::{c_int, socklen_t, timespec};
 
 pub use address::*;
+pub use control::*;
 pub use data::*;
 pub use descriptor::*;
+pub use file::*;
 pub use message::*;
 pub use process::*;
 pub use raw::*;

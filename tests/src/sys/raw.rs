@@ -39,6 +39,84 @@ pub fn raw_send(fd: c_int, data: &[u8], flags: c_int) -> Ret {
     ret(unsafe { libc::syscall(libc::SYS_sendto, fd, at, len, flags, none, 0) })
 }
 
+/// sendto(2) by number, to an address of no family.
+pub fn raw_sendto(fd: c_int, data: &[u8]) -> Ret {
+    let name = [0u8; 16];
+    let (at, len) = (data.as_ptr(), data.len());
+    // SAFETY: a buffer of its length, and an address.
+    ret(unsafe { libc::syscall(libc::SYS_sendto, fd, at, len, 0, name.as_ptr(), 16) })
+}
+
+/// recvfrom(2) by number with room for an address; what is said of its length.
+pub fn raw_recvfrom(fd: c_int, out: &mut [u8]) -> (Ret, u32) {
+    let mut name = [0u8; 128];
+    let mut room = 128u32;
+    let (at, len) = (out.as_mut_ptr(), out.len());
+    let named = name.as_mut_ptr();
+    // SAFETY: a buffer of its length, and room for an address.
+    let got = unsafe { libc::syscall(libc::SYS_recvfrom, fd, at, len, 0, named, &raw mut room) };
+    (ret(got), room)
+}
+
+/// preadv2(2) (`write` false) or pwritev2(2) by number, at no offset.
+pub fn raw_vector2(fd: c_int, buffer: &mut [u8], flags: c_int, write: bool) -> Ret {
+    let part = libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    };
+    let number = if write {
+        libc::SYS_pwritev2
+    } else {
+        libc::SYS_preadv2
+    };
+    // SAFETY: one part, which is a slice.
+    ret(unsafe { libc::syscall(number, fd, &raw const part, 1_usize, -1_i64, 0_usize, flags) })
+}
+
+/// sendmmsg(2) by number, of one message.
+pub fn raw_sendmmsg(fd: c_int, data: &[u8]) -> Ret {
+    let mut part = libc::iovec {
+        iov_base: data.as_ptr().cast_mut().cast(),
+        iov_len: data.len(),
+    };
+    // SAFETY: zero is a valid mmsghdr.
+    let mut message: libc::mmsghdr = unsafe { core::mem::zeroed() };
+    message.msg_hdr.msg_iov = &raw mut part;
+    message.msg_hdr.msg_iovlen = 1;
+    // SAFETY: one message of one part, which is a slice.
+    ret(unsafe { libc::syscall(libc::SYS_sendmmsg, fd, &raw mut message, 1, 0) })
+}
+
+/// recvmmsg(2) by number, of one message.
+pub fn raw_recvmmsg(fd: c_int, out: &mut [u8]) -> Ret {
+    let mut part = libc::iovec {
+        iov_base: out.as_mut_ptr().cast(),
+        iov_len: out.len(),
+    };
+    // SAFETY: zero is a valid mmsghdr.
+    let mut message: libc::mmsghdr = unsafe { core::mem::zeroed() };
+    message.msg_hdr.msg_iov = &raw mut part;
+    message.msg_hdr.msg_iovlen = 1;
+    let none = null_mut::<u8>();
+    // SAFETY: one message of one part, which is a slice.
+    ret(unsafe { libc::syscall(libc::SYS_recvmmsg, fd, &raw mut message, 1, 0, none) })
+        .map(|_| i64::from(message.msg_len))
+}
+
+/// splice(2) by number, without offsets.
+pub fn raw_splice(input: c_int, out: c_int, len: usize) -> Ret {
+    let none = null_mut::<i64>();
+    // SAFETY: no offsets.
+    ret(unsafe { libc::syscall(libc::SYS_splice, input, none, out, none, len, 0) })
+}
+
+/// sendfile(2) by number, from the file's position.
+pub fn raw_sendfile(out: c_int, input: c_int, count: usize) -> Ret {
+    let none = null_mut::<i64>();
+    // SAFETY: no offset.
+    ret(unsafe { libc::syscall(libc::SYS_sendfile, out, input, none, count) })
+}
+
 /// dup(2) and close(2) by number.
 pub fn raw_dup(fd: c_int) -> Ret {
     // SAFETY: no pointers.

@@ -6,6 +6,8 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
 use libc::{epoll_event, sigset_t};
+use rdma_core::event::WaitFor;
+use rdma_core::ring::Consumer;
 use rdma_core::slot::{RxState, TxState};
 
 use super::set::{Interest, Set, is_cookie};
@@ -206,11 +208,15 @@ fn look_at_all(set: &'static Set) {
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set))
             && has_news()
+            && !is_too_little(conn, interest)
         {
             set.push(interest);
         }
     });
 }
+
+/// The bits of [`news`] that are not the tail.
+const OVER: u64 = 0x3f;
 
 /// A number that changes with whatever a far end may have to say.
 fn news(conn: &Conn) -> u64 {
@@ -223,6 +229,22 @@ fn news(conn: &Conn) -> u64 {
         | u64::from(state.returned_at().is_some()) << 4
         | u64::from(crate::ops::send::writable(conn) == Some(true)) << 5;
     view.rx_words.tail.load(Ordering::Acquire) << 6 | over
+}
+
+/// Whether, for an edge-triggered interest, the far end has done nothing but send less than SO_RCVLOWAT
+/// asks for, which is no edge.
+pub(super) fn is_too_little(conn: &Conn, interest: &Interest) -> bool {
+    let rx = &conn.slot().rx;
+    let lowat = u64::from(rx.lowat.load(Ordering::Relaxed));
+    let Some(view) = conn.view().filter(|_| interest.is_edge()) else {
+        return false;
+    };
+    if lowat <= 1 || rx.state() != RxState::Ring || view.mine.waits.any(WaitFor::Space) {
+        return false;
+    }
+    let mut cursor = rx.cursor();
+    let there = Consumer::of(view).refresh(&mut cursor).unwrap_or(lowat);
+    there < lowat && (news(conn) ^ interest.seen.load(Ordering::Relaxed)) & OVER == 0
 }
 
 /// Moves pending bits to the ready list.

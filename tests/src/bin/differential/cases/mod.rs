@@ -10,10 +10,15 @@ mod ends;
 mod epoll;
 mod files;
 mod flags;
+mod messages;
 mod options;
 mod pointers;
 mod readiness;
 mod signals;
+mod splice;
+mod splice_in;
+mod splice_out;
+mod splice_streams;
 mod threads;
 mod unseen;
 
@@ -109,6 +114,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
     [
         echo::CASES,
         flags::CASES,
+        messages::CASES,
         options::CASES,
         pointers::CASES,
         ends::CASES,
@@ -123,6 +129,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         downgrade::CASES,
         unseen::CASES,
+        splice::CASES,
+        splice_in::CASES,
+        splice_out::CASES,
+        splice_streams::CASES,
     ]
     .into_iter()
     .flatten()

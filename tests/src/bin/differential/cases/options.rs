@@ -1,8 +1,10 @@
 //! ioctl, fcntl and socket options on a connection, timeouts among them.
 
-use libc::{F_GETFD, F_GETFL, F_SETFL, MSG_DONTWAIT, O_NONBLOCK, SOL_SOCKET};
+use libc::{F_GETFD, F_GETFL, F_SETFL, IPPROTO_TCP, MSG_DONTWAIT, O_NONBLOCK, SOL_SOCKET};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, in_all_forms, once};
+use crate::end::{End, Side};
+use crate::form::Form;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
@@ -14,6 +16,11 @@ pub(super) const CASES: &[Case] = &[
     once("send_timeout", Needs::Steps, send_timeout),
     once("socket_options", Needs::Steps, socket_options),
     once("not_a_file", Needs::Steps, not_a_file),
+    once("linger_with_time", Needs::Steps, linger_with_time),
+    once("neutral_options", Needs::Steps, neutral_options),
+    once("kernel_reports", Needs::Steps, kernel_reports),
+    once("zerocopy_receive", Needs::Steps, zerocopy_receive),
+    in_all_forms("lowat_waits", Needs::Both, lowat_waits),
 ];
 
 fn queue_lengths(stage: &mut Stage) {
@@ -144,10 +151,10 @@ fn socket_options(stage: &mut Stage) {
         ("reuseaddr", SOL_SOCKET, libc::SO_REUSEADDR),
         ("rcvlowat", SOL_SOCKET, libc::SO_RCVLOWAT),
         ("oobinline", SOL_SOCKET, libc::SO_OOBINLINE),
-        ("nodelay", libc::IPPROTO_TCP, libc::TCP_NODELAY),
-        ("cork", libc::IPPROTO_TCP, libc::TCP_CORK),
-        ("keepidle", libc::IPPROTO_TCP, libc::TCP_KEEPIDLE),
-        ("user timeout", libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
+        ("nodelay", IPPROTO_TCP, libc::TCP_NODELAY),
+        ("cork", IPPROTO_TCP, libc::TCP_CORK),
+        ("keepidle", IPPROTO_TCP, libc::TCP_KEEPIDLE),
+        ("user timeout", IPPROTO_TCP, libc::TCP_USER_TIMEOUT),
         ("unknown", SOL_SOCKET, 9999),
         ("unknown level", 9999, 1),
     ];
@@ -155,11 +162,11 @@ fn socket_options(stage: &mut Stage) {
         stage.a(label, |a| show::ret(sys::getsockopt(a.fd, level, name)));
     }
     for (label, level, name, value) in [
-        ("set nodelay", libc::IPPROTO_TCP, libc::TCP_NODELAY, 1),
+        ("set nodelay", IPPROTO_TCP, libc::TCP_NODELAY, 1),
         ("set keepalive", SOL_SOCKET, libc::SO_KEEPALIVE, 1),
         ("set unknown", SOL_SOCKET, 9999, 1),
         ("set error", SOL_SOCKET, libc::SO_ERROR, 1),
-        ("set quickack", libc::IPPROTO_TCP, libc::TCP_QUICKACK, 1),
+        ("set quickack", IPPROTO_TCP, libc::TCP_QUICKACK, 1),
     ] {
         stage.a(label, |a| {
             show::ret(sys::setsockopt(a.fd, level, name, value))
@@ -171,7 +178,7 @@ fn socket_options(stage: &mut Stage) {
         format!("{} {}", show::ret(set), show::ret(got))
     });
     stage.a("nodelay", |a| {
-        show::ret(sys::getsockopt(a.fd, libc::IPPROTO_TCP, libc::TCP_NODELAY))
+        show::ret(sys::getsockopt(a.fd, IPPROTO_TCP, libc::TCP_NODELAY))
     });
     stage.a("say", |a| a.say("hello"));
     stage.b("hear", |b| b.hear(5));
@@ -191,4 +198,143 @@ fn not_a_file(stage: &mut Stage) {
     });
     stage.a("say", |a| a.say("hello"));
     stage.b("hear", |b| b.hear(5));
+}
+
+/// A close that waits until the far end's kernel (or its ring) has everything.
+fn linger_with_time(stage: &mut Stage) {
+    const BYTES: usize = 20_000;
+    stage.connect();
+    stage.a("linger", |a| show::ret(sys::set_linger(a.fd, 1, 20)));
+    stage.a("send", |a| format!("{:?}", a.send_all(&[b'l'; BYTES])));
+    stage.a("close", End::close);
+    stage.b("hear", |b| b.hear(BYTES + 1));
+    stage.b("close", End::close);
+}
+
+/// Options set to what they are anyway: nothing changes, and no ring is left for them.
+fn neutral_options(stage: &mut Stage) {
+    stage.connect();
+    let kernel = |end: &mut End| sys::kernel_bytes_sent(end.fd).unwrap_or(0);
+    let before = stage.share(Side::A, kernel);
+    for (label, level, name, value) in [
+        ("zerocopy", SOL_SOCKET, 60, 0),
+        ("peek offset", SOL_SOCKET, libc::SO_PEEK_OFF, -1),
+        ("inline", SOL_SOCKET, libc::SO_OOBINLINE, 0),
+        ("timestamp", SOL_SOCKET, libc::SO_TIMESTAMP, 0),
+        ("timestamping", SOL_SOCKET, libc::SO_TIMESTAMPING, 0),
+        ("keepalive", SOL_SOCKET, libc::SO_KEEPALIVE, 1),
+        ("priority", SOL_SOCKET, libc::SO_PRIORITY, 3),
+        ("nodelay", IPPROTO_TCP, libc::TCP_NODELAY, 1),
+        ("user timeout", IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 60_000),
+        ("window clamp", IPPROTO_TCP, libc::TCP_WINDOW_CLAMP, 100_000),
+        ("not sent", IPPROTO_TCP, libc::TCP_NOTSENT_LOWAT, 16_384),
+        ("inq", IPPROTO_TCP, 36, 0),
+        ("send buffer", SOL_SOCKET, libc::SO_SNDBUF, 50_000),
+        ("receive buffer", SOL_SOCKET, libc::SO_RCVBUF, 50_000),
+        ("pacing", SOL_SOCKET, libc::SO_MAX_PACING_RATE, i32::MAX),
+    ] {
+        stage.a(label, |a| {
+            let set = sys::setsockopt(a.fd, level, name, value);
+            let got = sys::getsockopt(a.fd, level, name);
+            format!("{} {}", show::ret(set), show::ret(got))
+        });
+        stage.a("say", |a| a.say("hello"));
+        stage.b("hear", |b| b.hear(5));
+    }
+    let after = stage.share(Side::A, kernel);
+    let left = stage.options.ring && before != after;
+    stage.a("left the ring", |_| left.to_string());
+}
+
+/// What only the kernel knows.
+fn kernel_reports(stage: &mut Stage) {
+    stage.connect();
+    stage.a("say", |a| a.say("hello"));
+    stage.b("hear", |b| b.hear(5));
+    for (label, request) in [("outq", sys::SIOCOUTQ), ("outq, not sent", 0x894b)] {
+        stage.a(label, |a| {
+            for _ in 0..2000 {
+                if sys::ioctl(a.fd, request, -1).1 == 0 {
+                    break;
+                }
+                std::thread::sleep(core::time::Duration::from_millis(1));
+            }
+            format!("{:?}", sys::ioctl(a.fd, request, -1))
+        });
+    }
+    stage.a("at mark", |a| format!("{:?}", sys::ioctl(a.fd, 0x8905, -1)));
+    let state = |end: &mut End| {
+        let info = sys::getsockopt(end.fd, IPPROTO_TCP, libc::TCP_INFO);
+        info.map_or_else(show::errno, |info| (info & 0xff).to_string())
+    };
+    stage.a("state", state);
+    stage.a("memory", |a| {
+        show::ok(sys::getsockopt(a.fd, SOL_SOCKET, libc::SO_MEMINFO))
+    });
+    stage.b("shutdown", |b| b.shutdown(libc::SHUT_WR));
+    stage.a("fin", |a| {
+        a.ready(libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP)
+    });
+    stage.a("state", state);
+    stage.b("state", state);
+}
+
+/// Pages of the receive queue instead of copies: none of them need come, but no byte is lost.
+fn zerocopy_receive(stage: &mut Stage) {
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    stage.connect();
+    stage.b("say", |b| b.say("before "));
+    stage.a("arrived", |a| a.arrived(7));
+    stage.a("ask", |a| {
+        let mut request = [0u64; 8];
+        let mut len = 64u32;
+        let at = request.as_mut_ptr().expose_provenance();
+        let len = (&raw mut len).expose_provenance();
+        let got = sys::getsockopt_at(a.fd, IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE, at, len);
+        show::ret(got)
+    });
+    stage.b("say", |b| b.say("and after"));
+    stage.a("arrived", |a| a.arrived(16));
+    stage.a("recv", |a| a.recv(30, 0));
+    stage.a("say", |a| a.say("back"));
+    stage.b("hear", |b| b.hear(4));
+}
+
+/// SO_RCVLOWAT: nothing is there before enough is.
+fn lowat_waits(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        // Edges of the past are not what this is about.
+        while a.form == Form::Edge && sys::epoll_wait(a.epfd, 4, 0).is_ok_and(|e| !e.is_empty()) {}
+        show::ret(sys::setsockopt(a.fd, SOL_SOCKET, libc::SO_RCVLOWAT, 8))
+    });
+    let pause = || std::thread::sleep(core::time::Duration::from_millis(40));
+    stage.both(
+        "enough in the end",
+        |a| {
+            let waited = a.wait(false);
+            format!("{waited} {}", a.recv(20, 0))
+        },
+        |b| {
+            pause();
+            let first = b.say("123");
+            pause();
+            let second = b.say("45");
+            pause();
+            format!("{first} {second} {}", b.say("678"))
+        },
+    );
+    stage.both(
+        "the end is enough",
+        |a| {
+            let waited = a.wait(false);
+            format!("{waited} {}, {}", a.recv(20, 0), a.hear(1))
+        },
+        |b| {
+            pause();
+            let said = b.say("123");
+            pause();
+            format!("{said} {}", b.shutdown(libc::SHUT_WR))
+        },
+    );
 }

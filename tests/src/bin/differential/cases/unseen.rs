@@ -14,6 +14,7 @@ use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
     once("calls_by_number", Needs::Steps, calls_by_number),
+    once("more_by_number", Needs::Steps, more_by_number),
     once("beside_io_uring", Needs::Processes, beside_io_uring),
     once("sandboxed", Needs::Processes, |stage| {
         sandboxed(stage, false);
@@ -66,6 +67,55 @@ fn calls_by_number(stage: &mut Stage) {
         show::ok(closed)
     });
     stage.b("end", |b| b.hear(1));
+}
+
+/// Every other way of moving bytes, each after one that is seen by its name.
+fn more_by_number(stage: &mut Stage) {
+    stage.connect();
+    type Send = fn(i32) -> sys::Ret;
+    let sends: [Send; 5] = [
+        |fd| sys::raw_sendto(fd, b"bytes"),
+        |fd| sys::raw_vector2(fd, &mut b"bytes".to_vec(), 0, true),
+        |fd| sys::raw_sendmmsg(fd, b"bytes"),
+        |fd| sys::raw_sendfile(fd, sys::file_with(b"bytes"), 5),
+        |fd| {
+            let (read, write) = sys::pipe();
+            sys::write(write, b"bytes")?;
+            sys::raw_splice(read, fd, 5)
+        },
+    ];
+    for send in sends {
+        stage.a("say", |a| a.say("by name "));
+        stage.a("by number", |a| show::ret(send(a.fd)));
+        stage.b("hear", |b| b.hear(8));
+        stage.b("hear", |b| b.hear(5));
+    }
+    type Recv = fn(i32, &mut [u8]) -> sys::Ret;
+    fn through(fd: i32, out: &mut [u8], put: fn(i32, i32) -> sys::Ret) -> sys::Ret {
+        let (read, write) = sys::pipe();
+        put(fd, write)?;
+        sys::read(read, out)
+    }
+    let recvs: [Recv; 5] = [
+        |fd, out| {
+            let (got, len) = sys::raw_recvfrom(fd, out);
+            if len == 0 { got } else { Err(-1) }
+        },
+        |fd, out| sys::raw_vector2(fd, out, 0, false),
+        sys::raw_recvmmsg,
+        |fd, out| through(fd, out, |fd, write| sys::raw_splice(fd, write, 5)),
+        |fd, out| through(fd, out, |fd, write| sys::raw_sendfile(write, fd, 5)),
+    ];
+    for recv in recvs {
+        stage.b("say", |b| b.say("by name bytes"));
+        stage.a("arrived", |a| a.arrived(13));
+        stage.a("recv", |a| a.recv(8, 0));
+        stage.a("by number", |a| {
+            let mut out = [0; 5];
+            let got = recv(a.fd, &mut out);
+            show::got(got, &out)
+        });
+    }
 }
 
 /// Rounds of a dialogue.
