@@ -2,6 +2,7 @@
 # What a bare Debian lacks for building and measuring. Sourced after lib.sh, never run.
 
 netperf_list=/etc/apt/sources.list.d/viaduct-netperf.list
+sources_list=/etc/apt/sources.list.d/viaduct-sources.list
 
 find_cargo() {
     PATH=$PATH:${CARGO_HOME:-${HOME:-/root}/.cargo}/bin
@@ -56,16 +57,53 @@ netperf_candidate() {
     [[ $policy == *'Candidate: '[!\(]* ]]
 }
 
-# Adds Debian's non-free beside the main that is configured already: the same address, the same
-# suite, and the same Signed-By, because apt refuses two entries that differ in it.
+# Adds Debian's non-free beside the main that is configured already.
 enable_non_free() {
-    local id='' codename='' site suite entry signed_by line
+    local where
+    where=$(debian_main) ||
+        die "netperf not found: install it from your distribution (Ubuntu: enable multiverse first)"
+    add_entry "$netperf_list" "netperf, for scripts/demo of Viaduct" "deb $where non-free"
+}
+
+# debian_source PACKAGE DIRECTORY: the source of a Debian package, unpacked there.
+debian_source() {
+    local where
+    have dpkg-source || apt_install dpkg-dev
+    if ! has_sources; then
+        where=$(debian_main) || die "no Debian: get the source of $1 by hand, unpack it in $2"
+        add_entry "$sources_list" "sources, for scripts/suites of Viaduct" "deb-src $where main"
+    fi
+    say "getting the source of $1"
+    rm -rf "$2.part"
+    mkdir -p "$2.part"
+    # Debian's own patches are applied; the user that apt drops to could not write here.
+    (cd -- "$2.part" && apt-get -qq -o APT::Sandbox::User=root source "$1") || return 1
+    mv -- "$2.part"/*/ "$2" && rm -rf "$2.part"
+}
+
+has_sources() {
+    # shellcheck disable=SC2016 # apt-get expands it.
+    [[ -n $(apt-get indextargets --format '$(SITE)' 'Created-By: Sources' 'Component: main') ]]
+}
+
+# add_entry FILE WHY LINE: one more file of apt's, and the lists read again.
+add_entry() {
+    say "adding $1:"
+    say "    $3"
+    printf '%s\n' "# $2. May be removed." "$3" | as_root tee "$1" >/dev/null
+    apt_update
+}
+
+# debian_main: where main comes from, as it stands in a line of sources.list between the type and the
+# components: with the same address, the same suite, and the same Signed-By, because apt refuses two
+# entries that differ in it.
+debian_main() {
+    local id='' codename='' site suite entry signed_by
     # shellcheck source=/dev/null
     id=$(. /etc/os-release && printf '%s' "${ID:-}")
     # shellcheck source=/dev/null
     codename=$(. /etc/os-release && printf '%s' "${VERSION_CODENAME:-}")
-    [[ $id == debian && -n $codename ]] ||
-        die "netperf not found: install it from your distribution (Ubuntu: enable multiverse first)"
+    [[ $id == debian && -n $codename ]] || return 1
 
     # One line: site, suite, and the file that configures them.
     IFS='|' read -r site suite entry < <(
@@ -74,20 +112,15 @@ enable_non_free() {
             'Created-By: Packages' 'Component: main' |
             awk -F'|' -v name="$codename" '
                 $2 == name || $4 == name { print $1 "|" $2 "|" $3; exit }'
-    ) || die "no apt source for $codename main found; add one with: main non-free"
+    ) || die "no apt source for $codename main found; add one"
 
     entry=${entry%:*}
     signed_by=$(signed_by_of "$entry" "$site" "$suite")
     case $signed_by in
-        '') line="deb $site $suite non-free" ;;
-        /*) line="deb [signed-by=$signed_by] $site $suite non-free" ;;
-        *) die "$entry has its key inline: add non-free to its Components by hand, start again" ;;
+        '') echo "$site $suite" ;;
+        /*) echo "[signed-by=$signed_by] $site $suite" ;;
+        *) die "$entry has its key inline: add what is missing to it by hand, start again" ;;
     esac
-    say "adding Debian's non-free, for netperf: $netperf_list"
-    say "    $line"
-    printf '%s\n' '# netperf, for scripts/demo of Viaduct. May be removed.' "$line" |
-        as_root tee "$netperf_list" >/dev/null
-    apt_update
 }
 
 # signed_by_of FILE SITE SUITE: the Signed-By of that entry, or nothing.

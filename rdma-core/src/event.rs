@@ -27,7 +27,9 @@ pub const PENDING_BITS: u32 = 65_536;
 // A loom model pays for every word that is looked at, so it gets two of them.
 const WORDS: usize = if cfg!(loom) { 2 } else { 1024 };
 const SUMMARY: usize = if cfg!(loom) { 1 } else { 16 };
-const RESERVED: usize = if cfg!(loom) { 0 } else { 31 };
+const RESERVED: usize = if cfg!(loom) { 0 } else { 29 };
+/// Arrivals whose order is kept; of earlier ones only that they came.
+const ARRIVALS: usize = if cfg!(loom) { 1 } else { 512 };
 
 /// Contexts of one process; further ones cannot be rung directly.
 pub const CONTEXTS: u32 = 256;
@@ -43,9 +45,15 @@ pub const EVENT_BYTES: usize = CONTEXT_STRIDE * CONTEXTS as usize;
 #[derive(Debug)]
 pub struct EventContext {
     sleeping: AtomicU32,
+    /// How many bits were ever set.
+    arrived: AtomicU32,
+    /// How many of them the owner has looked for in `arrivals`.
+    taken: AtomicU32,
     reserved: [AtomicU32; RESERVED],
     summary: [AtomicU64; SUMMARY],
     pending: [AtomicU64; WORDS],
+    /// The bits in the order of their arrival. A hint only: the bitmap says what is pending.
+    arrivals: [AtomicU32; ARRIVALS],
 }
 
 #[cfg(not(loom))]
@@ -62,9 +70,12 @@ impl EventContext {
     pub fn standalone() -> Self {
         Self {
             sleeping: AtomicU32::new(0),
+            arrived: AtomicU32::new(0),
+            taken: AtomicU32::new(0),
             reserved: core::array::from_fn(|_| AtomicU32::new(0)),
             summary: core::array::from_fn(|_| AtomicU64::new(0)),
             pending: core::array::from_fn(|_| AtomicU64::new(0)),
+            arrivals: core::array::from_fn(|_| AtomicU32::new(0)),
         }
     }
 
@@ -83,6 +94,11 @@ impl EventContext {
         // (the barrier in `take_pending` is the other half of the caller's).
         if pending.load(Ordering::Relaxed) & mask == 0 || summary.load(Ordering::Relaxed) & top == 0
         {
+            // The place first: who posts one after the other leaves them in that order.
+            let place = self.arrived.fetch_add(1, Ordering::Relaxed) as usize % ARRIVALS;
+            if let Some(place) = self.arrivals.get(place) {
+                place.store(u32::from(bit), Ordering::Relaxed);
+            }
             pending.fetch_or(mask, Ordering::SeqCst);
             summary.fetch_or(top, Ordering::SeqCst);
             barrier_after_rmw();
@@ -131,8 +147,10 @@ impl EventContext {
             .any(|word| word.load(Ordering::Acquire) != 0)
     }
 
-    /// Owner: takes all pending bits and gives each to `found`, which looks at that connection.
+    /// Owner: takes all pending bits and gives each to `found`, which looks at that connection: in the
+    /// order of their arrival, as far as that is known, as the kernel would report them.
     pub fn take_pending(&self, mut found: impl FnMut(u16)) {
+        self.take_recent(&mut found);
         for (i, summary) in self.summary.iter().enumerate() {
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -154,6 +172,37 @@ impl EventContext {
                         found(bit);
                     }
                 }
+            }
+        }
+    }
+
+    /// What has come lately. Whatever stands in `arrivals`, a bit is taken only if it is pending.
+    fn take_recent(&self, found: &mut impl FnMut(u16)) {
+        let arrived = self.arrived.load(Ordering::Acquire);
+        let taken = self.taken.swap(arrived, Ordering::Relaxed);
+        let recent = (arrived.wrapping_sub(taken) as usize).min(ARRIVALS);
+        // One alone needs no order.
+        if recent < 2 {
+            return;
+        }
+        for back in (1..=recent).rev() {
+            let place = (arrived as usize).wrapping_sub(back) % ARRIVALS;
+            let Some(bit) = self.arrivals.get(place) else {
+                continue;
+            };
+            let Ok(bit) = u16::try_from(bit.load(Ordering::Relaxed)) else {
+                continue;
+            };
+            let Some(pending) = self.pending.get(usize::from(bit) / 64) else {
+                continue;
+            };
+            let mask = 1u64 << (bit % 64);
+            if pending.load(Ordering::Relaxed) & mask != 0
+                && pending.fetch_and(!mask, Ordering::SeqCst) & mask != 0
+            {
+                // As for the whole words: its producer relies on us to see its bytes.
+                barrier_after_rmw();
+                found(bit);
             }
         }
     }
@@ -310,6 +359,31 @@ mod tests {
         assert_eq!(seen, [0, 63, 64, 4095, 4096, 65_535]);
         assert!(!ctx.has_pending());
         ctx.take_pending(|_| panic!("taken twice"));
+    }
+
+    #[test]
+    fn pending_bits_are_taken_in_the_order_of_their_arrival() {
+        let ctx = EventContext::standalone();
+        let take = || {
+            let mut seen = Vec::new();
+            ctx.take_pending(|bit| seen.push(bit));
+            seen
+        };
+        for bit in [70u16, 3, 9, 3, 65_535, 0, 9] {
+            ctx.post(bit);
+        }
+        assert_eq!(take(), [70, 3, 9, 65_535, 0]);
+        ctx.post(9);
+        ctx.post(1);
+        assert_eq!(take(), [9, 1]);
+        // More than are kept in order are all taken, once.
+        let many = u16::try_from(3 * ARRIVALS).unwrap();
+        (0..many).rev().for_each(|bit| ctx.post(bit));
+        let mut seen = take();
+        assert_eq!(seen.first(), Some(&(u16::try_from(ARRIVALS).unwrap() - 1)));
+        seen.sort_unstable();
+        assert!(seen.into_iter().eq(0..many));
+        assert!(!ctx.has_pending());
     }
 
     #[test]
