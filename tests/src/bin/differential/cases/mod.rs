@@ -14,6 +14,7 @@ mod options;
 mod pointers;
 mod readiness;
 mod signals;
+mod stress;
 mod threads;
 mod unseen;
 
@@ -119,6 +120,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         corners::CASES,
         connecting::CASES,
         descriptors::CASES,
+        stress::CASES,
         threads::CASES,
         files::CASES,
         downgrade::CASES,
