@@ -82,7 +82,8 @@ impl Hand {
             | Call::Fill { .. }
             | Call::Fork { .. }
             | Call::Exit { .. }
-            | Call::Reconnect => (0, "not a call".to_owned()),
+            | Call::Reconnect
+            | Call::Revoke => (0, "not a call".to_owned()),
         }
     }
 

@@ -190,6 +190,7 @@ impl Model {
             }
             Call::Fork { .. } => self.forked[self.process(side)].is_none().then_some(call),
             Call::Exit { .. } => self.forked[self.process(side)].is_some().then_some(call),
+            Call::Revoke => Some(call),
             Call::Reconnect => self.forked.iter().all(Option::is_none).then_some(call),
         }
     }

@@ -253,6 +253,8 @@ pub enum Call {
     Exit { by: ExitBy },
     /// Both ends close everything and connect again.
     Reconnect,
+    /// `viaduct revoke`: the connection goes back to TCP, which nobody may notice.
+    Revoke,
 }
 
 /// One step of a sequence.
@@ -299,6 +301,7 @@ impl fmt::Display for Call {
             Self::Fork { goes_on } => write!(out, "fork({goes_on})"),
             Self::Exit { by } => write!(out, "exit({by})"),
             Self::Reconnect => write!(out, "reconnect()"),
+            Self::Revoke => write!(out, "revoke()"),
         }
     }
 }
@@ -392,6 +395,7 @@ impl FromStr for Call {
             },
             "exit" => Self::Exit { by: args.next()? },
             "reconnect" => Self::Reconnect,
+            "revoke" => Self::Revoke,
             other => return Err(format!("no such operation: {other}")),
         };
         args.end()?;
@@ -424,7 +428,7 @@ mod tests {
                     a.pour(0,300000) b.fill(2) a.poll(select,in+out) a.epoll_add(1,0,in+et) \
                     a.epoll_mod(1,0,-) a.epoll_del(0,2) b.epoll_wait(0) b.epoll_close(1) \
                     a.shutdown(0,rdwr) b.close(0) b.dup(0,1,dupfd_cloexec) a.set(0,lowat,20) \
-                    a.get(0,so_error) a.fork(child) a.exit(_exit) b.reconnect()";
+                    a.get(0,so_error) a.fork(child) a.exit(_exit) b.reconnect() a.revoke()";
         let operations = from_text(text).unwrap();
         let spaced = text.split_whitespace().collect::<Vec<_>>().join(" ");
         assert_eq!(to_text(&operations), spaced);

@@ -306,6 +306,10 @@ impl<'a> Play<'a> {
                 self.connect()?;
                 (0, "connected".to_owned())
             }
+            Call::Revoke => {
+                self.revoke()?;
+                (0, "revoked".to_owned())
+            }
             Call::Pour { at, len } => self.pour(side, at, len as u64)?,
             Call::Fill { at } => self.fill(side, at)?,
             _ => self.ask(side, &format!("do {position} {call}"))?,
@@ -317,6 +321,22 @@ impl<'a> Play<'a> {
             std::thread::sleep(Duration::from_micros(500));
         }
         Ok(said)
+    }
+
+    fn revoke(&self) -> Result<(), String> {
+        let Some((_, environment)) = &self.stage.library else {
+            return Ok(());
+        };
+        let told = Command::new(build::viaduct())
+            .args(["revoke", "--all"])
+            .envs(environment.iter().map(|(name, value)| (name, value)))
+            .output()
+            .map_err(|error| error.to_string())?;
+        let (status, stderr) = (told.status, String::from_utf8_lossy(&told.stderr));
+        // 1: there was no such connection.
+        let fine = status.code().is_some_and(|code| code < 2);
+        fine.then_some(())
+            .ok_or_else(|| format!("{status}: {stderr}"))
     }
 
     fn pour(&mut self, side: Side, at: usize, len: u64) -> Result<(u64, String), String> {

@@ -36,7 +36,7 @@ fn call(edges: bool) -> impl Strategy<Value = Call> {
         8 => (place(), select(Fact::ALL)).prop_map(|(at, fact)| Call::Get { at, fact }),
         1 => select(GoesOn::ALL).prop_map(|goes_on| Call::Fork { goes_on }),
         2 => select(ExitBy::ALL).prop_map(|by| Call::Exit { by }),
-        1 => Just(Call::Reconnect),
+        1 => prop_oneof![3 => Just(Call::Reconnect), 1 => Just(Call::Revoke)],
     ]
 }
 

@@ -19,6 +19,7 @@ mod splice;
 mod splice_in;
 mod splice_out;
 mod splice_streams;
+mod stress;
 mod threads;
 mod unseen;
 
@@ -125,6 +126,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         corners::CASES,
         connecting::CASES,
         descriptors::CASES,
+        stress::CASES,
         threads::CASES,
         files::CASES,
         downgrade::CASES,
