@@ -37,7 +37,8 @@ pub(crate) enum Resent {
 }
 
 /// Both directions go back to the kernel. What cannot be carried over (bytes unread in our ring whose
-/// sender has already left) breaks the connection, openly.
+/// sender has already left) is read first, or, if somebody reads who does not see rings, breaks the
+/// connection, openly.
 pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
     conn.veto(reason);
     let Some(view) = conn.view() else { return };
@@ -50,7 +51,7 @@ pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
     }
     trace::event(Level::Info, conn, "goes back to TCP:", reason.name());
     leave_sending(conn, view, fd, reason);
-    leave_receiving(conn, view, reason);
+    leave_receiving(conn, view, fd, reason);
     kick::wake_all(conn, view);
     contexts::ring_own(&view.mine.waits);
     epoll::on_change(conn, fd);
@@ -98,33 +99,60 @@ fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason
     }
 }
 
-fn leave_receiving(conn: &'static Conn, view: &ConnView, reason: Reason) {
+fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let rx = &conn.slot().rx;
     if lock::take_rx(conn).is_err() {
         return break_conn(conn, view, reason);
     }
     let is_sent_to = view.theirs.state.is_switched();
-    let (stuck, left) = match rx.state() {
-        RxState::Kernel => {
-            rx.set_state(RxState::Returned);
-            (false, false)
-        }
+    let mut left = Left::Nothing;
+    match rx.state() {
+        RxState::Kernel => rx.set_state(RxState::Returned),
         RxState::Armed | RxState::Draining | RxState::Ring => {
-            (leave_at_head(conn, view), is_sent_to)
+            left = leave_at_head(conn, view, !sees_reads(reason));
         }
-        RxState::Done | RxState::Returned => (false, false),
-    };
+        RxState::Done | RxState::Returned => {}
+    }
     lock::free(&rx.lock);
-    if stuck {
-        break_conn(conn, view, reason);
-    } else if left {
+    match left {
+        Left::Lost => {
+            break_conn(conn, view, reason);
+            // What comes by the kernel must not be taken for the next bytes of the stream.
+            kernel::abort(fd);
+        }
         // Its sender may sleep where the library does not see it.
-        lifecycle::tell_retracted(conn);
+        Left::Ring if is_sent_to => lifecycle::tell_retracted(conn),
+        Left::Ring | Left::Nothing => {}
     }
 }
 
-/// As [`leave_receiving`], under the lock; true if bytes would be lost.
-fn leave_at_head(conn: &Conn, view: &ConnView) -> bool {
+/// Whether the socket is still read through the library only: what lies in a ring whose sender has left can
+/// then be read to its end.
+fn sees_reads(reason: Reason) -> bool {
+    !matches!(
+        reason,
+        Reason::Stdio
+            | Reason::FdPassed
+            | Reason::Exec
+            | Reason::IoUring
+            | Reason::Sandboxed
+            | Reason::SharedEpoll
+            | Reason::Splice
+    )
+}
+
+/// What a receiver has left.
+enum Left {
+    /// Nothing: the ring will be read to its end.
+    Nothing,
+    /// The ring: its sender sends the rest.
+    Ring,
+    /// The ring, and bytes in it that nobody sends again.
+    Lost,
+}
+
+/// As [`leave_receiving`], under the lock. `now`: even if bytes are lost.
+fn leave_at_head(conn: &Conn, view: &ConnView, now: bool) -> Left {
     let rx = &conn.slot().rx;
     let far = &view.theirs.state;
     // Ends before the tail, as ever.
@@ -132,13 +160,19 @@ fn leave_at_head(conn: &Conn, view: &ConnView) -> bool {
     let end = far.ended_at().or((last != NO_FINAL).then_some(last));
     let mut cursor = rx.cursor();
     let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1) > 0;
-    let lost = match view.mine.state.retract(far, cursor.head) {
+    if end.is_some() && unread && !now {
+        return Left::Nothing;
+    }
+    let left = match view.mine.state.retract(far, cursor.head) {
         // The far end will not send anything again.
-        Ok(()) => end.is_some() && unread,
-        Err(at) => at != cursor.head,
+        Ok(()) if end.is_some() && unread => Left::Lost,
+        Ok(()) => Left::Ring,
+        Err(at) if at == cursor.head => Left::Nothing,
+        Err(_) if !now => return Left::Nothing,
+        Err(_) => Left::Lost,
     };
     rx.set_state(RxState::Returned);
-    lost
+    left
 }
 
 /// Under the send lock: the far end has left the ring that this end sends on. False: it has not, or says

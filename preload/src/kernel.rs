@@ -256,6 +256,17 @@ pub(crate) fn reset_on_close(fd: c_int) {
     });
 }
 
+/// Resets the connection, whoever holds the socket.
+pub(crate) fn abort(fd: c_int) {
+    errno::preserved(|| {
+        // SAFETY: zero is a valid sockaddr; its family is AF_UNSPEC.
+        let nowhere: sockaddr = unsafe { core::mem::zeroed() };
+        let len = socklen_t::try_from(size_of::<sockaddr>()).unwrap_or(16);
+        // SAFETY: an address of its length.
+        unsafe { real::connect(fd, &raw const nowhere, len) };
+    });
+}
+
 /// Whether O_NONBLOCK is set.
 pub(crate) fn is_nonblocking(fd: c_int) -> bool {
     errno::preserved(|| {

@@ -83,7 +83,8 @@ impl Daemon {
     pub(super) fn withdraw(&mut self, task: Task) {
         if self.try_withdraw(task).is_none() {
             // It is gone, or its memory is.
-            self.end_task(task, false);
+            self.end_task(task);
+            self.told(task.connection, false);
         }
     }
 
@@ -143,11 +144,11 @@ impl Daemon {
                         self.withdrawals.plan_rescue(occupant.id);
                     }
                 }
-                self.told(task.connection, changed);
                 // Until its last bytes are read the other end stays on its ring, which tools see.
                 if !reading || !self.withdrawals.tasks.again(task, now) {
-                    self.end_task(task, changed);
+                    self.end_task(task);
                 }
+                self.told(task.connection, changed);
             }
             Withdrawn::Busy => {
                 let patience = match task.vanished {
@@ -178,14 +179,13 @@ impl Daemon {
             }
             self.rouse(task.connection, [true; 2]);
         }
-        self.end_task(task, false);
+        self.end_task(task);
     }
 
-    fn end_task(&mut self, task: Task, changed: bool) {
+    fn end_task(&mut self, task: Task) {
         self.withdrawals.tasks.done(task);
-        match task.vanished {
-            Some(id) => self.broker.withdrawn(id),
-            None => self.told(task.connection, changed),
+        if let Some(id) = task.vanished {
+            self.broker.withdrawn(id);
         }
     }
 

@@ -9,12 +9,15 @@ use backend_drv::packet::{self, Inbox};
 use backend_drv::shared::{SlotArena, sealed_memory};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rdma_core::control::{
-    Context, Hello, MESSAGE_MAX, Message, Paired, Query, Register, SlotRef, Welcome, parse,
+    Context, Hello, MESSAGE_MAX, Message, Paired, Query, Register, Revoke, SlotRef, Welcome, parse,
 };
 use rdma_core::event::EVENT_BYTES;
-use rdma_core::layout::{LAYOUT_VERSION, RING_LOG2_MIN};
+use rdma_core::layout::{
+    EndState, EndWaits, LAYOUT_VERSION, ProducerWords, RING_LOG2_MIN, end_offset, ring_offset,
+};
 use rdma_core::reason::Reason;
-use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC};
+use rdma_core::ring::{RxCursor, TxCursor};
+use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC, RxState, Slot, Stage, TxState};
 use rdma_core::sync::Ordering;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
@@ -141,6 +144,16 @@ impl Tool {
             session,
         };
         self.0.send(&Message::Query(query), &[]);
+        self.answer()
+    }
+
+    /// Asks for connections to be revoked.
+    pub(crate) fn revoke(&mut self, body: &Revoke) -> serde_json::Value {
+        self.0.send(&Message::Revoke(*body), &[]);
+        self.answer()
+    }
+
+    fn answer(&mut self) -> serde_json::Value {
         let mut text = String::new();
         loop {
             match self.0.receive() {
@@ -155,6 +168,18 @@ impl Tool {
         }
     }
 }
+
+/// All connections.
+pub(crate) const ALL: Revoke = Revoke {
+    what: 0,
+    pid: 0,
+    conn_id: 0,
+    addr: [0; 16],
+    family: 4,
+    prefix: 0,
+    port: 0,
+    reserved: 0,
+};
 
 /// What a program's library has.
 pub(crate) struct Program {
@@ -220,6 +245,26 @@ impl Program {
         let path = path_of(socket);
         let body = Register { slot, ..*body };
         self.wire.send(&Message::Register(body), &[path.as_fd()]);
+    }
+
+    /// A slot as the library has it while the connection is attached.
+    pub(crate) fn slot(&self, index: u32) -> &Slot {
+        let slot = self.slots.slot(index).unwrap();
+        self.slots
+            .header()
+            .slots_used
+            .fetch_max(index + 1, Ordering::SeqCst);
+        slot.meta.generation.store(7, Ordering::SeqCst);
+        slot.set_stage(Stage::Attached);
+        slot
+    }
+
+    pub(crate) fn retracted(&self, slot: u32) {
+        let slot = SlotRef {
+            slot,
+            generation: 7,
+        };
+        self.wire.send(&Message::Retracted(slot), &[]);
     }
 
     pub(crate) fn unregister(&self, slot: u32) {
@@ -344,7 +389,7 @@ fn octets(addr: SocketAddr) -> [u8; 16] {
 pub(crate) struct Couple {
     pub(crate) one: Program,
     pub(crate) other: Program,
-    _sockets: (TcpStream, TcpStream),
+    pub(crate) sockets: (TcpStream, TcpStream),
     pub(crate) paired: (Paired, Paired),
     pub(crate) arena: OwnedFd,
     more: Vec<(TcpStream, TcpStream)>,
@@ -364,7 +409,7 @@ impl Couple {
         Self {
             one,
             other,
-            _sockets: sockets,
+            sockets,
             paired: (first, second),
             arena: arena.unwrap(),
             more: Vec::new(),
@@ -374,6 +419,34 @@ impl Couple {
     /// The connection's memory.
     pub(crate) fn map(&self) -> Connection {
         Connection::of(&self.paired.0, &self.arena)
+    }
+
+    /// The first program sends by ring: `bytes` were published in its ring, and the far end has read `head`
+    /// of them, if it has accepted the switch at all.
+    pub(crate) fn send_by_ring(&self, bytes: &[u8], head: Option<u64>) {
+        let memory = self.map();
+        let (sender, receiver) = (self.one.slot(0), self.other.slot(0));
+        let tail = bytes.len() as u64;
+        let ring = ring_offset(0, 1 << RING_LOG2_MIN) + size_of::<ProducerWords>();
+        let at = self.paired.0.offset + ring as u64;
+        assert_eq!(rustix::io::pwrite(&self.arena, bytes, at), Ok(bytes.len()));
+        memory.state(1).arm();
+        assert!(memory.state(0).switch(0));
+        memory.producer(0).tail.store(tail, Ordering::SeqCst);
+        sender.tx.set_cursor(&TxCursor {
+            tail,
+            head: 0,
+            base: 0,
+        });
+        sender.tx.set_state(TxState::Ring);
+        let fd = self.sockets.0.as_raw_fd().unsigned_abs() + 1;
+        sender.meta.fd.store(fd, Ordering::SeqCst);
+        receiver.rx.set_state(RxState::Armed);
+        if let Some(head) = head {
+            assert_eq!(memory.state(0).accept(), Some(0));
+            receiver.rx.set_cursor(&RxCursor { head, tail });
+            receiver.rx.set_state(RxState::Ring);
+        }
     }
 
     /// Another connection of the two, in slot `slot` of both; the arena, if it is new.
@@ -403,6 +476,18 @@ impl Connection {
             arena: Mapping::of_sealed(arena, bytes).unwrap(),
             offset: usize::try_from(paired.offset).unwrap(),
         }
+    }
+
+    pub(crate) fn state(&self, end: usize) -> &EndState {
+        self.get(end_offset(end)).unwrap()
+    }
+
+    pub(crate) fn waits(&self, end: usize) -> &EndWaits {
+        self.get(end_offset(end) + 128).unwrap()
+    }
+
+    pub(crate) fn producer(&self, end: usize) -> &ProducerWords {
+        self.get(ring_offset(end, 1 << RING_LOG2_MIN)).unwrap()
     }
 
     pub(crate) fn get<T: rdma_core::mem::Shared + 'static>(&self, at: usize) -> Option<&T> {

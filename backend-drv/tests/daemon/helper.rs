@@ -11,11 +11,12 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 use rdma_core::control::{Message, Query};
 use rdma_core::reason::Reason;
 
-use crate::client::{Program, Tool, registration};
+use crate::client::{ALL, Program, Tool, registration};
 
 const SOCKET: &str = "VIADUCT_TEST_SOCKET";
 const ADDRESS: &str = "VIADUCT_TEST_ADDRESS";
 const SESSION: &str = "VIADUCT_TEST_SESSION";
+const REVOKES: &str = "VIADUCT_TEST_REVOKES";
 
 /// The other process.
 pub(crate) struct Helper {
@@ -32,6 +33,8 @@ pub(crate) struct Start<'a> {
     pub(crate) wrapper: &'a [&'a str],
     pub(crate) uid: Option<u32>,
     pub(crate) session: u64,
+    /// It asks for everything to be revoked once it has registered.
+    pub(crate) revokes: bool,
 }
 
 impl Helper {
@@ -53,6 +56,7 @@ impl Helper {
             .env(SOCKET, socket)
             .env(ADDRESS, listener.local_addr().unwrap().to_string())
             .env(SESSION, start.session.to_string())
+            .env(REVOKES, if start.revokes { "1" } else { "" })
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
@@ -85,6 +89,11 @@ impl Helper {
     pub(crate) fn visible_programs(&mut self) -> usize {
         let line = find(&mut self.said, "visible").expect("it says so");
         line.trim().parse().unwrap()
+    }
+
+    /// The next thing that it says of `key`.
+    pub(crate) fn said(&mut self, key: &str) -> String {
+        find(&mut self.said, key).expect("it says so")
     }
 
     /// Ends it without a warning.
@@ -137,6 +146,11 @@ fn a_program() {
     let connection = TcpStream::connect(address).unwrap();
     let mut program = Program::hello(Path::new(&socket), session);
     program.register(0, &connection, &registration(&connection, 1));
+    let mut answer = None;
+    if std::env::var(REVOKES).is_ok_and(|value| !value.is_empty()) {
+        program.sync();
+        answer = Some(Tool::connect(Path::new(&socket)).revoke(&ALL));
+    }
     let outcome = loop {
         match program.receive().0 {
             Message::Refused(refused) => break Reason::from_code(refused.reason).unwrap().name(),
@@ -145,6 +159,9 @@ fn a_program() {
         }
     };
     println!("@outcome {outcome}");
+    if let Some(answer) = answer {
+        println!("@answer {answer}");
+    }
     let status = Tool::connect(Path::new(&socket)).ask(Query::STATUS, 0);
     println!("@visible {}", status["processes"].as_array().unwrap().len());
     let mut order = String::new();

@@ -19,6 +19,8 @@ mod identity;
 mod limits;
 mod pairing;
 mod protocol;
+mod rescue;
+mod revoke;
 mod server;
 mod service;
 mod tools;

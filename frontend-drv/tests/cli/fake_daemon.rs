@@ -1,4 +1,4 @@
-//! A daemon that answers queries, and nothing else.
+//! A daemon that answers queries and revocations, and nothing else.
 
 use std::fs;
 use std::io::Write;
@@ -10,7 +10,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, MsgFlags, SockFlag, SockType, UnixAddr, accept4, bind, listen, recv,
     send, socket,
 };
-use rdma_core::control::{MESSAGE_MAX, Message, Query, Text, parse};
+use rdma_core::control::{MESSAGE_MAX, Message, Query, Revoke, Text, parse};
 
 /// What the fake says.
 #[derive(Clone, Debug)]
@@ -18,6 +18,7 @@ pub(crate) struct Answers {
     pub(crate) limits: String,
     pub(crate) status: String,
     pub(crate) totals: String,
+    pub(crate) revoked: String,
     /// Another control version in every header.
     pub(crate) version: Option<u16>,
     /// Texts are cut into pieces of this many bytes.
@@ -30,6 +31,7 @@ impl Default for Answers {
             limits: r#"{"version": "9.9.9", "limits": {"ring_bytes_max": 4194304}}"#.to_owned(),
             status: r#"{"daemon": {"version": "9.9.9"}}"#.to_owned(),
             totals: "{}".to_owned(),
+            revoked: r#"{"revoked": 2, "already": 1, "refused": 0, "pending": 0}"#.to_owned(),
             version: None,
             piece: 7,
         }
@@ -40,15 +42,24 @@ impl Default for Answers {
 #[derive(Debug)]
 pub(crate) struct FakeDaemon {
     pub(crate) socket: PathBuf,
+    /// What it was asked.
+    pub(crate) asked: Arc<Mutex<Asked>>,
+}
+
+/// What a fake was asked.
+#[derive(Debug, Default)]
+pub(crate) struct Asked {
     /// The sessions that totals were asked for.
-    pub(crate) sessions: Arc<Mutex<Vec<u64>>>,
+    pub(crate) sessions: Vec<u64>,
+    /// What was to be revoked.
+    pub(crate) revocations: Vec<Revoke>,
 }
 
 impl FakeDaemon {
     pub(crate) fn start(socket: &Path, answers: Answers) -> Self {
         let listener = listen_at(socket);
-        let sessions = Arc::default();
-        let seen = Arc::clone(&sessions);
+        let asked = Arc::default();
+        let seen = Arc::clone(&asked);
         std::thread::spawn(move || {
             while let Some(client) = next_client(&listener) {
                 let (answers, seen) = (answers.clone(), Arc::clone(&seen));
@@ -57,7 +68,7 @@ impl FakeDaemon {
         });
         Self {
             socket: socket.to_owned(),
-            sessions,
+            asked,
         }
     }
 
@@ -84,25 +95,31 @@ fn next_client(listener: &OwnedFd) -> Option<OwnedFd> {
 }
 
 /// Answers until the client leaves.
-fn serve(client: &OwnedFd, answers: &Answers, sessions: &Mutex<Vec<u64>>) {
+fn serve(client: &OwnedFd, answers: &Answers, asked: &Mutex<Asked>) {
     let mut buffer = vec![0; MESSAGE_MAX];
     loop {
         let length = match recv(client.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
             Ok(0) | Err(_) => return,
             Ok(length) => length,
         };
-        let Ok(Message::Query(query)) = parse(&buffer[..length], 0) else {
-            panic!("not a query");
-        };
-        let text = match query.what {
-            Query::LIMITS => &answers.limits,
-            Query::STATUS => &answers.status,
-            Query::TOTALS => {
-                sessions.lock().unwrap().push(query.session);
-                &answers.totals
+        let mut asked = asked.lock().unwrap();
+        let text = match parse(&buffer[..length], 0) {
+            Ok(Message::Query(query)) => match query.what {
+                Query::LIMITS => &answers.limits,
+                Query::STATUS => &answers.status,
+                Query::TOTALS => {
+                    asked.sessions.push(query.session);
+                    &answers.totals
+                }
+                other => panic!("query {other}"),
+            },
+            Ok(Message::Revoke(revoke)) => {
+                asked.revocations.push(revoke);
+                &answers.revoked
             }
-            other => panic!("query {other}"),
+            other => panic!("{other:?} is not for a tool"),
         };
+        drop(asked);
         report(client, text, answers);
     }
 }

@@ -13,6 +13,7 @@ mod doctor;
 mod embedded;
 mod fake_daemon;
 mod peers;
+mod revoke;
 mod run;
 mod scene;
 mod status;

@@ -236,7 +236,7 @@ fn statistics_are_those_of_the_session() {
     let ended = stage.run(&options, &["printenv", "VIADUCT_SESSION"]);
     assert_eq!(ended.code(), Some(0), "{ended:?}");
     let session = u64::from_str_radix(ended.stdout().trim_end(), 16).unwrap();
-    assert_eq!(*stage.daemon.sessions.lock().unwrap(), [session]);
+    assert_eq!(*stage.daemon.asked.lock().unwrap().sessions, [session]);
     assert_ne!(session, 0);
 
     let written: serde_json::Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();

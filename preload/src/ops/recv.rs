@@ -198,6 +198,7 @@ fn receive(
     native: &dyn Fn() -> isize,
 ) -> isize {
     let mut slept = false;
+    let interrupts = tls::interrupts();
     loop {
         let Some(fd) = call.descriptor(conn) else {
             // Closed by another thread. After a wait the number may name something else by now.
@@ -221,6 +222,10 @@ fn receive(
                     rest_from_kernel(conn, fd, buffers, flags);
                 }
                 return count(buffers);
+            }
+            // A signal that came between the sleep and the kernel's own.
+            Step::Native if slept && tls::interrupts() != interrupts => {
+                return errno::fail(libc::EINTR);
             }
             Step::Native if fd != named => return from_kept(conn, fd, buffers, flags),
             Step::Native => match from_kernel(conn, fd, native) {
@@ -455,8 +460,13 @@ fn rest_from_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int)
                 total.fetch_add(bytes as u64, Ordering::Relaxed);
                 buffers.skip(bytes);
             }
-            _ => {
+            end => {
+                let error = errno::get();
                 errno::set(before);
+                // Behind the bytes that the program gets first.
+                if end.is_err() && !matches!(error, libc::EAGAIN | libc::EINTR | libc::EFAULT) {
+                    conn.defer_error(error);
+                }
                 return;
             }
         }
@@ -660,13 +670,22 @@ fn ring_now(
         return (Step::Empty, false);
     }
     let available = usize::try_from(available).unwrap_or(usize::MAX);
+    // The look goes on behind the border.
+    let looks_behind = flags & MSG_PEEK != 0 && returned == Some(cursor.tail);
     // SO_RCVLOWAT and MSG_WAITALL|MSG_PEEK: not yet enough to look at.
     let more_may_come = end.is_none()
         && conn.shut() & SHUT_READ == 0
         && view.theirs.state.broken().is_none()
         && view.mine.state.broken().is_none();
-    if flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0 && available < target && more_may_come {
-        return (Step::Empty, false);
+    if flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0 && available < target {
+        let more = if looks_behind {
+            more_in_kernel(fd)
+        } else {
+            more_may_come.then_some(0)
+        };
+        if more.is_some_and(|more| available.saturating_add(more) < target) {
+            return (Step::Empty, false);
+        }
     }
     let mut len = available.min(buffers.left());
     if flags & MSG_TRUNC == 0 && len > 0 {
@@ -691,8 +710,20 @@ fn ring_now(
         break_conn(conn, view, Reason::RingCorrupt);
         return (Step::Error(libc::ECONNRESET), false);
     }
+    if looks_behind && len == available && buffers.left() > 0 {
+        kernel_now(conn, fd, buffers, flags, usize::MAX);
+    }
     let space = flags & MSG_PEEK == 0 && publish(conn, &ring, &cursor);
     (Step::Moved, space)
+}
+
+/// Bytes that the kernel has of a stream that goes on there; `None` if no more will come.
+fn more_in_kernel(fd: c_int) -> Option<usize> {
+    let over = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    if kernel::poll_now(fd, libc::POLLRDHUP) & over != 0 {
+        return None;
+    }
+    usize::try_from(kernel::readable(fd)?).ok()
 }
 
 /// Waits until there may be `need` bytes more.
@@ -757,8 +788,17 @@ pub(super) fn block(
     if slot.tx.state() == TxState::Returning {
         events |= libc::POLLOUT;
     }
-    match wait::sleep(conn, view, fd, WaitFor::Data, events, deadline, ready) {
+    let mut until = deadline;
+    if flags & MSG_PEEK != 0 && state == RxState::Ring && view.theirs.state.returned_at().is_some()
+    {
+        // What is missing comes by the kernel, which says at once that there is something.
+        events = 0;
+        let soon = started + NAP_NS;
+        until = Some(deadline.map_or(soon, |at| at.min(soon)));
+    }
+    match wait::sleep(conn, view, fd, WaitFor::Data, events, until, ready) {
         Woken::Again => Ok(()),
+        Woken::Timeout if until != deadline => Ok(()),
         // Of another file that has the number now.
         Woken::Kernel(_) if call.descriptor(conn) != Some(fd) => Ok(()),
         Woken::Kernel(bits) => {
@@ -773,6 +813,9 @@ pub(super) fn block(
         Woken::Interrupted => Ok(()),
     }
 }
+
+/// Between two looks at whether the kernel has as much as is asked for.
+const NAP_NS: u64 = 1_000_000;
 
 /// Whether another look can give something new.
 fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {

@@ -154,6 +154,7 @@ fn deliver(
 ) -> isize {
     let dont_wait = flags & MSG_DONTWAIT != 0;
     let mut slept = false;
+    let interrupts = tls::interrupts();
     loop {
         let Some(fd) = call.descriptor(conn) else {
             // Closed by another thread. After a wait the number may name something else by now.
@@ -170,6 +171,10 @@ fn deliver(
                     rest_to_kernel(conn, fd, buffers, flags);
                 }
                 return count(buffers);
+            }
+            // A signal that came between the sleep and the kernel's own.
+            Step::Native if slept && tls::interrupts() != interrupts => {
+                return errno::fail(libc::EINTR);
             }
             Step::Native if fd != named => return to_kept(conn, fd, buffers, flags),
             Step::Native => match to_kernel(conn, fd, native) {
@@ -290,7 +295,15 @@ fn rest_to_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int) {
         // SAFETY: the parts are the program's buffers.
         let sent = unsafe { real::sendmsg(fd, &raw const message, flags | MSG_NOSIGNAL) };
         let Ok(bytes) = usize::try_from(sent) else {
+            let error = errno::get();
             errno::set(before);
+            // What the kernel says once only; all else it says again.
+            if matches!(
+                error,
+                libc::ECONNRESET | libc::ETIMEDOUT | libc::EHOSTUNREACH
+            ) {
+                conn.defer_error(error);
+            }
             return;
         };
         let total = &conn.slot().tx.tcp_bytes;

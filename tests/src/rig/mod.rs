@@ -6,6 +6,7 @@
 //! * [`program`]: programs, plain or under the library, with a watchdog.
 //! * [`far`]: the far end of an accelerated connection, written against the protocol itself, so that
 //!   a test can be as honest or as hostile as it likes.
+//! * [`over`]: stopping a thread that works beside a test.
 //!
 //! Everything that a test starts is ended by process id when its handle is dropped.
 
@@ -13,4 +14,5 @@ pub mod build;
 pub mod compiler;
 pub mod daemon;
 pub mod far;
+pub mod over;
 pub mod program;

@@ -8,6 +8,8 @@
 //! connect-all N PORT  -> ok           connections 0 to N, by threads, in the same moment
 //! ping I N, pong I N  -> ok           N exchanges of one byte
 //! recv I N, send I N, poll I, epoll I, fill I             -> ret N | err ERRNO
+//! select I, epoll-level I                                 -> the same
+//! become-cat I        -> (nothing)    becomes cat by a raw system call, with connection I only
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
 //! echo I              -> ret N | err ERRNO    echoes until the end
 //! echo-epoll I        -> the same        with epoll_wait before each receive
@@ -20,17 +22,18 @@
 //! fds                 -> N N N        open descriptors
 //! ```
 
-#![expect(unsafe_code, reason = "fork")]
+#![expect(unsafe_code, reason = "fork, exec")]
 
 use std::io::{BufRead, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::select::{FdSet, select};
 use nix::sys::signal::{Signal, kill, raise};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
@@ -147,7 +150,10 @@ impl Agent {
             "recv" => format!("ret {}", (&mut &*stream).read(&mut vec![0; number(1)])?),
             "send" => format!("ret {}", (&mut &*stream).write(&vec![b's'; number(1)])?),
             "poll" => wait_poll(stream)?,
-            "epoll" => wait_epoll(stream)?,
+            "epoll" => wait_epoll(stream, EpollFlags::EPOLLET)?,
+            "epoll-level" => wait_epoll(stream, EpollFlags::empty())?,
+            "select" => wait_select(stream)?,
+            "become-cat" => become_cat(stream)?,
             "fill" => fill(stream)?,
             "stream" => exchange(stream, number(1), number(2) as u64)?,
             "echo" => echo(stream, || Ok(()))?,
@@ -254,14 +260,43 @@ fn wait_poll(stream: &TcpStream) -> Result<String> {
     Ok(format!("ret {count} {events:#x}"))
 }
 
-fn wait_epoll(stream: &TcpStream) -> Result<String> {
+fn wait_select(stream: &TcpStream) -> Result<String> {
+    let mut set = FdSet::new();
+    set.insert(stream.as_fd());
+    let count = select(None, Some(&mut set), None, None, None)?;
+    Ok(format!("ret {count} {}", set.contains(stream.as_fd())))
+}
+
+fn wait_epoll(stream: &TcpStream, how: EpollFlags) -> Result<String> {
     let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-    let wanted = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+    let wanted = EpollFlags::EPOLLIN | how;
     set.add(stream, EpollEvent::new(wanted, 7))?;
     let mut events = [EpollEvent::empty(); 4];
     let count = set.wait(&mut events, nix::sys::epoll::EpollTimeout::NONE)?;
     let bits = events[0].events().bits();
     Ok(format!("ret {count} {bits:#x} {}", events[0].data()))
+}
+
+/// Becomes a program without the library in a way that no library sees. Nothing else is kept open.
+fn become_cat(stream: &TcpStream) -> Result<String> {
+    for number in [0, 1] {
+        // SAFETY: no pointers.
+        if unsafe { libc::dup2(stream.as_raw_fd(), number) } < 0 {
+            return Err(Error::last_os_error());
+        }
+    }
+    let arguments = [c"cat".as_ptr(), std::ptr::null()];
+    let environment = [std::ptr::null::<u8>()];
+    // SAFETY: terminated strings in terminated lists.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execve,
+            c"/bin/cat".as_ptr(),
+            arguments.as_ptr(),
+            environment.as_ptr(),
+        )
+    };
+    Err(Error::last_os_error())
 }
 
 /// Sends until that fails.

@@ -4,16 +4,18 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 
 use frontend_drv::client::BUFFER_BYTES;
+use frontend_drv::memory;
 use rdma_core::Reason;
 use rdma_core::control::{Message, Text};
+use rdma_core::slot::{ARENA_BYTES, ArenaView, DirectionLock};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, listen, socket_with,
 };
 use rustix::process::Signal;
 use viaduct_tests::rig::daemon::{Daemon, wait_readable};
-use viaduct_tests::rig::program::{Form, WATCHDOG};
+use viaduct_tests::rig::program::{Agent, Form, WATCHDOG};
 
-use crate::duo::{Duo, Way, assert_carried, settle};
+use crate::duo::{Duo, Way, assert_carried, settle, skipped};
 
 const MIB: usize = 1 << 20;
 
@@ -55,6 +57,39 @@ fn killed_with_traffic_running() {
     // The oldest connection still is what it was.
     duo.stream(0, MIB);
     assert_eq!(duo.kernel(0), before, "all of it went through the rings");
+}
+
+/// The slots of an agent's program, mapped; `None` where they cannot be looked at.
+fn slots_of(agent: &Agent) -> Option<ArenaView> {
+    let directory = format!("/proc/{}/fd", agent.pid().as_raw_nonzero());
+    let entries = std::fs::read_dir(directory).ok()?;
+    let memory = entries.flatten().find(|entry| {
+        std::fs::read_link(entry.path())
+            .is_ok_and(|link| link.to_string_lossy().contains("viaduct-slots"))
+    })?;
+    let memory = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open(memory.path())
+        .ok()?;
+    ArenaView::new(memory::map(&memory, ARENA_BYTES).ok()?)
+}
+
+#[test]
+fn killed_while_it_holds_locks() {
+    let mut daemon = Daemon::start();
+    let mut duo = Duo::connected(&Form::accelerated(daemon.socket()), Way::Ring);
+    let Some(slots) = slots_of(&duo.client) else {
+        return skipped("the slots of another process cannot be opened here");
+    };
+    let slot = slots.slot(0).expect("the first");
+    let before = duo.kernel(0);
+    for lock in [&slot.tx.lock, &slot.rx.lock] {
+        assert_eq!(lock.try_lock(DirectionLock::DAEMON), Ok(()));
+    }
+    daemon.kill();
+    duo.stream(0, MIB);
+    assert_eq!(duo.kernel(0), before, "the rings are still there");
 }
 
 #[test]

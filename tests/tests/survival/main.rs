@@ -13,9 +13,11 @@ mod holder_killed;
 mod hostile;
 mod idle;
 mod kernel_bytes;
+mod left_behind;
 mod limits;
 mod pattern;
 mod peer_killed;
+mod revoked;
 
 /// Not a test: an agent, when the environment says so.
 #[test]

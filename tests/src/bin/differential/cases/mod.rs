@@ -10,6 +10,7 @@ mod ends;
 mod epoll;
 mod files;
 mod flags;
+mod idle;
 mod messages;
 mod options;
 mod pointers;
@@ -116,6 +117,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         echo::CASES,
         flags::CASES,
         messages::CASES,
+        idle::CASES,
         options::CASES,
         pointers::CASES,
         ends::CASES,
