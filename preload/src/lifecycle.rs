@@ -352,18 +352,20 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
         // A program without the library may hold the socket, and goes on with it.
         downgrade::leave_ring(conn, fd, Reason::Exec);
     } else if let Some(view) = conn.view() {
-        send::end(conn, socket);
         let rx = &slot.rx;
         let locked = lock::take_rx(conn).is_ok();
+        // Before the end is said: who hears of that sends nothing more by ring, as TCP takes what comes
+        // after a FIN for a reset, and not for unread bytes.
+        view.mine.state.leave();
         let mut cursor = rx.cursor();
         let unread = matches!(
             rx.state(),
             RxState::Ring | RxState::Armed | RxState::Draining
         ) && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
-        view.mine.state.leave();
         if locked {
             lock::free(&rx.lock);
         }
+        send::end(conn, socket);
         kick::wake_all(conn, view);
         // Threads of our own that sleep on the connection must not touch its memory later.
         contexts::ring_own(&view.mine.waits);

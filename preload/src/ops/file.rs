@@ -1,6 +1,6 @@
 //! sendfile and splice on a connection that may be on a ring.
 //!
-//! * [`sendfile`]: from a file. [`splice`]: between a pipe and a connection, both ways.
+//! * [`mod@sendfile`]: from a file. [`mod@splice`]: between a pipe and a connection, both ways.
 //! * [`pipe`] and [`relay`]: the program's pipes, without ever waiting for them under a lock.
 //! * [`sys`]: system calls by number.
 //!

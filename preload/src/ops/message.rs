@@ -189,7 +189,7 @@ unsafe fn send_one(fd: c_int, msg: *const msghdr, flags: c_int) -> (isize, bool)
 /// of no bytes, of which TCP only looks at the control data. False: it refuses the whole message as well.
 ///
 /// # Safety
-/// As [`send`], for a header that is sound.
+/// As [`send()`], for a header that is sound.
 unsafe fn may_stand_beside(conn: &Conn, fd: c_int, header: &msghdr) -> bool {
     if header.msg_controllen == 0 || conn.view().is_none() {
         return true;
