@@ -15,7 +15,7 @@ main() {
         iperf "one stream, backwards" -P 1 -R
         iperf "four streams" -P 4
         iperf "four streams, backwards" -P 4 -R
-        sock ping-pong --msg-size 14
+        sock ping-pong --msg-size 14 --mps 100000
         sock throughput --msg-size 1024
         qperf_run tcp_bw
         qperf_run tcp_lat
