@@ -33,6 +33,9 @@
 //! | `leave`: no barrier | `close::a_writer_hears_that_its_reader_left`, `close::two_ends_*` |
 //! | `retract`: no barrier | `close::a_writer_hears_that_its_reader_left_the_ring` |
 //! | `break_with`: no barrier | `close::a_receiver_hears_a_break`, `close::a_writer_hears_a_break` |
+//! | caller: no barrier after a withdrawal, or its sender not roused | `withdraw::a_sender_that_waits_for_space_is_woken` |
+//! | `stop_receiving`: off the ring with bytes unread | `withdraw::a_stream_is_taken_back_wherever_it_is` |
+//! | caller: sender not looked at again after a withdrawal | `withdraw::an_idle_sender_is_not_needed` |
 //! | lock: `try_lock` or `unlock` relaxed, no mark, mark ignored | both of `lock` |
 //! | caller: one sleeper woken instead of all | `lock::three_threads_all_get_the_lock` |
 //! | caller: uncounted before `finish_sleep`; no kick for work left | `wake::two_threads_of_one_epoll_set_share_the_work` |

@@ -10,7 +10,7 @@ use std::time::Instant;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::End;
 use rdma_core::reason::Reason;
-use rdma_core::sync::Ordering;
+use rdma_core::sync::{Ordering, full_barrier};
 
 use super::agenda::Agenda;
 use super::{Daemon, Program};
@@ -204,6 +204,8 @@ impl Daemon {
 
     /// Wakes everybody who waits at one end, which is `process`'s.
     pub(super) fn rouse_end(&mut self, place: &Place, end: End, process: Process) {
+        // What was changed before is seen by whoever is not seen to wait.
+        full_barrier();
         let mut waiting = Vec::new();
         if let Some(arena) = self.arenas.get(&place.arena)
             && let Some(words) = arena.memory.end(place.offset, end)

@@ -161,7 +161,7 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
 fn engage(interest: &'static Interest) {
     let Some(conn) = interest.conn() else { return };
     if !involves_ring(conn) {
-        if interest.is_outdated() {
+        if interest.is_outdated(conn) {
             put_in_kernel(interest);
         }
         return;
@@ -277,7 +277,7 @@ pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
 /// As [`on_change`], if somebody else has changed the connection's states, who could not adjust anything
 /// here. True if so: the kernel reports anew what there is.
 fn catch_up(interest: &Interest, conn: &'static Conn) -> bool {
-    let outdated = interest.is_outdated();
+    let outdated = interest.is_outdated(conn);
     if outdated {
         on_change(conn, interest.fd());
     }

@@ -5,7 +5,7 @@ use loom::sync::{Arc, Mutex};
 use loom::thread;
 use rdma_core::event::WaitFor;
 use rdma_core::ring::RxCursor;
-use rdma_core::slot::{RxSlot, RxState};
+use rdma_core::slot::{RxSlot, RxState, TxState};
 use rdma_core::sync::{Ordering, full_barrier};
 use rdma_core::withdraw::{Receiving, Sending, stop_receiving, stop_sending};
 
@@ -115,9 +115,9 @@ impl ReceivingEnd {
     }
 }
 
-/// The daemon: takes the direction off the ring, wakes the receiver, and sends for an idle sender what
-/// must be sent once more.
-fn withdraw(sending: &SendingEnd, receiving: &ReceivingEnd) {
+/// The daemon: takes the direction off the ring, wakes both ends, and sends for an idle sender what must be
+/// sent once more.
+fn withdraw(sending: &SendingEnd, receiving: &ReceivingEnd, waiting: &Sleeper) {
     let (own, far) = (
         &sending.direction.sender.state,
         &sending.direction.receiver.state,
@@ -136,8 +136,11 @@ fn withdraw(sending: &SendingEnd, receiving: &ReceivingEnd) {
         }
     }
     full_barrier();
-    let waits = &sending.direction.receiver.waits;
-    receiving.receiver.rouse_waiters(waits, WaitFor::Data);
+    let (here, there) = (sending.direction.sender, sending.direction.receiver);
+    waiting.rouse_waiters(&here.waits, WaitFor::Space);
+    receiving
+        .receiver
+        .rouse_waiters(&there.waits, WaitFor::Data);
     let _guard = sending.lock.lock().unwrap();
     if stop_sending(sending.slot, own) == Sending::Behind {
         assert!(sending.follow_the_receiver());
@@ -160,7 +163,7 @@ fn a_stream_is_taken_back_wherever_it_is() {
         };
         let daemon = {
             let receiving = receiving.clone();
-            thread::spawn(move || withdraw(&sending, &receiving))
+            thread::spawn(move || withdraw(&sending, &receiving, &Sleeper::new()))
         };
         assert_eq!(receiving.receive(2), [1, 2]);
         for thread in [sender, daemon] {
@@ -179,9 +182,36 @@ fn an_idle_sender_is_not_needed() {
         sending.send(1);
         let daemon = {
             let receiving = receiving.clone();
-            thread::spawn(move || withdraw(&sending, &receiving))
+            thread::spawn(move || withdraw(&sending, &receiving, &Sleeper::new()))
         };
         assert_eq!(receiving.receive(1), [1]);
         daemon.join().unwrap();
+    });
+}
+
+/// The ring is full, and nobody reads: the sender waits for space until its direction is taken off the ring.
+#[test]
+fn a_sender_that_waits_for_space_is_woken() {
+    explore(3, || {
+        let (direction, receiver) = (Direction::new(2), Sleeper::new());
+        let sending = SendingEnd::new(direction, receiver);
+        let receiving = ReceivingEnd::armed(direction, receiver);
+        sending.send(1);
+        sending.send(2);
+        assert_eq!(direction.sender.state.accept(), Some(0));
+        receiving.slot.set_state(RxState::Ring);
+        let waiting = Sleeper::new();
+        let daemon = {
+            let (sending, receiving) = (sending.clone(), receiving.clone());
+            thread::spawn(move || withdraw(&sending, &receiving, &waiting))
+        };
+        while sending.slot.state() == TxState::Ring {
+            waiting.wait_in(&direction.sender.waits, WaitFor::Space, || {
+                sending.slot.state() != TxState::Ring
+            });
+        }
+        receiver.kernel.send(3);
+        daemon.join().unwrap();
+        assert_eq!(receiving.receive(3), [1, 2, 3]);
     });
 }

@@ -640,7 +640,7 @@ impl Interest {
 
     /// The registration as it must stand in the kernel now; the caller puts it there.
     pub(super) fn as_needed(&self) -> epoll_event {
-        let events = self.kernel_events();
+        let events = self.kernel_events(self.conn());
         self.asked.store(events, Ordering::Relaxed);
         epoll_event {
             events,
@@ -648,17 +648,17 @@ impl Interest {
         }
     }
 
-    /// Whether the kernel holds something else than it must: the states of the connection were changed by
-    /// the daemon, or by another process that shares it.
-    pub(super) fn is_outdated(&self) -> bool {
-        self.asked.load(Ordering::Relaxed) != self.kernel_events()
+    /// Whether the kernel holds something else than it must: the states of the interest's connection were
+    /// changed by the daemon, or by another process that shares it.
+    pub(super) fn is_outdated(&self, conn: &Conn) -> bool {
+        self.asked.load(Ordering::Relaxed) != self.kernel_events(Some(conn))
     }
 
     /// What the kernel is asked: the program's own wish on TCP; once a ring is involved, edges of
     /// what only the kernel knows.
-    fn kernel_events(&self) -> u32 {
+    fn kernel_events(&self, conn: Option<&Conn>) -> u32 {
         let asked = self.events.load(Ordering::Relaxed);
-        let Some(conn) = self.conn().filter(|conn| involves_ring(conn)) else {
+        let Some(conn) = conn.filter(|conn| involves_ring(conn)) else {
             return asked;
         };
         let mut events = asked & !(ONESHOT | EXCLUSIVE) | ET | libc::EPOLLRDHUP.cast_unsigned();

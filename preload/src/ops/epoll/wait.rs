@@ -202,7 +202,7 @@ fn look_at_all(set: &'static Set) {
         let Some(conn) = interest.conn() else { return };
         let has_news = || {
             involves_ring(conn) && interest.seen.load(Ordering::Relaxed) != news(conn)
-                || interest.is_outdated()
+                || interest.is_outdated(conn)
         };
         if interest
             .set()
