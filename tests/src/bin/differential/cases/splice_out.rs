@@ -250,7 +250,7 @@ fn splice_out_full_socket(stage: &mut Stage) {
         format!(
             "{} {} {} {}",
             show::ret(full),
-            kept.starts_with("65536 "),
+            kept != "EAGAIN",
             show::ret(empty),
             show::ret(ended)
         )
