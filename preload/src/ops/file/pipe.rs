@@ -30,6 +30,16 @@ pub(super) struct Pipe {
     nonblocking: bool,
 }
 
+/// What is in a pipe.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Contents {
+    Bytes,
+    /// Nothing now.
+    Empty,
+    /// Nothing, and no writer.
+    Ended,
+}
+
 impl Pipe {
     /// `fd` as the pipe that a splice writes to. `None`: the kernel refuses it.
     pub(super) fn to_fill(fd: c_int) -> Option<Self> {
@@ -111,14 +121,20 @@ impl Pipe {
         Ok(bits & POLLOUT != 0)
     }
 
-    /// Whether a splice from the pipe has something to do: bytes are there (their number), or none will
-    /// ever come (0).
-    pub(super) fn has_bytes(&self) -> Option<u64> {
-        let bits = kernel::poll_now(self.fd, POLLIN);
-        if bits & POLLIN != 0 {
-            return Some(kernel::readable(self.fd).unwrap_or(0).max(1));
+    /// What a splice from the pipe finds. Without the pipe's own lock, which a thread that splices by the
+    /// kernel may hold for long.
+    pub(super) fn contents(&self) -> Contents {
+        match kernel::poll_now(self.fd, POLLIN) {
+            0 => Contents::Empty,
+            bits if bits & POLLIN != 0 => Contents::Bytes,
+            _ => Contents::Ended,
         }
-        (bits != 0).then_some(0)
+    }
+
+    /// Bytes in the pipe, at least 1.
+    pub(super) fn bytes(&self) -> usize {
+        let bytes = kernel::readable(self.fd).unwrap_or(0).max(1);
+        usize::try_from(bytes).unwrap_or(usize::MAX)
     }
 
     /// Waits for room.

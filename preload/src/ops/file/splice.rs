@@ -15,7 +15,7 @@ use rdma_core::event::WaitFor;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
 
-use super::pipe::{Pipe, appends};
+use super::pipe::{Contents, Pipe, appends};
 use super::{AT_ONCE, CHUNK, Filled, count, fill};
 use crate::conn::{Conn, conn};
 use crate::fds::{self, Entry};
@@ -279,6 +279,19 @@ fn to_socket(
                 None => return native(),
             },
         };
+        match pipe.contents() {
+            Contents::Bytes => {}
+            Contents::Ended => return count(total),
+            Contents::Empty if total > 0 => return count(total),
+            Contents::Empty if !pipe.waits(flags) => return errno::fail(libc::EAGAIN),
+            Contents::Empty => {
+                if let Err(error) = pipe.wait_for_bytes() {
+                    return errno::fail(error);
+                }
+                slept = true;
+                continue;
+            }
+        }
         // SAFETY: the ring's memory, which is only given to the kernel.
         let taken = fill(conn, fd, entry, len - total, |to, room| unsafe {
             pipe.take(to, room)
@@ -290,34 +303,13 @@ fn to_socket(
             }
             Filled::Bytes(bytes, false) => return count(total + bytes),
             Filled::Nothing => return count(total),
-            Filled::Error(error) if error != libc::EAGAIN => {
-                return if total > 0 {
-                    count(total)
-                } else {
-                    errno::fail(error)
-                };
-            }
-            Filled::Error(_) | Filled::NoRoom => {}
+            // Somebody else took them.
+            Filled::Error(libc::EAGAIN) => continue,
+            Filled::Error(_) if total > 0 => return count(total),
+            Filled::Error(error) => return errno::fail(error),
+            Filled::NoRoom => {}
         }
-        let Some(there) = pipe.has_bytes() else {
-            if total > 0 {
-                return count(total);
-            }
-            if !pipe.waits(flags) {
-                return errno::fail(libc::EAGAIN);
-            }
-            if let Err(error) = pipe.wait_for_bytes() {
-                return errno::fail(error);
-            }
-            slept = true;
-            continue;
-        };
-        if there == 0 {
-            return count(total);
-        }
-        let left = usize::try_from(there)
-            .unwrap_or(usize::MAX)
-            .min(len - total);
+        let left = pipe.bytes().min(len - total);
         match send::wait_for_room(conn, fd, entry, left, &mut deadline) {
             Ok(true) => slept = true,
             Ok(false) => {}
