@@ -84,3 +84,18 @@ pub fn vmsplice(fd: c_int, data: &'static [u8]) -> Ret {
     // SAFETY: one part, a slice.
     long(unsafe { libc::vmsplice(fd, &raw const part, 1, 0) })
 }
+
+/// Lowers the soft limit of descriptors to those that are open now, nearly.
+pub fn no_more_descriptors() -> Ret {
+    let next = fd_of(super::dup(0));
+    let _ = super::close(next);
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    // SAFETY: one limit.
+    ret(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    limit.rlim_cur = u64::try_from(next).unwrap_or(0);
+    // SAFETY: as above.
+    ret(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) })
+}

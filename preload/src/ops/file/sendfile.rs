@@ -1,9 +1,9 @@
 //! sendfile(2) to a connection that may be on a ring.
 //!
 //! The bytes of a file that lie in memory go straight into the ring; what would have to wait for a disk
-//! goes by a buffer, outside of the lock. Everything that is not a plain file is read by splice, as the
-//! kernel's own sendfile does, because many such files can be read and not spliced, or have a position
-//! of their own. What the kernel refuses, it refuses for a count of zero too, without touching the
+//! goes by a buffer, outside of the lock. Much of a file that cannot be asked what lies in memory, and
+//! everything that is not a plain file, goes by splice and a pipe, as in the kernel's own sendfile: many
+//! files of the latter kind can be read and not spliced, or have a position of their own. What the kernel refuses, it refuses for a count of zero too, without touching the
 //! socket: so it is asked as soon as something is not as usual.
 
 #![expect(
@@ -85,7 +85,7 @@ pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
     let usual = offset.is_null() || kernel::readable(input).is_some();
     let mut ended = transfer.by_reading(usual, &refused);
     if matches!(ended, Ended::Odd) {
-        ended = transfer.by_splicing();
+        ended = transfer.by_splicing().unwrap_or(Ended::Error(libc::ENOMEM));
     }
     if matches!(ended, Ended::Native) {
         if transfer.total == 0 {
@@ -149,6 +149,12 @@ fn is_plain(input: c_int) -> bool {
         }
     })
 }
+
+/// Bytes for which a pipe of our own is worth making, where a file cannot be read without waiting.
+const LARGE: usize = 128 * 1024;
+
+/// Bytes that such a pipe holds.
+const PIPE: usize = 64 * 1024;
 
 /// Why a transfer ended.
 enum Ended {
@@ -223,9 +229,13 @@ impl Transfer {
                 // Not a file system that knows how to be asked.
                 Filled::Error(_) => {
                     at_once = false;
-                    None
+                    (self.left >= LARGE).then(|| self.by_splicing()).flatten()
                 }
-                Filled::NoRoom => self.wait_for_room(&mut deadline),
+                Filled::NoRoom => match self.has_more() {
+                    Ok(true) => self.wait_for_room(&mut deadline),
+                    Ok(false) => Some(Ended::Done),
+                    Err(error) => Some(Ended::Error(error)),
+                },
                 Filled::Nothing | Filled::Bytes(..) => Some(Ended::Done),
             };
             if let Some(ended) = ended {
@@ -249,15 +259,15 @@ impl Transfer {
         }
     }
 
-    /// Waits for room if, as the kernel looks first, there is anything to send.
-    fn wait_for_room(&self, deadline: &mut Option<Option<u64>>) -> Option<Ended> {
+    /// Whether there is anything to send, which the kernel looks at before it looks for room.
+    fn has_more(&self) -> Result<bool, c_int> {
         let mut byte = 0u8;
         // SAFETY: one byte.
-        match unsafe { self.read(&raw mut byte, 1) } {
-            Ok(0) => return Some(Ended::Done),
-            Ok(_) => {}
-            Err(error) => return Some(Ended::Error(error)),
-        }
+        unsafe { self.read(&raw mut byte, 1) }.map(|read| read > 0)
+    }
+
+    /// Waits for room; why to stop.
+    fn wait_for_room(&self, deadline: &mut Option<Option<u64>>) -> Option<Ended> {
         match send::wait_for_room(self.conn, self.out, self.entry, self.left, deadline) {
             Ok(true) => None,
             Ok(false) => Some(Ended::Native),
@@ -292,14 +302,10 @@ impl Transfer {
         }
     }
 
-    /// From anything else that the kernel's sendfile takes.
-    fn by_splicing(&mut self) -> Ended {
-        let pair = pipe_with(PipeFlags::CLOEXEC);
-        let pair = pair.and_then(|(read, write)| Ok((lift(read)?, lift(write)?)));
-        let (read, write) = match pair {
-            Ok(pair) => pair,
-            Err(error) => return Ended::Error(error.raw_os_error()),
-        };
+    /// From anything that the kernel's sendfile takes; `None` if there is no pipe to be had.
+    fn by_splicing(&mut self) -> Option<Ended> {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC).ok()?;
+        let (read, write) = (lift(read).ok()?, lift(write).ok()?);
         contexts::keep(&read);
         contexts::keep(&write);
         // Plain numbers: a thread may be cancelled while it waits for the file.
@@ -311,35 +317,43 @@ impl Transfer {
                 errno::preserved(|| unsafe { real::close(fd) });
             }
         }
-        ended
+        Some(ended)
     }
 
     fn through(&mut self, read: c_int, write: c_int) -> Ended {
-        let mut chunk = MaybeUninit::<[u8; CHUNK]>::uninit();
-        let base = chunk.as_mut_ptr().cast::<u8>();
+        let mut deadline = None;
         while self.left > 0 {
-            let most = self.left.min(CHUNK);
-            let before = self.at;
-            let mut after = before;
+            let most = self.left.min(PIPE);
+            let mut after = self.at;
             let got = errno::preserved(|| {
                 // SAFETY: a local offset, and a pipe of our own.
                 let got =
                     unsafe { real::splice(self.input, &raw mut after, write, null_mut(), most, 0) };
                 usize::try_from(got).map_err(|_| errno::get())
             });
-            match got {
+            let mut inside = match got {
                 Ok(0) => return Ended::Done,
-                Ok(_) => {}
-                Err(error) => return Ended::Error(error),
-            }
-            // SAFETY: the chunk has room for all that lies in our pipe.
-            let read = match unsafe { sys::read(read, base, CHUNK) } {
-                Ok(read) => read,
+                Ok(got) => got,
                 Err(error) => return Ended::Error(error),
             };
-            // SAFETY: so many bytes were read.
-            if let Some(ended) = unsafe { self.send(base, read) } {
-                return ended;
+            while inside > 0 {
+                let filled = fill(self.conn, self.out, self.entry, inside, |to, room| {
+                    // SAFETY: the ring's memory, which is only given to the kernel.
+                    unsafe { sys::vmsplice(read, to, room) }
+                });
+                match filled {
+                    Filled::Bytes(bytes, _) => {
+                        self.advance(bytes);
+                        inside -= bytes;
+                    }
+                    Filled::NoRoom => {
+                        if let Some(ended) = self.wait_for_room(&mut deadline) {
+                            return ended;
+                        }
+                    }
+                    Filled::Error(error) => return Ended::Error(error),
+                    Filled::Nothing => return Ended::Done,
+                }
             }
             self.at = after;
         }

@@ -22,6 +22,11 @@ pub(super) const CASES: &[Case] = &[
     once("sendfile_cold", Needs::Both, sendfile_cold),
     once("sendfile_many_small", Needs::Both, sendfile_many_small),
     once("sendfile_timeout", Needs::Steps, sendfile_timeout),
+    once(
+        "sendfile_no_descriptors",
+        Needs::Processes,
+        sendfile_no_descriptors,
+    ),
 ];
 
 fn sendfile_small(stage: &mut Stage) {
@@ -453,4 +458,26 @@ fn sendfile_timeout(stage: &mut Stage) {
             }
         }
     });
+}
+
+/// A process that may open nothing more, and a file that no disk holds.
+fn sendfile_no_descriptors(stage: &mut Stage) {
+    const BYTES: usize = 1_000_000;
+    let pattern = Pattern::new(101);
+    stage.connect();
+    stage.both(
+        "sendfile",
+        |a| {
+            let mut data = Vec::with_capacity(BYTES);
+            while data.len() < BYTES {
+                data.extend_from_slice(pattern.at(data.len(), (BYTES - data.len()).min(100_000)));
+            }
+            let file = sys::file_with(&data);
+            let limited = sys::no_more_descriptors();
+            let other = sys::dup(0);
+            let sent = sys::sendfile(a.fd, file, None, BYTES).0;
+            [limited, other, sent].map(show::ret).join(" ")
+        },
+        |b| b.drink(&pattern, BYTES, 15),
+    );
 }
