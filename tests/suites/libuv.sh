@@ -7,23 +7,22 @@ suite_about="its own tests, one at a time"
 suite_ends=one
 suite_seconds=3600
 
-# The crate ships the sources with their tests.
-crate=libuv-sys2
-version=1.53.1
-
-# shellcheck source-path=SCRIPTDIR source=crate.sh
-source "$root/tests/suites/crate.sh"
-program=$cache/libuv/build/uv_run_tests
+# Debian's is of the time before libuv used io_uring for epoll_ctl.
+source=$cache/$name/source
+program=$source/build/uv_run_tests
 
 suite_install() {
-    local source=$cache/libuv/$crate-$version
     have cmake || apt_install cmake
-    [[ -e $source ]] || fetch_crate "$source" || return 1
+    [[ -e $source ]] || get_source || return 1
     [[ -x $program ]] && return
-    if ! build_libuv "$source/libuv" "$cache/libuv/build" >"$cache/libuv/build.log" 2>&1; then
-        say "libuv was not built: see $cache/libuv/build.log"
+    if ! build_libuv "$source" "${program%/*}" >"$cache/$name/build.log" 2>&1; then
+        say "libuv was not built: see $cache/$name/build.log"
         return 1
     fi
+}
+
+get_source() {
+    debian_source libuv1 "$source"
 }
 
 build_libuv() {
@@ -48,10 +47,9 @@ suite_run() {
     local unit line
     mkdir -p "$out/logs"
     # The tests of files look for theirs here.
-    cd "$cache/libuv/$crate-$version/libuv" || return 1
-    # With io_uring (which it uses for epoll_ctl, too) every connection of the process stays on TCP.
+    cd "$source" || return 1
     for unit in "$@"; do
-        UV_USE_IO_URING=0 UV_RUN_AS_ROOT=1 under client timeout -k 10 120 "$program" "$unit" \
+        UV_RUN_AS_ROOT=1 under client timeout -k 10 120 "$program" "$unit" \
             >"$out/logs/$unit" 2>&1
         line=$(grep -E -m 1 "^(not )?ok [0-9]+ - " "$out/logs/$unit")
         case $line in

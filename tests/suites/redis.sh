@@ -50,7 +50,7 @@ work() {
     done
     for unit in "$@"; do
         if [[ $((i++ % workers)) -eq $number ]]; then
-            run_unit "$unit" "$((20000 + number * 3000))"
+            run_unit "$unit" "$((20000 + number * 2000))"
         fi
     done
     rm -rf "$here"
@@ -68,7 +68,7 @@ wrap() {
 
 run_unit() {
     local unit=$1 port=$2 log=$out/logs/${1//\//-} test
-    local -a options=(--single "$unit" --clients 1 --timeout 300 --baseport "$port" --portcount 3000)
+    local -a options=(--single "$unit" --clients 1 --timeout 300 --baseport "$port" --portcount 2000)
     while read -r test; do
         options+=(--only "$test")
     done < <(tests_of "$unit")
