@@ -342,7 +342,7 @@ pub(crate) fn close_kept(conn: &'static Conn, kept: c_int, close: impl FnOnce())
 /// The last descriptor of this process.
 fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     let slot = conn.slot();
-    epoll::forget_conn(conn);
+    epoll::forget_conn(conn, socket);
     if !holders::leave(slot) {
         return;
     }
@@ -515,6 +515,13 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
     {
         view.mine.state.leave();
         kick::wake_all(conn, view);
+    }
+}
+
+/// shutdown(2), after the kernel's, and whatever that said: to the kernel it is an edge.
+pub(crate) fn after_shutdown(fd: c_int) {
+    if let Some(index) = fds::lookup(fd).as_conn() {
+        errno::preserved(|| epoll::post_edge(conn(index)));
     }
 }
 

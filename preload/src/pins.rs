@@ -47,6 +47,9 @@ static TABLE: [Note; NOTES] = [const {
     }
 }; NOTES];
 
+/// Notes that ever were somebody's: those below this number.
+static USED: AtomicU32 = AtomicU32::new(0);
+
 /// Duplicates kept at present.
 static KEPT: AtomicU32 = AtomicU32::new(0);
 
@@ -190,9 +193,21 @@ pub(crate) fn make_way(fd: c_int) -> bool {
     else {
         return false;
     };
-    let moved = copy_of(fd).map_or(LOST, IntoRawFd::into_raw_fd);
-    fds::insert(moved, Entry::INTERNAL);
-    owner.kept.store(moved, Ordering::SeqCst);
+    let copy = copy_of(fd);
+    let number = copy.as_ref().map_or(LOST, AsRawFd::as_raw_fd);
+    fds::insert(number, Entry::INTERNAL);
+    let moved = owner
+        .kept
+        .compare_exchange(fd, number, Ordering::SeqCst, Ordering::SeqCst);
+    match moved {
+        Ok(_) => {
+            copy.map(IntoRawFd::into_raw_fd);
+        }
+        // Nobody was blocked any more, and it is closed.
+        Err(_) => {
+            fds::take(number, Entry::INTERNAL);
+        }
+    }
     true
 }
 
@@ -243,7 +258,8 @@ pub(crate) fn after_fork() {
 /// Whether a living thread but `except` has a note of the connection.
 fn notes_of(conn: &Conn, except: u32) -> bool {
     let wanted = conn.index() + 1;
-    TABLE.iter().any(|note| {
+    let used = USED.load(Ordering::SeqCst) as usize;
+    TABLE.iter().take(used).any(|note| {
         let thread = note.thread.load(Ordering::SeqCst);
         note.conn.load(Ordering::SeqCst) == wanted && thread != except && !holders::is_dead(thread)
     })
@@ -268,7 +284,9 @@ fn own_note() -> Option<&'static Note> {
             holders::is_dead(owner) && take(note, owner)
         })
     })?;
-    tls::set_note(u32::try_from(free).ok()? + 1);
+    let number = u32::try_from(free).ok()? + 1;
+    USED.fetch_max(number, Ordering::SeqCst);
+    tls::set_note(number);
     let note = TABLE.get(free)?;
     note.conn.store(0, Ordering::SeqCst);
     Some(note)

@@ -23,7 +23,9 @@ redhook::hook! {
     unsafe fn shutdown(fd: c_int, how: c_int) -> c_int => viaduct_shutdown {
         lifecycle::before_shutdown(fd, how);
         // SAFETY: no pointers.
-        unsafe { real::shutdown(fd, how) }
+        let rc = unsafe { real::shutdown(fd, how) };
+        lifecycle::after_shutdown(fd);
+        rc
     }
 }
 

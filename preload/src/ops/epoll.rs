@@ -303,6 +303,20 @@ fn put_in_kernel(interest: &Interest) {
     });
 }
 
+/// Something has happened to the connection that the kernel reports to every registration.
+pub(crate) fn post_edge(conn: &Conn) {
+    if !involves_ring(conn) {
+        return;
+    }
+    for interest in interests_of(conn) {
+        if let Some(set) = interest.set() {
+            interest.told.store(0, Ordering::Relaxed);
+            set.push(interest);
+            set.wake_sleepers();
+        }
+    }
+}
+
 /// Puts the program's own registrations back into the kernel, and forgets all sets.
 pub(crate) fn dissolve_all() {
     set::each_live(|interest| {
@@ -312,8 +326,10 @@ pub(crate) fn dissolve_all() {
     });
 }
 
-/// The last descriptor of the connection is closed: its interests are gone from the kernel too.
-pub(crate) fn forget_conn(conn: &Conn) {
+/// The last descriptor of the connection, `socket`, is about to be closed: its interests go from the kernel
+/// too. If the socket was passed on it may live, and the registration with it.
+pub(crate) fn forget_conn(conn: &Conn, socket: Option<c_int>) {
+    let passed_on = conn.vetoed() == Some(Reason::FdPassed);
     for interest in interests_of(conn) {
         if let (Some(set), Some(view)) = (interest.set(), conn.view())
             && let Some(who) = reference(set, conn)
@@ -321,7 +337,10 @@ pub(crate) fn forget_conn(conn: &Conn) {
             while view.mine.waits.leave(WaitFor::Data, who) {}
             while view.mine.waits.leave(WaitFor::Space, who) {}
         }
-        set::drop_interest(interest);
+        match interest.set() {
+            Some(set) if passed_on && socket == Some(interest.fd()) => set::dissolve(set, interest),
+            _ => set::drop_interest(interest),
+        }
     }
 }
 

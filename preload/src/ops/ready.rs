@@ -116,14 +116,24 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     let slot = conn.slot();
     let mut bits = kernel_bits;
     settle(conn_static(conn), view, fd);
+    let lowat = u64::from(slot.rx.lowat.load(Ordering::Relaxed).max(1));
+    // SO_RCVLOWAT counts bytes on both sides of a border.
+    if slot.rx.state() == RxState::Draining
+        && lowat > 1
+        && recv::readable(conn_static(conn), fd).is_some_and(|there| there >= lowat)
+    {
+        bits |= READ_BITS;
+    }
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
         }
         let cursor = slot.rx.cursor();
         let mut fresh = cursor;
-        let available = Consumer::of(view).refresh(&mut fresh).unwrap_or(1);
-        let lowat = u64::from(slot.rx.lowat.load(Ordering::Relaxed).max(1));
+        let mut available = Consumer::of(view).refresh(&mut fresh).unwrap_or(1);
+        if lowat > 1 {
+            available = recv::readable(conn_static(conn), fd).unwrap_or(available);
+        }
         let over = view.theirs.state.ended_at() == Some(fresh.head)
             || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
             || conn.shut() & SHUT_READ != 0;

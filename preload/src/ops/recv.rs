@@ -76,8 +76,13 @@ fn from_ring(
             || (ring.refresh(&mut cursor).is_ok() && gather(conn, view, &ring, &mut cursor, left));
         if known && left > 0 && rx.lowat.load(Ordering::Relaxed) <= 1 {
             len = left.min(usize::try_from(cursor.available()).unwrap_or(usize::MAX));
+            // A call that empties a ring which the stream has left goes on in the kernel.
+            let whole = len == left || view.theirs.state.returned_at().is_none();
             if len > 0 {
-                if !buffers.can_drain(len) || buffers.drain(&ring, &mut cursor, len).is_err() {
+                if !whole
+                    || !buffers.can_drain(len)
+                    || buffers.drain(&ring, &mut cursor, len).is_err()
+                {
                     len = 0;
                 } else {
                     space = publish(conn, &ring, &cursor);
@@ -209,17 +214,14 @@ fn receive(
             };
         };
         let before = buffers.done();
-        if before > 0
-            && conn.slot().rx.state() == RxState::Armed
-            && kernel::poll_now(fd, 0) & libc::POLLERR != 0
-        {
+        if before > 0 && conn.slot().rx.state() == RxState::Armed && has_only_an_error(fd) {
             // The error is for the next call, of whatever kind: do not take it from the kernel.
             return count(buffers);
         }
         match step(conn, fd, buffers, flags, target) {
             Step::Native if buffers.done() > 0 => {
-                if conn.slot().rx.state() == RxState::Returned && buffers.done() < target {
-                    rest_from_kernel(conn, fd, buffers, flags);
+                if conn.slot().rx.state() == RxState::Returned {
+                    rest_from_kernel(conn, fd, buffers, flags, target);
                 }
                 return count(buffers);
             }
@@ -239,6 +241,9 @@ fn receive(
                     if all && flags & MSG_DONTWAIT == 0 && may_peek_more(conn, fd, call) {
                         buffers.rewind();
                         continue;
+                    }
+                    if stream_returns_at(conn, buffers.done()) {
+                        rest_from_kernel(conn, fd, buffers, flags | MSG_DONTWAIT, 0);
                     }
                     return count(buffers);
                 }
@@ -443,9 +448,38 @@ pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int, dont_wait: bool) -> boo
     )
 }
 
-/// The rest of a call whose first bytes came from the ring, which the stream has left.
-fn rest_from_kernel(conn: &Conn, fd: c_int, buffers: &mut Buffers, flags: c_int) {
+/// Whether the kernel has an error to tell, and no bytes before it.
+fn has_only_an_error(fd: c_int) -> bool {
+    kernel::poll_now(fd, 0) & libc::POLLERR != 0 && kernel::readable(fd) == Some(0)
+}
+
+/// Whether the ring's stream goes on in the kernel after the next `bytes` bytes.
+fn stream_returns_at(conn: &Conn, bytes: usize) -> bool {
+    let rx = &conn.slot().rx;
+    rx.state() == RxState::Ring
+        && conn
+            .view()
+            .and_then(|view| view.theirs.state.returned_at())
+            .is_some_and(|at| at == rx.cursor().head + bytes as u64)
+}
+
+/// The rest of a call whose first bytes came from the ring, which the stream has left. Waits only for what
+/// `target` lacks.
+fn rest_from_kernel(
+    conn: &Conn,
+    fd: c_int,
+    buffers: &mut Buffers,
+    mut flags: c_int,
+    target: usize,
+) {
     while buffers.left() > 0 {
+        if buffers.done() >= target {
+            flags |= MSG_DONTWAIT;
+        }
+        if has_only_an_error(fd) {
+            // For the next call.
+            return;
+        }
         let (mut parts, used) = buffers.rest::<64>(usize::MAX);
         // SAFETY: zero is a valid msghdr.
         let mut message: libc::msghdr = unsafe { core::mem::zeroed() };

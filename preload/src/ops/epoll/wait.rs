@@ -354,8 +354,8 @@ fn collect(
         let Some(conn) = interest.conn() else {
             continue;
         };
-        if catch_up(interest, conn) && !involves_ring(conn) {
-            // The kernel reports it from now on.
+        if catch_up(interest, conn) {
+            // On the list again, or the kernel reports it from now on.
             continue;
         }
         interest.seen.store(news(conn), Ordering::Relaxed);
