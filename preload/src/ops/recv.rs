@@ -696,6 +696,10 @@ fn ring_now(
             return (Step::Error(libc::ECONNRESET), false);
         }
         if conn.shut() & SHUT_READ != 0 {
+            // Behind bytes, an error is left to the next call, of whatever kind.
+            if buffers.done() > 0 {
+                return (Step::End, false);
+            }
             return match kernel::peek(fd) {
                 Err(error) if error != libc::EAGAIN => (Step::Error(error), false),
                 _ => (Step::End, false),
@@ -987,12 +991,13 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
         RxState::Kernel | RxState::Armed | RxState::Done | RxState::Returned => None,
         RxState::Draining => {
             let left = rx.kernel_left.load(Ordering::Relaxed);
-            let there = kernel::readable(fd)?.min(left);
-            Some(if there == left {
-                left + in_ring()
-            } else {
-                there
-            })
+            let there = kernel::readable(fd)?;
+            if there < left {
+                return Some(there);
+            }
+            let ring = in_ring();
+            let returned = view.theirs.state.returned_at() == Some(rx.cursor().head + ring);
+            Some(left + ring + if returned { there - left } else { 0 })
         }
         RxState::Ring => {
             let there = in_ring();

@@ -235,7 +235,11 @@ fn unservable(
         return Some(native());
     }
     if buffers.left() == 0 {
-        // The kernel still reports errors for an empty send.
+        // The kernel still reports errors for an empty send, and so do we.
+        let error = conn.take_error();
+        if error != 0 {
+            return Some(errno::fail(error));
+        }
         return Some(native());
     }
     None

@@ -105,6 +105,12 @@ impl Agent {
                 Ok((0, String::new()))
             }
             "open_window" => Ok((0, open_window(self.hand(side), number()? == 1))),
+            "look" => {
+                if let Some(fd) = self.hand(side).any() {
+                    let _ = sys::poll(&[(fd, libc::POLLIN)], 0);
+                }
+                Ok((0, String::new()))
+            }
             "throw" => Ok((0, throw(self.hand(side)))),
             "catch" => Ok((0, catch(self.hand(side)))),
             other => Err(format!("no such command: {other}")),

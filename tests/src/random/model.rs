@@ -54,6 +54,11 @@ pub struct Model {
     forked: [Option<GoesOn>; 2],
     /// Some end has answered or will answer with RST.
     pub is_reset: bool,
+    /// There are edge-triggered registrations.
+    has_edges: bool,
+    /// The connection was asked to go back to TCP, and does so when it is next used. To edge-triggered
+    /// registrations that is one edge more.
+    returns: bool,
 }
 
 impl Model {
@@ -67,6 +72,8 @@ impl Model {
             ends: [end.clone(), end],
             forked: [None; 2],
             is_reset: false,
+            has_edges: false,
+            returns: false,
         }
     }
 
@@ -169,9 +176,12 @@ impl Model {
                 idle.then_some(call)
             }
             Call::Poll { .. } => self.any_place(side).map(|_| call),
-            Call::EpollAdd { at, .. } => (!in_child && self.has(side, at)).then_some(call),
+            Call::EpollAdd { at, .. } => {
+                (!in_child && self.has(side, at)).then(|| self.without_edges(call))
+            }
             Call::EpollMod { set, at, .. } | Call::EpollDel { set, at } => {
-                (!in_child && end.sets[set] && self.has(side, at)).then_some(call)
+                let there = !in_child && end.sets[set] && self.has(side, at);
+                there.then(|| self.without_edges(call))
             }
             Call::EpollWait { set } | Call::EpollClose { set } => {
                 (!in_child && end.sets[set]).then_some(call)
@@ -180,9 +190,11 @@ impl Model {
             Call::Dup { at, to, by } => {
                 let same = at == to && !matches!(by, DupBy::Dup2 | DupBy::Dup3);
                 let closes = self.has(side, to) && at != to;
-                // What lies unread comes only once the far end does something itself.
-                let unread = by == DupBy::Passed && self.outstanding(side.other()) > 0;
-                let fine = self.has(side, at) && !same && !unread;
+                // Nobody could send once more what lies unread.
+                let far = self.end(side.other());
+                let orphaned = self.outstanding(side.other()) > 0 && (far.gone || far.shut_write);
+                let stays = by == DupBy::Passed && (self.has_edges || orphaned);
+                let fine = self.has(side, at) && !same && !stays;
                 (fine && (!closes || self.may_close(side))).then_some(call)
             }
             Call::Shutdown { at, .. } | Call::Set { at, .. } | Call::Get { at, .. } => {
@@ -190,8 +202,25 @@ impl Model {
             }
             Call::Fork { .. } => self.forked[self.process(side)].is_none().then_some(call),
             Call::Exit { .. } => self.forked[self.process(side)].is_some().then_some(call),
-            Call::Revoke => Some(call),
+            Call::Revoke => (!self.has_edges).then_some(call),
             Call::Reconnect => self.forked.iter().all(Option::is_none).then_some(call),
+        }
+    }
+
+    /// Level-triggered, if edges cannot be foretold.
+    const fn without_edges(&self, call: Call) -> Call {
+        match call {
+            Call::EpollAdd { set, at, events } if self.returns => Call::EpollAdd {
+                set,
+                at,
+                events: events & !libc::EPOLLET,
+            },
+            Call::EpollMod { set, at, events } if self.returns => Call::EpollMod {
+                set,
+                at,
+                events: events & !libc::EPOLLET,
+            },
+            other => other,
         }
     }
 
@@ -284,13 +313,19 @@ impl Model {
                 end.shut_read |= how != How::Write;
                 end.shut_write |= how != How::Read;
             }
-            Call::EpollAdd { set, .. } => self.end_mut(side).sets[set] = true,
+            Call::EpollAdd { set, events, .. } => {
+                self.has_edges |= events & libc::EPOLLET != 0;
+                self.end_mut(side).sets[set] = true;
+            }
+            Call::EpollMod { events, .. } => self.has_edges |= events & libc::EPOLLET != 0,
+            Call::Revoke => self.returns = true,
             Call::EpollClose { set } => self.end_mut(side).sets[set] = false,
             Call::Close { at } => {
                 self.end_mut(side).places[at] = false;
                 self.settle_gone(side);
             }
             Call::Dup { at, to, by } => {
+                self.returns |= by == DupBy::Passed;
                 let over = at == to && by == DupBy::Dup3;
                 self.end_mut(side).places[to] = good || over;
             }

@@ -11,7 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::model::{Model, Topology};
-use super::operation::{Call, Operation, Side};
+use super::operation::{Call, DupBy, Operation, Side};
 use super::text::named;
 use crate::rig::build;
 use crate::rig::daemon::Daemon;
@@ -316,6 +316,19 @@ impl<'a> Play<'a> {
         };
         let good = said.starts_with("ok") || said == "forked";
         self.model.note(side, call, moved, good);
+        if matches!(
+            call,
+            Call::Revoke
+                | Call::Dup {
+                    by: DupBy::Passed,
+                    ..
+                }
+        ) {
+            // What lies unread is sent once more by an end that does something.
+            for side in [Side::A, Side::B, Side::A] {
+                self.must(side, "look")?;
+            }
+        }
         if self.stage.mode == Mode::During && self.stage.library.is_some() {
             // For the daemon's answers, so that they come at the same call in every play.
             std::thread::sleep(Duration::from_micros(500));
