@@ -20,6 +20,12 @@
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
 //!
+//! With the feature `link` (backends, not programs) also what two backends share:
+//!
+//! * `wire`: the frames between hosts, as total parsers and emitters.
+//! * `link`: the state machine of one link: handshake, loss recovery, scheduling, sealing.
+//! * `mr`: memory regions and the check of every remote access.
+//!
 //! Trust: everything read from a region may have been written by a hostile program. Each shared word
 //! is loaded once into a local value, checked, and only the local value is used. `Empty`/`Full` and
 //! `Corrupt` are different answers (see [`ring::Corrupt`]).
@@ -34,12 +40,18 @@ pub mod counters;
 pub mod event;
 pub mod handshake;
 pub mod layout;
+#[cfg(feature = "link")]
+pub mod link;
 pub mod mem;
+#[cfg(feature = "link")]
+pub mod mr;
 pub mod policy;
 pub mod reason;
 pub mod ring;
 pub mod slot;
 pub mod sync;
+#[cfg(feature = "link")]
+pub mod wire;
 pub mod withdraw;
 
 pub use counters::ProcessCounters;

@@ -1,0 +1,375 @@
+//! How many bytes may be under way.
+//!
+//! CUBIC (RFC 9438) with three changes that a fast and short path needs:
+//!
+//! * A loss by itself is no sign of congestion: some paths lose one frame in a hundred at any rate. The
+//!   window is cut when the *share* of lost frames is above [`TOLERATED`]; below it, it only shrinks by
+//!   what was lost.
+//! * The window stops growing while the queue that it causes costs more than [`Limits::queue_delay`]:
+//!   else one domain that floods would make every other one wait.
+//! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
+
+use super::rtt::Rtt;
+use super::time::{MILLISECOND, SECOND, Time};
+
+/// Frames at the start of a session, and after its path fell silent for long.
+const FRAMES_INITIAL: u64 = 16;
+
+/// Frames that may always be under way.
+const FRAMES_MIN: u64 = 2;
+
+/// Share of lost frames that is not taken for congestion: 1 in 40.
+const TOLERATED: u64 = 40;
+
+/// The share is judged over at least so many frames,
+const SAMPLE_FRAMES: u64 = 128;
+
+/// or as soon as so many were lost.
+const SAMPLE_LOST: u64 = 12;
+
+/// What is left of the window after a cut.
+const CUT: f64 = 0.7;
+
+/// CUBIC's constant, in frames per second cubed.
+const CUBIC: f64 = 0.4;
+
+/// What bounds a window.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Bytes.
+    pub(super) window_max: u64,
+    /// Nanoseconds.
+    pub(super) queue_delay: u64,
+}
+
+impl Limits {
+    /// A queue that costs less than this is not worth a slower sender.
+    pub(super) const QUEUE_DELAY: u64 = MILLISECOND;
+}
+
+/// The window and its history.
+#[derive(Debug)]
+pub(super) struct Congestion {
+    limits: Limits,
+    frame: u64,
+    window: u64,
+    /// Below it the window doubles each round.
+    threshold: u64,
+    in_flight: u64,
+    /// Frames sent before this moment belong to the last cut.
+    cut_at: Option<Time>,
+    /// The window before the last cut, in frames, and when growth from there began.
+    window_before: f64,
+    epoch: Option<Time>,
+    /// Bytes acknowledged that have not yet grown the window.
+    credit: u64,
+    acked: u64,
+    lost: u64,
+    /// The window, not the program, was the limit since the last acknowledgement.
+    limited: bool,
+    /// Least round trip of this round and the last one; a round ends with an answer to what was sent
+    /// after it began.
+    round_least: u64,
+    last_least: u64,
+    round_end: Time,
+    /// Cuts so far.
+    pub(super) cuts: u64,
+}
+
+impl Congestion {
+    pub(super) const fn new(frame: u64, limits: Limits) -> Self {
+        Self {
+            limits,
+            frame,
+            window: FRAMES_INITIAL * frame,
+            threshold: u64::MAX,
+            in_flight: 0,
+            cut_at: None,
+            window_before: 0.0,
+            epoch: None,
+            credit: 0,
+            acked: 0,
+            lost: 0,
+            limited: false,
+            round_least: u64::MAX,
+            last_least: u64::MAX,
+            round_end: Time(0),
+            cuts: 0,
+        }
+    }
+
+    /// The path carries frames of another size.
+    pub(super) fn set_frame(&mut self, frame: u64) {
+        // So many frames as before, at least: the window is judged in frames.
+        if frame > self.frame
+            && self.threshold == u64::MAX
+            && self.window <= FRAMES_INITIAL * self.frame
+        {
+            self.window = FRAMES_INITIAL * frame;
+        }
+        self.frame = frame;
+        self.clamp();
+    }
+
+    #[inline]
+    pub(super) const fn window(&self) -> u64 {
+        self.window
+    }
+
+    #[inline]
+    pub(super) const fn in_flight(&self) -> u64 {
+        self.in_flight
+    }
+
+    /// Whether another frame may go.
+    #[inline]
+    pub(super) const fn has_room(&self) -> bool {
+        self.in_flight < self.window
+    }
+
+    #[inline]
+    pub(super) fn on_sent(&mut self, size: u64) {
+        self.in_flight += size;
+    }
+
+    /// There was more to send than the window let.
+    #[inline]
+    pub(super) fn on_limited(&mut self) {
+        self.limited = true;
+    }
+
+    /// A frame is no longer under way, for a reason that says nothing about the path.
+    pub(super) fn forget(&mut self, size: u64) {
+        self.in_flight = self.in_flight.saturating_sub(size);
+    }
+
+    /// A frame was acknowledged.
+    #[inline]
+    pub(super) fn on_acked(&mut self, size: u64, sent_at: Time) {
+        self.in_flight = self.in_flight.saturating_sub(size);
+        self.acked += 1;
+        if self.cut_at.is_none_or(|cut| sent_at > cut) {
+            self.credit += size;
+        }
+    }
+
+    /// A frame was lost.
+    pub(super) fn on_lost(&mut self, size: u64) {
+        self.in_flight = self.in_flight.saturating_sub(size);
+        self.lost += 1;
+        // Even a tolerated loss takes its bytes off, so that a path that loses more than it carries
+        // slows down before enough frames are counted.
+        self.window = self.window.saturating_sub(size);
+        self.clamp();
+    }
+
+    /// Everything in one acknowledgement has been told. `newest_lost` is when the newest of the lost
+    /// frames was sent.
+    pub(super) fn settle(
+        &mut self,
+        now: Time,
+        rtt: &Rtt,
+        newest_acked: Option<Time>,
+        newest_lost: Option<Time>,
+    ) {
+        if let Some(newest) = newest_acked {
+            self.round_least = self.round_least.min(rtt.latest);
+            if newest >= self.round_end {
+                self.last_least = core::mem::replace(&mut self.round_least, u64::MAX);
+                self.round_end = now;
+            }
+        }
+        if newest_lost.is_some_and(|lost| self.cut_at.is_none_or(|cut| lost > cut)) {
+            self.judge(now);
+        }
+        if self.acked + self.lost >= SAMPLE_FRAMES * 4 {
+            self.acked /= 2;
+            self.lost /= 2;
+        }
+        let credit = core::mem::take(&mut self.credit);
+        if credit > 0 && core::mem::take(&mut self.limited) && !self.queue_is_long(rtt) {
+            self.grow(now, rtt, credit);
+        }
+    }
+
+    /// Nothing came through for so long that the window says nothing any more.
+    pub(super) fn collapse(&mut self) {
+        self.threshold = (self.window / 2).max(FRAMES_INITIAL * self.frame);
+        self.window = FRAMES_MIN * self.frame;
+        self.epoch = None;
+        self.credit = 0;
+        self.acked = 0;
+        self.lost = 0;
+    }
+
+    fn judge(&mut self, now: Time) {
+        let seen = self.acked + self.lost;
+        if self.lost < SAMPLE_LOST && seen < SAMPLE_FRAMES {
+            return;
+        }
+        if self.lost * TOLERATED <= seen {
+            return;
+        }
+        self.cuts += 1;
+        self.acked = 0;
+        self.lost = 0;
+        self.cut_at = Some(now);
+        self.window_before = as_f64(self.window) / as_f64(self.frame);
+        self.epoch = None;
+        self.window = as_u64(as_f64(self.window) * CUT);
+        self.clamp();
+        self.threshold = self.window;
+    }
+
+    fn queue_is_long(&self, rtt: &Rtt) -> bool {
+        let least = self.round_least.min(self.last_least);
+        least != u64::MAX && least > rtt.least.saturating_add(self.limits.queue_delay)
+    }
+
+    fn grow(&mut self, now: Time, rtt: &Rtt, credit: u64) {
+        if self.window < self.threshold {
+            self.window += credit;
+            self.clamp();
+            return;
+        }
+        let start = *self.epoch.get_or_insert(now);
+        let frames = as_f64(self.window) / as_f64(self.frame);
+        let round = as_f64(rtt.smoothed) / as_f64(SECOND);
+        let age = as_f64(now.since(start)) / as_f64(SECOND) + round;
+        let origin = self.window_before.max(frames * CUT);
+        let turn = (origin * (1.0 - CUT) / CUBIC).cbrt();
+        let target = CUBIC * (age - turn).powi(3) + origin;
+        // At least what Reno does: one frame for each window of acknowledged bytes.
+        let share = as_f64(credit) / as_f64(self.frame) / frames;
+        let cubic = (target - frames).clamp(0.0, frames / 2.0) * share;
+        let step = cubic.max(share);
+        self.window += as_u64(step * as_f64(self.frame)).max(1);
+        self.clamp();
+    }
+
+    fn clamp(&mut self) {
+        let least = FRAMES_MIN * self.frame;
+        self.window = self.window.min(self.limits.window_max).max(least);
+    }
+}
+
+/// Windows and times in nanoseconds are far below 2^52.
+#[expect(
+    clippy::cast_precision_loss,
+    reason = "windows and durations are far below 2^52"
+)]
+const fn as_f64(value: u64) -> f64 {
+    value as f64
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a saturating cast is meant"
+)]
+const fn as_u64(value: f64) -> u64 {
+    value as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FRAME: u64 = 1500;
+
+    fn congestion() -> (Congestion, Rtt) {
+        let mut rtt = Rtt::new();
+        rtt.sample(MILLISECOND, 0);
+        let limits = Limits {
+            window_max: 1 << 24,
+            queue_delay: MILLISECOND,
+        };
+        (Congestion::new(FRAME, limits), rtt)
+    }
+
+    /// A round: the window is filled, and of every `loss` frames one is lost (0: none).
+    fn round(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64) {
+        let start = *now;
+        let mut frames = 0;
+        while c.has_room() {
+            c.on_sent(FRAME);
+            frames += 1;
+        }
+        c.on_limited();
+        *now = now.plus(MILLISECOND);
+        let mut newest_lost = None;
+        for frame in 1..=frames {
+            if loss > 0 && frame % loss == 0 {
+                c.on_lost(FRAME);
+                newest_lost = Some(start.plus(1));
+            } else {
+                c.on_acked(FRAME, start.plus(1));
+            }
+        }
+        assert_eq!(c.in_flight(), 0);
+        c.settle(*now, rtt, Some(start.plus(1)), newest_lost);
+    }
+
+    #[test]
+    fn doubles_then_stops_at_the_limit() {
+        let (mut c, rtt) = congestion();
+        let mut now = Time(1);
+        let first = c.window();
+        round(&mut c, &rtt, &mut now, 0);
+        assert!(c.window() >= 2 * first - FRAME);
+        for _ in 0..30 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert_eq!(c.window(), 1 << 24);
+    }
+
+    #[test]
+    fn heavy_loss_cuts_and_it_grows_again() {
+        let (mut c, rtt) = congestion();
+        let mut now = Time(1);
+        for _ in 0..6 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        let before = c.window();
+        round(&mut c, &rtt, &mut now, 10);
+        assert!(c.window() < before * 7 / 10 + FRAME && c.cuts == 1);
+        let low = c.window();
+        for _ in 0..50 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert!(c.window() > low + 40 * FRAME);
+        for _ in 0..200 {
+            round(&mut c, &rtt, &mut now, 2);
+        }
+        assert!(c.window() <= 2 * FRAMES_MIN * FRAME);
+    }
+
+    #[test]
+    fn one_in_a_hundred_is_tolerated() {
+        let (mut c, rtt) = congestion();
+        let mut now = Time(1);
+        for _ in 0..100 {
+            round(&mut c, &rtt, &mut now, 100);
+        }
+        assert_eq!(c.cuts, 0);
+        assert!(c.window() > 200 * FRAME, "{}", c.window());
+    }
+
+    #[test]
+    fn an_idle_program_and_a_long_queue_do_not_grow_it() {
+        let (mut c, mut rtt) = congestion();
+        let window = c.window();
+        c.on_sent(FRAME);
+        c.on_acked(FRAME, Time(5));
+        c.settle(Time(6), &rtt, Some(Time(5)), None);
+        assert_eq!(c.window(), window);
+        let mut now = Time(10);
+        for _ in 0..3 {
+            rtt.sample(5 * MILLISECOND, 0);
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert_eq!(c.window(), window);
+        c.collapse();
+        assert_eq!(c.window(), FRAMES_MIN * FRAME);
+    }
+}

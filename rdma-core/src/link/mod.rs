@@ -1,0 +1,565 @@
+//! The state machine of one link: everything between two backends that is not a system call.
+//!
+//! Sans-IO: the caller gives it frames and the time, and takes frames, events and the next timeout from
+//! it. It owns no socket, no clock and no ring; bytes that arrive go straight from the frame to their
+//! place ([`Memory`]), and bytes to be sent are named, not copied ([`Payload`]).
+//!
+//! ```text
+//! engine                                link                                   engine
+//!   produced, consumed, set_state  --->  streams (`stream`, `reassembly`)
+//!   send_control                   --->  control channel (`control`)
+//!   poll_transmit(now, schedule)   <---  `transmit`: whose turn (`schedule`), how much
+//!                                        (`congestion`), how large (`probe`), sealed (`seal`)
+//!   handle_frame(now, frame)       --->  `receive`: handshake (`hello`), numbers (`received`),
+//!                                        operations
+//!   handle_timeout(now)            --->  `recovery`: what was lost (`sent`, `rtt`), keep-alive, silence
+//!   poll_event, poll_timeout       <---
+//! ```
+//!
+//! After any call the caller takes events until there are none and frames until there are none (or its
+//! driver is full), and calls [`Link::handle_timeout`] when [`Link::poll_timeout`] says. docs/protocol.md
+//! is normative for what goes over the wire.
+//!
+//! Trust: frames may come from anybody. No input makes a link panic or grow without bound; with a key,
+//! nothing that the key has not authenticated changes anything.
+//!
+//! Tests: units here, `tests/link.rs` (two links, a virtual clock and a bad path, many seeds),
+//! `fuzz/` (frame sequences), `benches/link.rs`.
+
+#![forbid(unsafe_code)]
+
+mod congestion;
+mod control;
+mod hello;
+mod probe;
+mod reassembly;
+mod receive;
+mod received;
+mod recovery;
+mod rtt;
+mod schedule;
+mod seal;
+mod sent;
+mod session;
+mod stats;
+mod stream;
+mod time;
+mod transmit;
+
+use std::collections::VecDeque;
+
+pub use self::control::Full;
+pub use self::schedule::{DomainConfig, DomainCounters, DomainId, Schedule};
+pub use self::seal::Psk;
+pub use self::stats::Stats;
+pub use self::time::{MICROSECOND, MILLISECOND, SECOND, Time};
+pub use self::transmit::{Frame, Head, Payload};
+pub use crate::wire::State;
+
+use self::control::Channel;
+use self::hello::Handshake;
+use self::schedule::{Turn, Turns};
+use self::sent::StreamRef;
+use self::session::Session;
+use self::stream::{Life, Stream, Streams};
+use crate::wire::ParseError;
+
+/// What a link is told once.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Random bytes, new for every link: session numbers and nonces come from them.
+    pub seed: [u8; 32],
+    /// This host's identity, the same over restarts.
+    pub backend: [u8; 16],
+    /// Differs between two runs of the daemon.
+    pub epoch: u64,
+    /// What this side can do; the event [`Event::Up`] tells what both can.
+    pub capabilities: u32,
+    /// Longest frame that the driver can send and receive, at least 1200.
+    pub max_frame: usize,
+    /// A size that every path carries.
+    pub min_frame: usize,
+    /// Bytes of frames that the driver can hold before the engine takes them.
+    pub window: u32,
+    /// Nanoseconds without any answer after which the link is down.
+    pub idle_timeout: u64,
+    /// The link sends no faster while the queue that it causes costs more than this, in nanoseconds.
+    pub queue_delay: u64,
+    /// HELLOs without an answer after which the link rests; 0: it never does.
+    pub hello_tries: u32,
+    /// With a key, every frame is authenticated and encrypted.
+    pub key: Option<Psk>,
+}
+
+impl Config {
+    /// A link without a key, with defaults for what need not be known.
+    pub const fn new(seed: [u8; 32], backend: [u8; 16], epoch: u64) -> Self {
+        Self {
+            seed,
+            backend,
+            epoch,
+            capabilities: 0,
+            max_frame: 1472,
+            min_frame: 1200,
+            window: 4 << 20,
+            idle_timeout: 30 * SECOND,
+            queue_delay: congestion::Limits::QUEUE_DELAY,
+            hello_tries: 0,
+            key: None,
+        }
+    }
+}
+
+/// This side's number of a stream, chosen by the engine; not used again while the far end may still
+/// send for it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
+pub struct Endpoint(pub u32);
+
+/// The far end of a stream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FarEnd {
+    /// Its number there.
+    pub endpoint: u32,
+    /// The key of its memory.
+    pub rkey: u32,
+    /// Bytes of its ring, and of this side's.
+    pub capacity: u64,
+}
+
+/// Where a stream stands when it is opened: all the same, for a new one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Positions {
+    /// The far end has everything that this side sent up to here.
+    pub sent: u64,
+    /// The far program has read up to here.
+    pub far_consumed: u64,
+    /// This side has everything up to here.
+    pub received: u64,
+    /// The local program has read up to here.
+    pub consumed: u64,
+}
+
+/// Where arriving bytes go.
+pub trait Memory {
+    /// Checks key and range, and copies. Called for bytes beyond the contiguous edge only, possibly out of
+    /// order, and possibly more than once for the same ones.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing was written then.
+    fn place(
+        &mut self,
+        endpoint: Endpoint,
+        rkey: u32,
+        offset: u64,
+        payload: &[u8],
+    ) -> Result<(), Refusal>;
+}
+
+/// Why bytes have no place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The key is unknown, revoked, or not for this memory: the bytes are dropped for good.
+    Key,
+    /// The range is outside the memory: the bytes are dropped for good.
+    Range,
+    /// Not now: the bytes must come again.
+    Busy,
+}
+
+/// What the engine should know.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// A session has begun.
+    Up {
+        /// Identity of the far backend.
+        far_backend: [u8; 16],
+        /// Its run.
+        far_epoch: u64,
+        /// What both sides can do.
+        capabilities: u32,
+    },
+    /// The session has ended, and with it all streams: they are closed already.
+    Down(DownReason),
+    /// The far backend is another one than before, or another run of it. All streams are closed; `Up`
+    /// follows.
+    Rebooted {
+        /// Identity of the far backend.
+        far_backend: [u8; 16],
+        /// Its run.
+        far_epoch: u64,
+    },
+    /// Nothing was heard for half the idle timeout although an answer is due.
+    Silent,
+    /// Something was heard again after `Silent`.
+    Heard,
+    /// A message of the control channel.
+    Control(Box<[u8]>),
+    /// Bytes of a stream are in place, without a gap, up to `edge`.
+    Arrived {
+        /// This side's number of the stream.
+        endpoint: Endpoint,
+        /// Behind the last byte.
+        edge: u64,
+    },
+    /// The far program has read up to `head`.
+    Consumed {
+        /// This side's number of the stream.
+        endpoint: Endpoint,
+        /// Behind the last byte.
+        head: u64,
+    },
+    /// The far end has said something.
+    State {
+        /// This side's number of the stream.
+        endpoint: Endpoint,
+        /// All that it has said.
+        state: State,
+    },
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DownReason {
+    /// Nobody answered for the idle timeout. HELLOs are sent again.
+    Silent,
+    /// The far end closed it, for this reason. The link rests.
+    Closed(u32),
+    /// The far end, the same run of it, has forgotten the session. `Up` follows.
+    Forgotten,
+    /// Nobody answered the HELLOs. The link rests.
+    NoAnswer,
+    /// [`Link::shut_down`] was called. The link rests.
+    ShutDown,
+}
+
+/// Why a frame changed nothing (or, for [`Dropped::Early`] and [`Dropped::NoRoom`], must come again).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Dropped {
+    /// Not a frame.
+    #[error("malformed: {0}")]
+    Malformed(ParseError),
+    /// For a session that is not there.
+    #[error("unknown session")]
+    Session,
+    /// Not made with the key.
+    #[error("forged")]
+    Forged,
+    /// Not sealed, though there is a key.
+    #[error("not sealed")]
+    Unsealed,
+    /// Sealed, though there is no key.
+    #[error("sealed, and there is no key")]
+    Sealed,
+    /// It was here before.
+    #[error("duplicate")]
+    Duplicate,
+    /// Too old to know whether it was here before.
+    #[error("old")]
+    Old,
+    /// A HELLO of this very host.
+    #[error("own")]
+    Own,
+    /// A HELLO or RESET that says nothing new.
+    #[error("stale")]
+    Stale,
+    /// Acknowledges what was never sent.
+    #[error("acknowledges what was never sent")]
+    BadAck,
+    /// For a stream that is expected but not open yet. It will come again.
+    #[error("early")]
+    Early,
+    /// There is no room for what it brings. It will come again.
+    #[error("no room")]
+    NoRoom,
+    /// ANNOUNCE is not for a link.
+    #[error("not for a link")]
+    NotForLink,
+}
+
+/// One link.
+#[derive(Debug)]
+pub struct Link {
+    config: Config,
+    now: Time,
+    handshake: Handshake,
+    session: Option<Box<Session>>,
+    streams: Streams,
+    turns: Turns,
+    control: Channel,
+    events: VecDeque<Event>,
+    /// Streams with something to tell.
+    told: VecDeque<StreamRef>,
+    states: VecDeque<StreamRef>,
+    positions: VecDeque<StreamRef>,
+    /// Some of `positions` should not wait,
+    positions_urgent: bool,
+    /// and none longer than this.
+    positions_at: Option<Time>,
+    throttled_until: Option<Time>,
+    /// A session number that somebody used and that is not ours.
+    reset: Option<u32>,
+    closing: Option<(u32, u8)>,
+    stats: Stats,
+}
+
+/// A position of the local program may be told this much later, so that it can ride on something else.
+const POSITION_DELAY: u64 = MILLISECOND;
+
+impl Link {
+    /// A link that says HELLO at once.
+    pub fn new(config: Config, now: Time) -> Self {
+        let mut handshake = Handshake::new(config.seed);
+        handshake.start(now);
+        Self {
+            config,
+            now,
+            handshake,
+            session: None,
+            streams: Streams::default(),
+            turns: Turns::default(),
+            control: Channel::default(),
+            events: VecDeque::new(),
+            told: VecDeque::new(),
+            states: VecDeque::new(),
+            positions: VecDeque::new(),
+            positions_urgent: false,
+            positions_at: None,
+            throttled_until: None,
+            reset: None,
+            closing: None,
+            stats: Stats::default(),
+        }
+    }
+
+    /// Says HELLO again after the link has come to rest.
+    pub fn connect(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        if self.session.is_none() {
+            self.closing = None;
+            self.handshake.start(now);
+        }
+    }
+
+    /// Whether there is a session.
+    pub fn is_up(&self) -> bool {
+        self.session.is_some()
+    }
+
+    /// Counters, and what is known of the path.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        if let Some(session) = &self.session {
+            session.describe(&mut stats);
+        }
+        stats
+    }
+
+    /// The far end may write to this endpoint before it is opened: such frames are not acknowledged, so
+    /// that they come again. Frames for endpoints that are neither open nor expected are dropped.
+    pub fn expect(&mut self, endpoint: Endpoint) {
+        self.streams.occupy(endpoint, Life::Expected);
+    }
+
+    /// Opens a stream. One that is open already stays as it is.
+    pub fn open(
+        &mut self,
+        endpoint: Endpoint,
+        far: FarEnd,
+        own_rkey: u32,
+        domain: DomainId,
+        at: Positions,
+    ) {
+        let domain = self.turns.index(domain);
+        if let Some(slot) = self.streams.occupy(endpoint, Life::Open)
+            && let Some(stream) = self.streams.at(slot)
+        {
+            stream.start(far, own_rkey, Turn { domain, slot }, at);
+        }
+    }
+
+    /// Forgets a stream; nothing more is sent or taken for it.
+    pub fn close(&mut self, endpoint: Endpoint) {
+        if let Some((_, stream)) = self.streams.of(endpoint)
+            && stream.ready
+        {
+            self.turns.remove(stream.turn);
+        }
+        self.streams.release(endpoint);
+    }
+
+    /// The local program has written up to `tail`.
+    #[inline]
+    pub fn produced(&mut self, endpoint: Endpoint, tail: u64) {
+        if let Some((_, stream)) = self.streams.of(endpoint)
+            && tail > stream.produced
+        {
+            stream.produced = tail;
+            update_ready(&mut self.turns, stream);
+        }
+    }
+
+    /// The local program has read up to `head`.
+    #[inline]
+    pub fn consumed(&mut self, endpoint: Endpoint, head: u64) {
+        let Some((slot, stream)) = self.streams.of(endpoint) else {
+            return;
+        };
+        if head <= stream.head || head > stream.edge {
+            return;
+        }
+        stream.head = head;
+        if head - stream.reported >= stream.far.capacity / 4 {
+            self.positions_urgent = true;
+        }
+        if !stream.consumed_queued {
+            stream.consumed_queued = true;
+            let generation = stream.generation;
+            self.positions.push_back(StreamRef { slot, generation });
+            self.positions_at
+                .get_or_insert(self.now.plus(POSITION_DELAY));
+        }
+    }
+
+    /// What the local program has said so far. It is sent at once, and until it arrives or is replaced.
+    pub fn set_state(&mut self, endpoint: Endpoint, state: State) {
+        let Some((slot, stream)) = self.streams.of(endpoint) else {
+            return;
+        };
+        if stream.state == state && stream.state_sequence > 0 {
+            return;
+        }
+        stream.state = state;
+        stream.state_sequence += 1;
+        if !stream.state_queued {
+            stream.state_queued = true;
+            let generation = stream.generation;
+            self.states.push_back(StreamRef { slot, generation });
+        }
+    }
+
+    /// Drops what is unsent or unacknowledged of this stream's bytes: the far program has left its ring.
+    pub fn stop_sending(&mut self, endpoint: Endpoint) {
+        if let Some((_, stream)) = self.streams.of(endpoint) {
+            stream.stopped = true;
+            stream.lost.clear();
+            update_ready(&mut self.turns, stream);
+        }
+    }
+
+    /// Sends a message by the control channel. Before the first session it waits for it; it is lost with
+    /// the session.
+    ///
+    /// # Errors
+    /// [`Full`]
+    pub fn send_control(&mut self, message: &[u8]) -> Result<(), Full> {
+        self.control.send(message)
+    }
+
+    /// Tells the far end that the link ends, and ends it.
+    pub fn shut_down(&mut self, reason: u32) {
+        self.handshake.rest();
+        if self.session.is_some() && self.closing.is_none() {
+            self.closing = Some((reason, CLOSE_COPIES));
+        }
+    }
+
+    /// The driver can send and receive frames of this size now.
+    pub fn set_max_frame(&mut self, max_frame: usize) {
+        self.config.max_frame = max_frame;
+        if let Some(session) = &mut self.session {
+            session.set_limit(self.config.frame_limit(&session.far));
+        }
+    }
+
+    /// Replaces the key that seals what this side sends. False: not now (there is none, or the far end may
+    /// not know the last one yet).
+    pub fn rotate_key(&mut self) -> bool {
+        self.session
+            .as_mut()
+            .is_some_and(|session| session.rotate())
+    }
+
+    /// Seals a frame in place: what [`Self::poll_transmit`] put into the head, the payload it named, and
+    /// room for the tag, [`Frame::size`] bytes in all. False: not a frame of this session; drop it.
+    #[must_use]
+    pub fn seal(&self, frame: &mut [u8]) -> bool {
+        self.session
+            .as_ref()
+            .and_then(|session| session.keys.as_ref())
+            .is_some_and(|keys| keys.seal(frame))
+    }
+
+    /// What has happened since.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        if let Some(event) = self.events.pop_front() {
+            return Some(event);
+        }
+        if let Some(message) = self.control.take() {
+            return Some(Event::Control(message));
+        }
+        while let Some(&meant) = self.told.front() {
+            if let Some(stream) = self.streams.get(meant) {
+                let endpoint = Endpoint(stream.endpoint);
+                if core::mem::take(&mut stream.tell_arrived) {
+                    let edge = stream.edge;
+                    return Some(Event::Arrived { endpoint, edge });
+                }
+                if core::mem::take(&mut stream.tell_consumed) {
+                    let head = stream.far_head;
+                    return Some(Event::Consumed { endpoint, head });
+                }
+                if core::mem::take(&mut stream.tell_state) {
+                    let state = stream.far_state;
+                    return Some(Event::State { endpoint, state });
+                }
+            }
+            self.told.pop_front();
+        }
+        None
+    }
+
+    /// Ends the session.
+    fn go_down(&mut self, now: Time, reason: DownReason) {
+        self.session = None;
+        self.forget_session();
+        self.handshake.renew();
+        if reason == DownReason::Silent {
+            self.handshake.start(now);
+        } else {
+            self.handshake.rest();
+        }
+        self.events.push_back(Event::Down(reason));
+    }
+
+    /// Forgets what belongs to a session.
+    fn forget_session(&mut self) {
+        self.streams.clear();
+        self.turns.clear();
+        self.control.reset();
+        self.told.clear();
+        self.states.clear();
+        self.positions.clear();
+        self.positions_urgent = false;
+        self.positions_at = None;
+        self.throttled_until = None;
+        self.closing = None;
+    }
+}
+
+/// How often CLOSE is sent: it is not acknowledged.
+const CLOSE_COPIES: u8 = 3;
+
+/// Tells the scheduler whether a stream has something to send.
+#[inline]
+fn update_ready(turns: &mut Turns, stream: &mut Stream) {
+    let ready = stream.sendable().is_some();
+    if ready == stream.ready {
+        return;
+    }
+    stream.ready = ready;
+    if ready {
+        turns.add(stream.turn, stream.credit);
+    } else {
+        stream.credit = turns.remove(stream.turn);
+    }
+}

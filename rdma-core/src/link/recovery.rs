@@ -1,0 +1,247 @@
+//! Acknowledgements, losses and timeouts.
+
+use super::receive::Done;
+use super::sent::{Fate, Item, Record};
+use super::time::{SECOND, Time};
+use super::{DownReason, Event, Link};
+use crate::wire::Ack;
+
+/// A frame is lost when so many later ones arrived (RFC 9002).
+const REORDERING: u64 = 3;
+
+/// The tail is asked for at least this often: so soon does a link notice that its path is back.
+const PROBE_PAUSE_MAX: u64 = SECOND / 2;
+
+impl Link {
+    /// The far end says what has arrived.
+    pub(super) fn on_ack(&mut self, now: Time, ack: &Ack<'_>) -> Done {
+        let Some(session) = &mut self.session else {
+            return Done::Yes;
+        };
+        if ack.largest >= session.number {
+            self.stats.violations += 1;
+            return Done::Yes;
+        }
+        self.stats.acks_received += 1;
+        let held = u64::from(ack.delay_us) * 1000;
+        let mut newest = None;
+        for (first, last) in ack.ranges.iter() {
+            let mut index = session.sent.position(first);
+            while let Some(record) = session.sent.record(index) {
+                if record.number > last {
+                    break;
+                }
+                if record.fate == Fate::UnderWay {
+                    if record.number == ack.largest {
+                        session.rtt.sample(now.since(record.at), held);
+                    }
+                    newest = newest.max(Some(record.at));
+                    let record = *record;
+                    session.sent.settle(index);
+                    for item in 0..record.items {
+                        match session.sent.item(&record, item) {
+                            Some(Item::Ack(number)) => session.received.forget_up_to(number),
+                            Some(Item::Control(sequence)) => self.control.on_acked(sequence),
+                            _ => {}
+                        }
+                    }
+                    let size = u64::from(record.size);
+                    if record.probe {
+                        session.congestion.forget(size);
+                        session.path.on_probe_acked(record.size as usize, now);
+                        session.congestion.set_frame(session.path.size() as u64);
+                    } else {
+                        session.congestion.on_acked(size, record.at);
+                        session.path.on_acked(record.size as usize);
+                    }
+                }
+                index += 1;
+            }
+        }
+        session.largest_acked = session.largest_acked.max(Some(ack.largest));
+        let timeouts = session.timeouts;
+        if newest.is_some() {
+            session.timeouts = 0;
+            session.probes = 0;
+        }
+        self.find_lost(now, newest, timeouts);
+        Done::Yes
+    }
+
+    /// Gives up for lost what later frames have overtaken, and settles the congestion window.
+    fn find_lost(&mut self, now: Time, newest_acked: Option<Time>, timeouts: u32) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let Some(largest) = session.largest_acked else {
+            return;
+        };
+        let delay = session.rtt.loss_delay();
+        session.lost_at = None;
+        let (mut oldest, mut newest): (Option<Time>, Option<Time>) = (None, None);
+        let mut index = 0;
+        loop {
+            let Some(session) = &mut self.session else {
+                return;
+            };
+            let record = match session.sent.record(index) {
+                Some(record) if record.number < largest => *record,
+                _ => break,
+            };
+            if record.fate == Fate::UnderWay {
+                let late_at = record.at.plus(delay);
+                if largest - record.number < REORDERING && late_at > now {
+                    session.lost_at = Some(late_at);
+                    break;
+                }
+                session.sent.settle(index);
+                if !record.probe {
+                    oldest.get_or_insert(record.at);
+                    newest = newest.max(Some(record.at));
+                }
+                self.on_lost(now, &record);
+            }
+            index += 1;
+        }
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.sent.forget_settled();
+        if let (Some(oldest), Some(newest)) = (oldest, newest)
+            && timeouts > 1
+            && newest.since(oldest) > 3 * session.rtt.probe_timeout()
+        {
+            session.congestion.collapse();
+            self.stats.collapses += 1;
+        }
+        session
+            .congestion
+            .settle(now, &session.rtt, newest_acked, newest);
+    }
+
+    fn on_lost(&mut self, now: Time, record: &Record) {
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        let size = record.size as usize;
+        if record.probe {
+            session.congestion.forget(size as u64);
+            session.path.on_probe_lost(size, now);
+            return;
+        }
+        self.stats.frames_lost += 1;
+        session.congestion.on_lost(size as u64);
+        if session.path.on_lost(size) {
+            self.stats.path_shrunk += 1;
+            session.congestion.set_frame(session.path.size() as u64);
+        }
+        if !record.repeated {
+            self.requeue(record);
+        }
+    }
+
+    /// When [`Self::handle_timeout`] should be called.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let mut next = self.handshake.next_at;
+        let mut at = |time: Option<Time>| {
+            if let Some(time) = time {
+                next = Some(next.map_or(time, |next| next.min(time)));
+            }
+        };
+        at(self.throttled_until);
+        if !self.positions_urgent {
+            at(self.positions_at);
+        }
+        if let Some(session) = &self.session {
+            if !session.ack.now {
+                at(session.ack.at);
+            }
+            at(session.lost_at);
+            at(self.tail_at());
+            at(session.path.again_at());
+            at(self.keep_alive_at());
+            at(self.silent_at());
+        }
+        next
+    }
+
+    /// The time has come, or some of it.
+    pub fn handle_timeout(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        let now = self.now;
+        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(self.handshake.next_at) && !self.handshake.on_timeout(now, self.config.hello_tries) {
+            self.events.push_back(Event::Down(DownReason::NoAnswer));
+        }
+        if due(self.throttled_until) {
+            self.throttled_until = None;
+        }
+        if due(self.positions_at) {
+            self.positions_urgent = true;
+        }
+        if due(self.silent_at()) && self.on_silence(now) {
+            return;
+        }
+        let (tail, keep_alive) = (due(self.tail_at()), due(self.keep_alive_at()));
+        let Some(session) = &mut self.session else {
+            return;
+        };
+        session.ack.now |= due(session.ack.at);
+        session.ping |= keep_alive;
+        if due(session.path.again_at()) {
+            session.path.look_again();
+        }
+        if tail {
+            session.timeouts = session.timeouts.saturating_add(1);
+            session.probes = if session.timeouts > 1 { 2 } else { 1 };
+            self.stats.tail_probes += 1;
+        }
+        if due(session.lost_at) {
+            self.find_lost(now, None, 0);
+        }
+    }
+
+    /// When the tail is asked for again.
+    fn tail_at(&self) -> Option<Time> {
+        let session = self.session.as_ref()?;
+        if session.sent.under_way() == 0 || session.probes > 0 || session.lost_at.is_some() {
+            return None;
+        }
+        let once = session.rtt.probe_timeout();
+        let pause = once << session.timeouts.min(16);
+        Some(session.asked_at.plus(pause.min(PROBE_PAUSE_MAX.max(once))))
+    }
+
+    /// When to ask whether the far end is still there: only if streams depend on it.
+    fn keep_alive_at(&self) -> Option<Time> {
+        let session = self.session.as_ref()?;
+        let idle = self.streams.open() > 0 && session.sent.under_way() == 0 && !session.ping;
+        idle.then(|| {
+            session
+                .heard_at
+                .max(session.asked_at)
+                .plus(session.idle_timeout / 3)
+        })
+    }
+
+    /// When silence becomes news.
+    fn silent_at(&self) -> Option<Time> {
+        let session = self.session.as_ref()?;
+        let share = if session.silent { 1 } else { 2 };
+        Some(session.waiting_since?.plus(session.idle_timeout / share))
+    }
+
+    /// Nothing was heard for half the idle timeout, or all of it. True: the link is down.
+    fn on_silence(&mut self, now: Time) -> bool {
+        let Some(session) = &mut self.session else {
+            return true;
+        };
+        if session.silent {
+            self.go_down(now, DownReason::Silent);
+            return true;
+        }
+        session.silent = true;
+        self.events.push_back(Event::Silent);
+        false
+    }
+}

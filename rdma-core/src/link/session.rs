@@ -1,0 +1,131 @@
+//! What belongs to one session: numbers, keys, timers, the path.
+
+use super::Config;
+use super::congestion::{Congestion, Limits};
+use super::hello::credentials;
+use super::probe::PathProbe;
+use super::received::Received;
+use super::rtt::Rtt;
+use super::seal::{Credentials, Keys};
+use super::sent::Sent;
+use super::stats::Stats;
+use super::time::{MILLISECOND, Time};
+use crate::wire::{Hello, TAG_BYTES};
+
+/// What has to be acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct AckDue {
+    /// Frames that ask for it, since the last acknowledgement.
+    pub(super) frames: u32,
+    /// It must not wait.
+    pub(super) now: bool,
+    /// It must not wait longer.
+    pub(super) at: Option<Time>,
+    /// When the largest number arrived.
+    pub(super) largest_at: Time,
+}
+
+/// A session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) own: Credentials,
+    pub(super) far: Hello,
+    pub(super) keys: Option<Keys>,
+    pub(super) number: u64,
+    pub(super) received: Received,
+    pub(super) ack: AckDue,
+    pub(super) sent: Sent,
+    /// Largest number that the far end acknowledged.
+    pub(super) largest_acked: Option<u64>,
+    pub(super) rtt: Rtt,
+    pub(super) congestion: Congestion,
+    pub(super) path: PathProbe,
+    /// The oldest frame under way will be taken for lost then.
+    pub(super) lost_at: Option<Time>,
+    /// When the last frame that asks for an acknowledgement was sent.
+    pub(super) asked_at: Time,
+    /// Tail-loss timeouts in a row, and frames that they let out.
+    pub(super) timeouts: u32,
+    pub(super) probes: u8,
+    pub(super) ping: bool,
+    /// Bytes sent since an acknowledgement was last wished for at once.
+    pub(super) since_wish: u64,
+    /// An answer has been due since then.
+    pub(super) waiting_since: Option<Time>,
+    pub(super) heard_at: Time,
+    pub(super) silent: bool,
+    pub(super) idle_timeout: u64,
+}
+
+impl Session {
+    pub(super) fn new(config: &Config, own: Credentials, far: Hello, now: Time) -> Self {
+        let limit = config.frame_limit(&far);
+        let path = PathProbe::new(config.min_frame.max(Hello::MAX_FRAME_LEAST), limit);
+        let far_timeout = u64::from(far.idle_timeout_ms) * MILLISECOND;
+        Self {
+            keys: config
+                .key
+                .as_ref()
+                .map(|psk| Keys::new(psk, &own, &credentials(&far))),
+            congestion: Congestion::new(
+                path.size() as u64,
+                Limits {
+                    window_max: u64::from(far.window),
+                    queue_delay: config.queue_delay,
+                },
+            ),
+            own,
+            far,
+            number: 0,
+            received: Received::default(),
+            ack: AckDue::default(),
+            sent: Sent::default(),
+            largest_acked: None,
+            rtt: Rtt::new(),
+            path,
+            lost_at: None,
+            asked_at: now,
+            timeouts: 0,
+            probes: 0,
+            // The far end may not know yet that the session exists.
+            ping: true,
+            since_wish: 0,
+            waiting_since: None,
+            heard_at: now,
+            silent: false,
+            idle_timeout: config.idle_timeout.min(far_timeout).max(MILLISECOND),
+        }
+    }
+
+    /// Bytes that the tag takes.
+    #[inline]
+    pub(super) const fn tag(&self) -> usize {
+        if self.keys.is_some() { TAG_BYTES } else { 0 }
+    }
+
+    pub(super) fn set_limit(&mut self, limit: usize) {
+        self.path.set_limit(limit);
+        self.congestion.set_frame(self.path.size() as u64);
+    }
+
+    pub(super) fn rotate(&mut self) -> bool {
+        let (number, acked) = (self.number, self.largest_acked);
+        self.keys
+            .as_mut()
+            .is_some_and(|keys| keys.rotate(number, acked))
+    }
+
+    pub(super) fn describe(&self, stats: &mut Stats) {
+        stats.rtt = if self.rtt.known() {
+            self.rtt.smoothed
+        } else {
+            0
+        };
+        stats.rtt_deviation = self.rtt.deviation;
+        stats.rtt_least = if self.rtt.known() { self.rtt.least } else { 0 };
+        stats.window = self.congestion.window();
+        stats.in_flight = self.congestion.in_flight();
+        stats.cuts = self.congestion.cuts;
+        stats.frame = self.path.size() as u64;
+    }
+}
