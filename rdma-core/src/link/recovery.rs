@@ -170,6 +170,10 @@ impl Link {
         self.now = self.now.max(now);
         let now = self.now;
         let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
+        if due(self.silent_at()) {
+            // The link may be down then, and HELLOs due at once.
+            self.on_silence(now);
+        }
         if due(self.handshake.next_at) && !self.handshake.on_timeout(now, self.config.hello_tries) {
             self.events.push_back(Event::Down(DownReason::NoAnswer));
         }
@@ -178,9 +182,6 @@ impl Link {
         }
         if due(self.positions_at) {
             self.positions_urgent = true;
-        }
-        if due(self.silent_at()) && self.on_silence(now) {
-            return;
         }
         let (tail, keep_alive) = (due(self.tail_at()), due(self.keep_alive_at()));
         let Some(session) = &mut self.session else {
@@ -231,17 +232,16 @@ impl Link {
         Some(session.waiting_since?.plus(session.idle_timeout / share))
     }
 
-    /// Nothing was heard for half the idle timeout, or all of it. True: the link is down.
-    fn on_silence(&mut self, now: Time) -> bool {
+    /// Nothing was heard for half the idle timeout, or all of it.
+    fn on_silence(&mut self, now: Time) {
         let Some(session) = &mut self.session else {
-            return true;
+            return;
         };
         if session.silent {
             self.go_down(now, DownReason::Silent);
-            return true;
+        } else {
+            session.silent = true;
+            self.events.push_back(Event::Silent);
         }
-        session.silent = true;
-        self.events.push_back(Event::Silent);
-        false
     }
 }
