@@ -45,6 +45,37 @@ fn ring() {
     run_all("ring", targets::ring);
 }
 
+#[cfg(feature = "link")]
+#[test]
+fn link() {
+    run_all("link", targets::link);
+}
+
+#[cfg(feature = "link")]
+#[test]
+fn wire() {
+    run_all("wire", targets::wire);
+}
+
+/// Any bytes, not only those of the corpus: what a fuzzer does first.
+#[cfg(feature = "link")]
+#[test]
+fn random_steps() {
+    let mut state = 1u64;
+    for _ in 0..2000 {
+        let data: Vec<u8> = (0..600)
+            .map(|_| {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1_442_695_040_888_963_407);
+                state.to_be_bytes()[0]
+            })
+            .collect();
+        targets::link(&data);
+        targets::wire(&data);
+    }
+}
+
 /// Writes the files named here; those that a fuzzer found stay.
 #[test]
 #[ignore = "writes into the source tree: cargo test --test fuzz_corpus -- --ignored"]
@@ -53,6 +84,10 @@ fn write_the_corpus() {
         ("control", control_seeds()),
         ("policy", policy_seeds()),
         ("ring", ring_seeds()),
+        #[cfg(feature = "link")]
+        ("link", link_seeds()),
+        #[cfg(feature = "link")]
+        ("wire", wire_seeds()),
     ] {
         let folder = corpus(target);
         fs::create_dir_all(&folder).unwrap();
@@ -332,6 +367,142 @@ fn ring_seeds() -> Seeds {
         } else if word % 10 == 0 {
             seeds.push((format!("poke-{word}"), [&head[..], &lie, &tail].concat()));
         }
+    }
+    seeds
+}
+
+/// Steps of the target `link`, see there: a session, streams, and what a far end may say.
+#[cfg(feature = "link")]
+fn link_seeds() -> Seeds {
+    const HELLO: [u8; 2] = [0, 5];
+    const OPEN: [u8; 3] = [1, 1, 0];
+    const PRODUCED: [u8; 3] = [3, 1, 200];
+    const CONSUME: [u8; 3] = [4, 1, 50];
+    const STATE: [u8; 2] = [5, 1];
+    const CONTROL: [u8; 2] = [6, 0];
+    const WAIT: [u8; 6] = [7, 0, 253, 0xff, 0xff, 0];
+    const CLOSE: [u8; 2] = [9, 1];
+    let write = |at: u8, length: u8| [12, 1, 1, 1, 7, at, length];
+    let mut seeds: Seeds = Vec::new();
+    for first in 0..4u8 {
+        let begin = [&[first][..], &HELLO, &OPEN].concat();
+        let mut add = |name: &str, steps: &[u8]| {
+            seeds.push((format!("{name}-{first}"), [&begin[..], steps].concat()));
+        };
+        add(
+            "writes",
+            &[write(0, 99), write(200, 50), write(100, 99)].concat(),
+        );
+        add(
+            "sends",
+            &[&PRODUCED[..], &CONTROL, &STATE, &WAIT[..5]].concat(),
+        );
+        add(
+            "acked",
+            &[&PRODUCED[..], &[12, 1, 1, 1, 6, 0, 0], &WAIT].concat(),
+        );
+        add("consumed", &[&write(0, 99)[..], &CONSUME, &WAIT].concat());
+        add("control", &[12, 1, 1, 3, 4, 2, 4, 1, 4, 0]);
+        add("states", &[12, 1, 1, 3, 3, 2, 3, 1, 3, 200]);
+        add("closed", &[&[12, 1, 1, 1, 5][..], &HELLO].concat());
+        add("shut", &[&CLOSE[..], &WAIT, &[10, 0]].concat());
+        add(
+            "reboot",
+            &[&[0, 0][..], &HELLO, &[0, 2], &write(0, 9)].concat(),
+        );
+        add(
+            "silence",
+            &[&PRODUCED[..], &[7, 0, 254], &[7, 0, 254]].concat(),
+        );
+    }
+    seeds
+}
+
+/// Frames of every kind, whole, cut and bent.
+#[cfg(feature = "link")]
+fn wire_seeds() -> Seeds {
+    use rdma_core::wire::{
+        Announce, Consumed, Control, Header, Hello, Kind, Operation, State, StateUpdate, Write,
+        emit_ack,
+    };
+    let hello = Hello {
+        session: 1,
+        echo: 2,
+        backend: [3; 16],
+        epoch: 4,
+        capabilities: 5,
+        max_frame: 9000,
+        idle_timeout_ms: 30_000,
+        window: 1 << 20,
+        answer: true,
+        live: false,
+        nonce: [6; 16],
+        echo_nonce: [7; 16],
+    };
+    let mut announce = Vec::new();
+    let addresses = [[10, 9, 0, 1], [10, 9, 0, 2]].map(std::net::IpAddr::from);
+    Announce::emit([1; 16], 2, addresses, &mut announce);
+    let frame = |kind| {
+        Header {
+            kind,
+            flags: 0,
+            session: 8,
+            number: 9,
+        }
+        .emit()
+        .to_vec()
+    };
+    let data = |operations: &[Operation<'_>]| {
+        let mut bytes = frame(Kind::Data);
+        for operation in operations {
+            operation.emit(&mut bytes);
+        }
+        bytes
+    };
+    let mut ack = frame(Kind::Data);
+    emit_ack(7, [(90, 100), (50, 60), (3, 3)].into_iter(), &mut ack);
+    let write = Operation::Write(Write {
+        endpoint: 1,
+        rkey: 2,
+        offset: 3,
+        payload: b"payload",
+    });
+    let consumed = Operation::Consumed(Consumed {
+        endpoint: 1,
+        head: 5,
+    });
+    let state = Operation::State(StateUpdate {
+        endpoint: 1,
+        sequence: 2,
+        state: State {
+            flags: 3,
+            ..State::default()
+        },
+    });
+    let control = Operation::Control(Control {
+        sequence: 1,
+        message: b"message",
+    });
+    let mut seeds = Vec::new();
+    for (name, whole) in [
+        ("hello", hello.emit().to_vec()),
+        ("announce", announce),
+        ("reset", frame(Kind::Reset)),
+        ("ack", ack),
+        ("write", data(&[write])),
+        ("small", data(&[Operation::Ping, consumed, state, control])),
+        ("mixed", data(&[consumed, write])),
+        ("close", data(&[Operation::Probe, Operation::Close(3)])),
+    ] {
+        let mut padded = whole.clone();
+        padded.resize(whole.len() + 40, 0);
+        let mut bent = whole.clone();
+        let at = whole.len().min(19) - 1;
+        bent[at] ^= 0x80;
+        seeds.push((format!("{name}-short"), whole[..whole.len() - 1].to_vec()));
+        seeds.push((format!("{name}-padded"), padded));
+        seeds.push((format!("{name}-bent"), bent));
+        seeds.push((name.to_owned(), whole));
     }
     seeds
 }

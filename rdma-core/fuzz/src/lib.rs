@@ -2,11 +2,19 @@
 //! a fuzzer (`tests/fuzz_corpus.rs`).
 
 mod control;
+#[cfg(feature = "link")]
+mod link;
 mod model;
 mod naive_policy;
 mod policy;
 mod ring;
+#[cfg(feature = "link")]
+mod wire;
 
 pub use control::control;
+#[cfg(feature = "link")]
+pub use link::link;
 pub use policy::policy;
 pub use ring::ring;
+#[cfg(feature = "link")]
+pub use wire::wire;

@@ -253,7 +253,7 @@ pub enum Dropped {
     /// It was here before.
     #[error("duplicate")]
     Duplicate,
-    /// Too old to know whether it was here before.
+    /// Too old to know whether it was here before, or numbered far ahead of any other.
     #[error("old")]
     Old,
     /// A HELLO of this very host.

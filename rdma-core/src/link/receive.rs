@@ -111,7 +111,7 @@ impl Link {
         match session.received.look(header.number) {
             Seen::New => {}
             Seen::Duplicate => return Err(Dropped::Duplicate),
-            Seen::Old => return Err(Dropped::Old),
+            Seen::Old | Seen::Ahead => return Err(Dropped::Old),
         }
         let sealed = header.flags & flag::SEALED != 0;
         match &mut session.keys {

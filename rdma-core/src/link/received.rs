@@ -13,7 +13,12 @@ pub(super) enum Seen {
     Duplicate,
     /// Older than what is remembered.
     Old,
+    /// Further ahead than any sender gets.
+    Ahead,
 }
+
+/// A number is at most this far beyond the largest one: acknowledgements can express the gap.
+const AHEAD_MAX: u64 = 1 << 31;
 
 /// Ranges of numbers, first and last, sorted, with a gap between them. Of too many the oldest are
 /// forgotten, and everything below what is remembered counts as old.
@@ -27,10 +32,13 @@ impl Received {
     /// What is known of `number`.
     #[inline]
     pub(super) fn look(&self, number: u64) -> Seen {
-        match self.ranges.back() {
-            Some(last) if number <= last.1 => {}
-            _ if number < self.floor => return Seen::Old,
-            _ => return Seen::New,
+        let largest = self.ranges.back().map_or(0, |range| range.1);
+        if number > largest || self.ranges.is_empty() {
+            return if number - largest > AHEAD_MAX {
+                Seen::Ahead
+            } else {
+                Seen::New
+            };
         }
         if number < self.floor {
             return Seen::Old;
@@ -141,6 +149,7 @@ mod tests {
                         let next = before.map_or(0, |before| before + 1);
                         prop_assert_eq!(out_of_order, number != next);
                     }
+                    Seen::Ahead => prop_assert!(false),
                     Seen::Duplicate => prop_assert!(model.contains(&number)),
                     Seen::Old => prop_assert!(number < received.floor),
                 }
@@ -164,6 +173,8 @@ mod tests {
         assert_eq!(received.look(1), Seen::Old);
         assert_eq!(received.look(4), Seen::Old);
         assert_eq!(received.look(7), Seen::New);
+        assert_eq!(received.look(9 + AHEAD_MAX), Seen::New);
+        assert_eq!(received.look(10 + AHEAD_MAX), Seen::Ahead);
         assert_eq!(received.look(9), Seen::Duplicate);
         assert!(received.insert(7), "it fills a gap");
         assert_eq!(received.ranges().collect::<Vec<_>>(), [(9, 9), (7, 7)]);

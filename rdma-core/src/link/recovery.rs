@@ -183,6 +183,10 @@ impl Link {
         if due(self.positions_at) {
             self.positions_urgent = true;
         }
+        // What is lost first: the tail is behind it.
+        if due(self.session.as_ref().and_then(|session| session.lost_at)) {
+            self.find_lost(now, None, 0);
+        }
         let (tail, keep_alive) = (due(self.tail_at()), due(self.keep_alive_at()));
         let Some(session) = &mut self.session else {
             return;
@@ -196,9 +200,6 @@ impl Link {
             session.timeouts = session.timeouts.saturating_add(1);
             session.probes = if session.timeouts > 1 { 2 } else { 1 };
             self.stats.tail_probes += 1;
-        }
-        if due(session.lost_at) {
-            self.find_lost(now, None, 0);
         }
     }
 

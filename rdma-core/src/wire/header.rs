@@ -72,8 +72,14 @@ impl Header {
             session: u32::from_be_bytes([s0, s1, s2, s3]),
             number: u64::from_be_bytes(number),
         };
+        if header.number > Self::NUMBER_MAX {
+            return Err(ParseError::Field("number"));
+        }
         Ok((header, body))
     }
+
+    /// Largest number: more than any link ever sends, and sums of two still fit.
+    pub const NUMBER_MAX: u64 = (1 << 62) - 1;
 
     /// The header as it goes on the wire.
     #[inline]
@@ -130,6 +136,7 @@ mod tests {
         assert_eq!(with(0, 2), Err(ParseError::Version(2)));
         assert_eq!(with(1, 9), Err(ParseError::Kind(9)));
         assert_eq!(with(2, 8), Err(ParseError::Field("flags")));
+        assert_eq!(with(8, 0x40), Err(ParseError::Field("number")));
         assert_eq!(with(3, 77).map(|header| header.session), Ok(9), "reserved");
     }
 
