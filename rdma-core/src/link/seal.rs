@@ -5,7 +5,7 @@
 //! derived from the pre-shared key and from what both sides drew at random. A key is replaced by one
 //! derived from it; a bit in the header says which of two successive keys sealed a frame.
 
-use aes_gcm::aead::AeadInPlace;
+use aes_gcm::aead::AeadInOut;
 use aes_gcm::{Aes256Gcm, KeyInit};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
@@ -127,7 +127,12 @@ impl Key {
         };
         // The tag is compared before anything is decrypted: a forged frame stays as it was.
         self.cipher
-            .decrypt_in_place_detached(&self.nonce(number).into(), head, body, (&*tag).into())
+            .decrypt_inout_detached(
+                &self.nonce(number).into(),
+                head,
+                body.into(),
+                (&*tag).into(),
+            )
             .map_err(|_| Forged)
     }
 }
@@ -219,7 +224,7 @@ impl Keys {
             return false;
         };
         let nonce = key.nonce(header.number).into();
-        match key.cipher.encrypt_in_place_detached(&nonce, head, body) {
+        match key.cipher.encrypt_inout_detached(&nonce, head, body.into()) {
             Ok(made) => {
                 tag.copy_from_slice(&made);
                 true
@@ -264,7 +269,7 @@ fn keyed(key: &[u8; 32], parts: &[&[u8]]) -> HmacSha256 {
     // HMAC pads a short key with zeros; a key of a whole block cannot fail.
     let mut block = [0; 64];
     block[..32].copy_from_slice(key);
-    let mut mac = <HmacSha256 as Mac>::new((&block).into());
+    let mut mac = HmacSha256::new((&block).into());
     for part in parts {
         mac.update(part);
     }
