@@ -40,7 +40,7 @@ pub(super) struct Handshake {
     waiting: VecDeque<Waiting>,
     tries: u32,
     pub(super) next_at: Option<Time>,
-    reset_at: Option<Time>,
+    asked_at: Option<Time>,
 }
 
 impl Handshake {
@@ -53,7 +53,7 @@ impl Handshake {
             waiting: VecDeque::with_capacity(WAITING_MAX),
             tries: 0,
             next_at: None,
-            reset_at: None,
+            asked_at: None,
         }
     }
 
@@ -90,6 +90,28 @@ impl Handshake {
         let echo = self.candidate.as_ref().map(credentials);
         self.say(self.own, echo, false);
         true
+    }
+
+    /// A DATA frame came for a session that is not there. True: the far end has made it with what was
+    /// drawn for the next one, and the HELLO that should have told was lost. It is asked to say it again.
+    pub(super) fn on_unknown(&mut self, now: Time, session: u32) -> bool {
+        if session != self.own.session {
+            return false;
+        }
+        if self.may_ask(now) {
+            let echo = self.candidate.as_ref().map(credentials);
+            self.say(self.own, echo, false);
+        }
+        true
+    }
+
+    /// Whether a frame that anybody can send may cause a HELLO now.
+    fn may_ask(&mut self, now: Time) -> bool {
+        let may = self.asked_at.is_none_or(|at| now.since(at) >= PAUSE);
+        if may {
+            self.asked_at = Some(now);
+        }
+        may
     }
 
     pub(super) fn has_more(&self) -> bool {
@@ -195,14 +217,9 @@ impl Link {
         if session.far.session != number {
             return Err(Dropped::Session);
         }
-        if self
-            .handshake
-            .reset_at
-            .is_some_and(|at| now.since(at) < PAUSE)
-        {
+        if !self.handshake.may_ask(now) {
             return Err(Dropped::Stale);
         }
-        self.handshake.reset_at = Some(now);
         let (own, far) = (session.own, credentials(&session.far));
         self.handshake.say(own, Some(far), false);
         Ok(())
@@ -245,6 +262,7 @@ pub(super) fn credentials(hello: &Hello) -> Credentials {
 impl Config {
     /// The longest frame that both drivers can.
     pub(super) fn frame_limit(&self, far: &Hello) -> usize {
-        self.max_frame.min(far.max_frame as usize).min(FRAME_MAX)
+        let limit = self.max_frame.min(far.max_frame as usize);
+        limit.clamp(Hello::MAX_FRAME_LEAST, FRAME_MAX)
     }
 }

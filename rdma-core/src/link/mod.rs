@@ -429,7 +429,7 @@ impl Link {
             return;
         }
         stream.state = state;
-        stream.state_sequence += 1;
+        stream.state_sequence = stream.state_sequence.saturating_add(1);
         if !stream.state_queued {
             stream.state_queued = true;
             let generation = stream.generation;

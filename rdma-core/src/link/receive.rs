@@ -1,6 +1,5 @@
 //! What a frame that arrived does.
 
-use super::hello::credentials;
 use super::received::Seen;
 use super::seal::Keys;
 use super::sent::StreamRef;
@@ -88,15 +87,7 @@ impl Link {
         frame: &mut [u8],
         memory: &mut impl Memory,
     ) -> Result<(), Dropped> {
-        let known = self
-            .session
-            .as_ref()
-            .is_some_and(|session| session.own.session == header.session);
-        let end = if known {
-            self.open_frame(header, frame)?
-        } else {
-            self.open_first_frame(now, header, frame)?
-        };
+        let end = self.open_frame(now, header, frame)?;
         let body = frame.get(HEADER_BYTES..end).unwrap_or(&[]);
         Operations::new(body).check().map_err(Dropped::Malformed)?;
         self.apply(now, header, body, memory)
@@ -104,9 +95,20 @@ impl Link {
 
     /// Checks number and seal of a frame of the session; gives the end of its body.
     #[inline]
-    fn open_frame(&mut self, header: &Header, frame: &mut [u8]) -> Result<usize, Dropped> {
-        let Some(session) = &mut self.session else {
-            return Err(Dropped::Session);
+    fn open_frame(
+        &mut self,
+        now: Time,
+        header: &Header,
+        frame: &mut [u8],
+    ) -> Result<usize, Dropped> {
+        let session = match &mut self.session {
+            Some(session) if session.own.session == header.session => session,
+            _ => {
+                if !self.handshake.on_unknown(now, header.session) {
+                    self.reset = Some(header.session);
+                }
+                return Err(Dropped::Session);
+            }
         };
         match session.received.look(header.number) {
             Seen::New => {}
@@ -120,45 +122,6 @@ impl Link {
             None if sealed => Err(Dropped::Sealed),
             None => Ok(frame.len()),
         }
-    }
-
-    /// A frame for the session that would come to be with the candidate: the HELLO that says that it has
-    /// was lost or overtaken.
-    fn open_first_frame(
-        &mut self,
-        now: Time,
-        header: &Header,
-        frame: &mut [u8],
-    ) -> Result<usize, Dropped> {
-        let own = self.handshake.own;
-        let candidate = match self.handshake.candidate {
-            Some(candidate) if own.session == header.session => candidate,
-            _ => {
-                self.reset = Some(header.session);
-                return Err(Dropped::Session);
-            }
-        };
-        let sealed = header.flags & flag::SEALED != 0;
-        let end = match &self.config.key {
-            Some(_) if !sealed => return Err(Dropped::Unsealed),
-            Some(key) => {
-                let mut keys = Keys::new(key, &own, &credentials(&candidate));
-                let end = open_sealed(&mut keys, header, frame)?;
-                self.establish(now, candidate);
-                if let Some(session) = &mut self.session {
-                    session.keys = Some(keys);
-                }
-                end
-            }
-            None if sealed => return Err(Dropped::Sealed),
-            None => {
-                let body = frame.get(HEADER_BYTES..).unwrap_or(&[]);
-                Operations::new(body).check().map_err(Dropped::Malformed)?;
-                self.establish(now, candidate);
-                frame.len()
-            }
-        };
-        Ok(end)
     }
 
     #[inline]

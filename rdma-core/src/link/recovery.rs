@@ -158,7 +158,7 @@ impl Link {
             }
             at(session.lost_at);
             at(self.tail_at());
-            at(session.path.again_at());
+            at(self.look_again_at());
             at(self.keep_alive_at());
             at(self.silent_at());
         }
@@ -188,12 +188,13 @@ impl Link {
             self.find_lost(now, None, 0);
         }
         let (tail, keep_alive) = (due(self.tail_at()), due(self.keep_alive_at()));
+        let look_again = due(self.look_again_at());
         let Some(session) = &mut self.session else {
             return;
         };
         session.ack.now |= due(session.ack.at);
         session.ping |= keep_alive;
-        if due(session.path.again_at()) {
+        if look_again {
             session.path.look_again();
         }
         if tail {
@@ -224,6 +225,12 @@ impl Link {
                 .max(session.asked_at)
                 .plus(session.idle_timeout / 3)
         })
+    }
+
+    /// When to look whether the path carries more: only if streams would gain by it.
+    fn look_again_at(&self) -> Option<Time> {
+        let session = self.session.as_ref()?;
+        (self.streams.open() > 0).then(|| session.path.again_at())?
     }
 
     /// When silence becomes news.

@@ -172,7 +172,8 @@ impl Link {
         };
         let limit = size - session.tag();
         head.bytes.extend_from_slice(&[0; HEADER_BYTES]);
-        if session.ack.frames > 0 {
+        let acks = session.ack.frames > 0;
+        if acks {
             self.put_ack(now, head);
         }
         let before = head.bytes.len();
@@ -190,6 +191,9 @@ impl Link {
         };
         if let Some(turn) = turn {
             self.put_write(turn, limit, schedule, head, &mut sending);
+        }
+        if !acks && !sending.asks {
+            return None;
         }
         self.finish(now, head, sending)
     }
