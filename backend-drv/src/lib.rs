@@ -10,12 +10,13 @@
 //!   from the kernel. Output: [`broker::Action`]. No I/O, no clock.
 //! * [`accounts`], [`ledger`]: what each user may still have, and what the tools ask about; written
 //!   by the event loop and read by the [`reporter`]'s thread, which writes each [`report`].
-//! * [`memory`], [`shared`]: mapped memory; `memory` holds the only unsafe code of the crate.
+//! * [`memory`], [`shared`]: mapped memory; all unsafe code of the crate is in `memory` and in [`nic::sys`].
 //! * [`sock_diag`], [`identity`]: questions to the kernel, and checks of what clients send.
 //! * [`packet`], [`doorbell`], [`throttle`]: descriptors, messages and log lines, in bounded ways.
 //! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
 //!   for idle programs what that leaves to be sent.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
+//! * [`nic`]: how frames come to the daemons of other hosts.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
 //!
 //! Everything a client sends is hostile until checked. A client can lose its own connection, its own
@@ -37,6 +38,7 @@ pub mod ledger;
 pub mod listener;
 pub mod memory;
 pub mod namespaces;
+pub mod nic;
 pub mod packet;
 pub mod pairing;
 pub mod privileges;

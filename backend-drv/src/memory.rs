@@ -1,5 +1,5 @@
 //! What the compiler cannot check: mapping memory and sending from it, adopting an inherited descriptor,
-//! and one socket option. The only unsafe code of the crate.
+//! and one socket option. With `nic::sys` the only unsafe code of the crate.
 //!
 //! A [`Mapping`] is made of private memory, or of memory whose size is sealed, so that no other holder can make a
 //! page disappear under the daemon, and it gives out references no longer than it lives.

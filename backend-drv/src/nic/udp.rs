@@ -1,0 +1,483 @@
+//! Frames as UDP datagrams, one each.
+//!
+//! Out: successive frames to one address and of one size are one message, which the kernel cuts up as late as it can
+//! (UDP_SEGMENT); several messages are one call. In: the kernel joins what came (UDP_GRO), and several messages are
+//! one call. Where the kernel or the route cannot segment, every frame is a message of its own.
+//!
+//! No frame is ever fragmented: path MTU discovery is in probe mode, in which the kernel refuses what is longer than
+//! the interface allows and believes nobody else. What passes further on is found out by the link.
+
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::libc;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::mtu::Mtu;
+use super::sys::{self, Inbox, Outbox, Run};
+use super::{Address, Nic, NicStats, Outgoing, Sink};
+
+/// A UDP socket.
+#[derive(Debug)]
+pub struct Udp {
+    socket: UdpSocket,
+    address: SocketAddr,
+    mtu: Mtu,
+    /// The kernel can cut messages up.
+    segments: bool,
+    /// The last send did not take everything.
+    full: bool,
+    outbox: Outbox,
+    runs: Vec<Run>,
+    inbox: Inbox,
+    /// What the socket said last about losses.
+    lost: u32,
+    stats: NicStats,
+}
+
+impl Udp {
+    /// Binds `address`; frames are at most `max_frame` bytes long, if that is said.
+    ///
+    /// # Errors
+    /// The address cannot be had, or the socket not be set up.
+    pub fn open(address: SocketAddr, max_frame: Option<usize>) -> io::Result<Self> {
+        let socket = UdpSocket::bind(address)?;
+        socket.set_nonblocking(true)?;
+        let address = socket.local_addr()?;
+        never_fragment(&socket, address.ip())?;
+        enlarge(&socket);
+        // Both are missing in old kernels, and then not needed for anything but speed.
+        let segments = sys::set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
+        if setsockopt(&socket, sockopt::UdpGroSegment, &true).is_err() || !segments {
+            tracing::info!(%address, "the kernel has no UDP segmentation: slower");
+        }
+        if let Err(error) = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1) {
+            tracing::debug!(%error, "SO_RXQ_OVFL");
+        }
+        let overhead = match address.ip() {
+            IpAddr::V4(_) => UDP_HEADER + IPV4_HEADER,
+            IpAddr::V6(_) => UDP_HEADER + IPV6_HEADER,
+        };
+        let limit = max_frame.unwrap_or(usize::MAX).min(IP_MAX - overhead);
+        let mtu = Mtu::of_address(&socket, address.ip(), overhead, limit)?;
+        Ok(Self {
+            socket,
+            address,
+            mtu,
+            segments,
+            full: false,
+            outbox: Outbox::default(),
+            runs: Vec::new(),
+            inbox: Inbox::new(MESSAGES_MAX),
+            lost: 0,
+            stats: NicStats::default(),
+        })
+    }
+
+    /// The address as this socket's family writes it; `None` if it cannot.
+    fn reachable(&self, to: Address) -> Option<SocketAddr> {
+        match (to, self.address) {
+            (Address::Udp(to @ SocketAddr::V4(_)), SocketAddr::V4(_))
+            | (Address::Udp(to @ SocketAddr::V6(_)), SocketAddr::V6(_)) => Some(to),
+            (Address::Udp(SocketAddr::V4(to)), SocketAddr::V6(_)) => {
+                let ip: Ipv6Addr = to.ip().to_ipv6_mapped();
+                Some(SocketAddr::V6(SocketAddrV6::new(ip, to.port(), 0, 0)))
+            }
+            (Address::Udp(SocketAddr::V6(_)), SocketAddr::V4(_)) | (Address::Mac(_), _) => None,
+        }
+    }
+
+    /// Divides the batch, from frame `first` on, into as many messages as one call takes; returns where it stopped.
+    /// Frames that this socket cannot send to are lost once they are the first.
+    fn plan(&mut self, batch: &[Outgoing<'_>], mut first: usize, segments: bool) -> usize {
+        self.runs.clear();
+        while let Some(rest) = batch.get(first..).filter(|rest| !rest.is_empty()) {
+            if self.runs.len() == MESSAGES_MAX {
+                break;
+            }
+            let (frames, segment) = next_run(rest, if segments { SEGMENTS_MAX } else { 1 });
+            match rest.first().and_then(|frame| self.reachable(frame.to)) {
+                Some(to) => self.runs.push(Run {
+                    to,
+                    first,
+                    frames,
+                    segment,
+                }),
+                None if self.runs.is_empty() => self.stats.send_drops += frames as u64,
+                None => break,
+            }
+            first += frames;
+        }
+        first
+    }
+
+    /// Counts what the first `sent` messages carried.
+    fn count(&mut self, batch: &[Outgoing<'_>], sent: usize) {
+        for run in self.runs.iter().take(sent) {
+            let frames = batch.iter().skip(run.first).take(run.frames);
+            self.stats.sent_bytes += frames.map(|frame| frame.len() as u64).sum::<u64>();
+            self.stats.sent_frames += run.frames as u64;
+        }
+    }
+
+    /// The message of `run` was refused. Says what to do about it.
+    fn refused(&mut self, run: &Run, error: &io::Error) -> Refusal {
+        match error.raw_os_error() {
+            Some(libc::EAGAIN) => Refusal::Full,
+            Some(libc::EINTR) => Refusal::Again,
+            // The message is too long for what the interface is now, or the way to this address cannot segment.
+            Some(libc::EMSGSIZE | libc::EINVAL | libc::EIO | libc::EOPNOTSUPP)
+                if run.segment.is_some() =>
+            {
+                if error.raw_os_error() == Some(libc::EIO) {
+                    tracing::info!(address = %self.address, to = %run.to, "no UDP segmentation: slower");
+                    self.segments = false;
+                }
+                Refusal::Apart
+            }
+            Some(libc::EMSGSIZE) => {
+                self.mtu.look(&self.socket);
+                Refusal::Lost
+            }
+            Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::ENOMEM) => Refusal::Broken,
+            // An earlier frame met nobody, or a queue on the way out is full, or there is no route at present, or a
+            // filter forbids it: for the link, all of that is loss.
+            _ => Refusal::Lost,
+        }
+    }
+}
+
+/// What to do about a message that the kernel did not take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Wait until the socket is writable.
+    Full,
+    /// Try at once.
+    Again,
+    /// Send its frames one by one.
+    Apart,
+    /// Go on without it.
+    Lost,
+    /// The socket is of no use.
+    Broken,
+}
+
+impl Nic for Udp {
+    fn address(&self) -> Address {
+        Address::Udp(self.address)
+    }
+
+    fn max_frame(&self) -> usize {
+        self.mtu.max_frame()
+    }
+
+    fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
+        self.mtu.refresh(&self.socket);
+        self.full = false;
+        let mut taken = 0;
+        // Frames before this one go one by one.
+        let mut apart_until = 0;
+        while taken < batch.len() {
+            let apart = taken < apart_until;
+            let end = if apart { apart_until } else { batch.len() };
+            let part = batch.get(..end).unwrap_or(batch);
+            let planned = self.plan(part, taken, self.segments && !apart);
+            if self.runs.is_empty() {
+                taken = planned;
+                continue;
+            }
+            self.stats.send_calls += 1;
+            match self.outbox.send(&self.socket, batch, &self.runs) {
+                Ok(sent) => {
+                    self.count(batch, sent);
+                    taken = self.runs.get(sent).map_or(planned, |run| run.first);
+                }
+                Err(error) => {
+                    let Some(run) = self.runs.first().copied() else {
+                        continue;
+                    };
+                    match self.refused(&run, &error) {
+                        Refusal::Full => {
+                            self.full = true;
+                            return Ok(run.first);
+                        }
+                        Refusal::Again => {}
+                        Refusal::Apart => apart_until = run.first + run.frames,
+                        Refusal::Lost => {
+                            self.stats.send_drops += run.frames as u64;
+                            taken = run.first + run.frames;
+                        }
+                        Refusal::Broken => return Err(error),
+                    }
+                }
+            }
+        }
+        Ok(taken)
+    }
+
+    fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
+        self.stats.receive_calls += 1;
+        let datagrams = match self.inbox.receive(&self.socket) {
+            Ok(datagrams) => datagrams,
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::ENOMEM) => Err(error),
+                    // Nothing there, or an error of an earlier frame, which this call has taken away.
+                    _ => Ok(0),
+                };
+            }
+        };
+        let stats = &mut self.stats;
+        let before = stats.received_frames;
+        let lost = &mut self.lost;
+        datagrams.for_each(|message| {
+            if let Some(now) = message.lost {
+                stats.receive_drops += u64::from(now.wrapping_sub(*lost));
+                *lost = now;
+            }
+            let Some(from) = message.from.filter(|_| !message.cut) else {
+                stats.malformed += 1;
+                return;
+            };
+            stats.received_bytes += message.bytes.len() as u64;
+            for frame in message.bytes.chunks_mut(message.segment) {
+                stats.received_frames += 1;
+                sink(Address::Udp(from), frame);
+            }
+        });
+        usize::try_from(self.stats.received_frames - before)
+            .map_err(|_| io::ErrorKind::Other.into())
+    }
+
+    fn readiness(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    fn wants_write(&self) -> bool {
+        self.full
+    }
+
+    fn stats(&self) -> NicStats {
+        self.stats
+    }
+}
+
+/// The longest run at the beginning of `frames` that can be one message: one address, one size, of which the last may
+/// fall short. Returns how many frames, and where to cut.
+fn next_run(frames: &[Outgoing<'_>], segments_max: usize) -> (usize, Option<u16>) {
+    let Some(first) = frames.first() else {
+        return (0, None);
+    };
+    let segment = first.len();
+    let mut bytes = 0;
+    let mut count = 0;
+    for frame in frames.iter().take(segments_max) {
+        let len = frame.len();
+        if frame.to != first.to || len > segment || bytes + len > MESSAGE_MAX {
+            break;
+        }
+        // An empty datagram cannot be a part of a message.
+        if len == 0 && count > 0 {
+            break;
+        }
+        bytes += len;
+        count += 1;
+        if len < segment {
+            break;
+        }
+    }
+    match u16::try_from(segment) {
+        Ok(segment) if count > 1 => (count, Some(segment)),
+        _ => (1, None),
+    }
+}
+
+/// Never fragments, never asks for it, and believes no router about the path.
+fn never_fragment(socket: &UdpSocket, ip: IpAddr) -> io::Result<()> {
+    let probe = libc::IP_PMTUDISC_PROBE;
+    if ip.is_ipv6() {
+        let name = libc::IPV6_MTU_DISCOVER;
+        sys::set_option(socket, libc::IPPROTO_IPV6, name, libc::IPV6_PMTUDISC_PROBE)?;
+        // For IPv4 addresses over the same socket; an IPv6-only one refuses.
+        let _ = sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe);
+        return Ok(());
+    }
+    sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)
+}
+
+/// Asks for big buffers: beyond the system's limit if allowed, else up to it.
+fn enlarge(socket: &UdpSocket) {
+    if setsockopt(socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
+        let _ = setsockopt(socket, sockopt::RcvBuf, &BUFFER_BYTES);
+    }
+    if setsockopt(socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
+        let _ = setsockopt(socket, sockopt::SndBuf, &BUFFER_BYTES);
+    }
+}
+
+const UDP_HEADER: usize = 8;
+const IPV4_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
+/// What the length field of IP can say.
+const IP_MAX: usize = 65_535;
+/// Bytes that one message may have: the longest datagram over IPv4, less than that over IPv6.
+const MESSAGE_MAX: usize = IP_MAX - UDP_HEADER - IPV6_HEADER;
+/// Most frames that the kernel cuts one message into (UDP_MAX_SEGMENTS of the oldest kernels that can).
+const SEGMENTS_MAX: usize = 64;
+/// Messages per call, out and in.
+const MESSAGES_MAX: usize = 16;
+/// Room for what arrives while we are busy: a few milliseconds at 20 Gbit/s.
+const BUFFER_BYTES: usize = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nic::Slice;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    fn frames(to: SocketAddr, sizes: &[usize]) -> Vec<Outgoing<'static>> {
+        static BYTES: [u8; IP_MAX] = [0; IP_MAX];
+        let frame = |size: &usize| Outgoing::of_head(Address::Udp(to), &BYTES[..*size]);
+        sizes.iter().map(frame).collect()
+    }
+
+    #[test]
+    fn runs_are_of_one_size_and_address() {
+        let (a, b) = ("10.0.0.1:1", "10.0.0.2:1");
+        let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
+        let run = |sizes: &[usize]| next_run(&frames(a, sizes), SEGMENTS_MAX);
+        assert_eq!(run(&[]), (0, None));
+        assert_eq!(run(&[100]), (1, None));
+        assert_eq!(run(&[100, 100, 100]), (3, Some(100)));
+        assert_eq!(run(&[100, 100, 60, 100]), (3, Some(100)));
+        assert_eq!(run(&[100, 101]), (1, None));
+        assert_eq!(run(&[0, 0]), (1, None));
+        assert_eq!(run(&[50, 0]), (1, None));
+        assert_eq!(run(&[8972; 10]), (7, Some(8972)));
+        assert_eq!(run(&[1000; 100]), (64, Some(1000)));
+        assert_eq!(run(&[65_507, 65_507]), (1, None));
+        let mut mixed = frames(a, &[9, 9]);
+        mixed.extend(frames(b, &[9]));
+        assert_eq!(next_run(&mixed, SEGMENTS_MAX), (2, Some(9)));
+        assert_eq!(next_run(&mixed, 1), (1, None));
+    }
+
+    /// What arrives until `bytes` bytes are there, or nothing more comes.
+    fn collect(nic: &mut Udp, bytes: usize) -> Vec<(Address, Vec<u8>)> {
+        let mut got = Vec::new();
+        let mut sum = 0;
+        while sum < bytes {
+            let mut fds = [PollFd::new(nic.readiness(), PollFlags::POLLIN)];
+            if poll(&mut fds, PollTimeout::from(2000u16)).unwrap() == 0 {
+                break;
+            }
+            let mut sink = |from, frame: &mut [u8]| {
+                sum += frame.len();
+                got.push((from, frame.to_vec()));
+            };
+            nic.receive(&mut sink).unwrap();
+        }
+        got
+    }
+
+    fn numbered(number: u8, len: usize) -> Vec<u8> {
+        let mut bytes = vec![number; len];
+        bytes[len / 2] = 0xff;
+        bytes
+    }
+
+    /// Frames of many sizes with payload in two runs, with and without segmentation by the kernel.
+    fn exchange(one: &str, two: &str, segments: bool) {
+        let mut near = Udp::open(one.parse().unwrap(), None).unwrap();
+        let mut far = Udp::open(two.parse().unwrap(), None).unwrap();
+        near.segments &= segments;
+        let to = far.address();
+        let sizes = [
+            1200, 1200, 1200, 700, 700, 9000, 9000, 9000, 40_000, 40_000, 5, 64, 64,
+        ];
+        let bytes: Vec<Vec<u8>> = (0..).zip(sizes).map(|(n, len)| numbered(n, len)).collect();
+        let batch: Vec<_> = bytes
+            .iter()
+            .map(|bytes| {
+                let (head, rest) = bytes.split_at(bytes.len() / 3);
+                let (first, second) = rest.split_at(rest.len() / 2);
+                Outgoing {
+                    to,
+                    head,
+                    payload: [Slice::of_bytes(first), Slice::of_bytes(second)],
+                }
+            })
+            .collect();
+        assert_eq!(near.send(&batch).unwrap(), batch.len());
+        assert!(!near.wants_write());
+        let got = collect(&mut far, sizes.iter().sum());
+        let whole: Vec<_> = got.iter().map(|(_, bytes)| bytes.clone()).collect();
+        assert!(
+            whole == bytes,
+            "{:?}",
+            whole.iter().map(Vec::len).collect::<Vec<_>>()
+        );
+        assert!(got.iter().all(|(from, _)| *from == near.address()));
+        let (sent, received) = (near.stats(), far.stats());
+        assert_eq!(sent.sent_frames, 13);
+        assert_eq!(sent.sent_bytes, received.received_bytes);
+        assert_eq!((sent.send_drops, received.malformed), (0, 0));
+    }
+
+    #[test]
+    fn frames_arrive_whole_over_ipv4() {
+        exchange("127.0.0.1:0", "127.0.0.1:0", true);
+        exchange("127.0.0.1:0", "127.0.0.1:0", false);
+    }
+
+    #[test]
+    fn frames_arrive_whole_over_ipv6() {
+        if UdpSocket::bind("[::1]:0").is_err() {
+            println!("skipped: no IPv6");
+            return;
+        }
+        exchange("[::1]:0", "[::1]:0", true);
+        exchange("[::1]:0", "[::1]:0", false);
+    }
+
+    #[test]
+    fn an_ipv6_socket_reaches_ipv4() {
+        let Ok(mut near) = Udp::open("[::]:0".parse().unwrap(), None) else {
+            println!("skipped: no IPv6");
+            return;
+        };
+        let mut far = Udp::open("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let head = [3; 100];
+        let batch = [Outgoing::of_head(far.address(), &head); 5];
+        assert_eq!(near.send(&batch).unwrap(), 5);
+        let got = collect(&mut far, 500);
+        assert_eq!(got.len(), 5);
+        let (from, _) = got[0];
+        let answer = [Outgoing::of_head(from, &[4; 9])];
+        assert_eq!(far.send(&answer).unwrap(), 1);
+        assert_eq!(collect(&mut near, 9), [(far.address(), vec![4; 9])]);
+    }
+
+    #[test]
+    fn what_the_network_refuses_is_loss() {
+        let mut near = Udp::open("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let mut far = Udp::open("127.0.0.1:0".parse().unwrap(), None).unwrap();
+        let long = vec![1; 65_508];
+        let nobody = {
+            let closed = UdpSocket::bind("127.0.0.1:0").unwrap();
+            Address::Udp(closed.local_addr().unwrap())
+        };
+        let batch = [
+            Outgoing::of_head(far.address(), &long),
+            Outgoing::of_head(nobody, &[0; 10]),
+            Outgoing::of_head(Address::Mac([2; 6]), &[0; 10]),
+            Outgoing::of_head(Address::Udp("[2001:db8::1]:1".parse().unwrap()), &[0; 10]),
+            Outgoing::of_head(far.address(), &[7; 10]),
+        ];
+        assert_eq!(near.send(&batch).unwrap(), 5);
+        assert_eq!(near.stats().send_drops, 3);
+        assert_eq!(collect(&mut far, 10), [(near.address(), vec![7; 10])]);
+        assert_eq!(near.receive(&mut |_, _| {}).unwrap(), 0);
+    }
+}
