@@ -13,12 +13,15 @@
 //!
 //! [`open`] is the only place that lists the drivers.
 
+pub mod ethernet;
 pub mod faults;
 pub mod frame;
 pub mod loopback;
 pub mod mtu;
 pub mod sys;
 pub mod udp;
+#[cfg(test)]
+mod veth;
 
 use std::fmt;
 use std::io;
@@ -28,6 +31,7 @@ use std::time::Instant;
 
 pub use frame::{Outgoing, Slice};
 
+use ethernet::Ethernet;
 use faults::{FaultSettings, Faults};
 use udp::Udp;
 
@@ -140,6 +144,11 @@ pub enum Driver {
         /// The address to use; port 0 is any.
         bind: SocketAddr,
     },
+    /// [`ethernet`].
+    Ethernet {
+        /// The interface's name.
+        interface: String,
+    },
 }
 
 impl NicConfig {
@@ -164,6 +173,14 @@ pub enum NicError {
         /// Why.
         source: io::Error,
     },
+    /// Ethernet.
+    #[error("cannot use Ethernet frames on {interface}: {source}")]
+    Ethernet {
+        /// Where.
+        interface: String,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 /// Opens a NIC with the middleware that `config` asks for.
@@ -176,6 +193,13 @@ pub fn open(config: &NicConfig) -> Result<Box<dyn Nic>, NicError> {
             let nic = Udp::open(*bind, config.max_frame);
             Box::new(nic.map_err(|source| NicError::Udp {
                 bind: *bind,
+                source,
+            })?)
+        }
+        Driver::Ethernet { interface } => {
+            let nic = Ethernet::open(interface, config.max_frame);
+            Box::new(nic.map_err(|source| NicError::Ethernet {
+                interface: interface.clone(),
                 source,
             })?)
         }

@@ -334,6 +334,7 @@ const BUFFER_BYTES: usize = 8 << 20;
 mod tests {
     use super::*;
     use crate::nic::Slice;
+    use crate::nic::veth::{ADDRESSES, Veth};
     use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
     fn frames(to: SocketAddr, sizes: &[usize]) -> Vec<Outgoing<'static>> {
@@ -457,6 +458,38 @@ mod tests {
         let answer = [Outgoing::of_head(from, &[4; 9])];
         assert_eq!(far.send(&answer).unwrap(), 1);
         assert_eq!(collect(&mut near, 9), [(far.address(), vec![4; 9])]);
+    }
+
+    #[test]
+    fn frames_cross_a_network_as_long_as_its_mtu_allows() {
+        for mtu in [1500, 9000] {
+            let Some(veth) = Veth::new(mtu) else {
+                return;
+            };
+            let (mut near, mut far) = veth.open(|end| {
+                let address = format!("{}:7447", ADDRESSES[end]);
+                Udp::open(address.parse().unwrap(), None).unwrap()
+            });
+            assert_eq!(near.max_frame(), mtu - 28);
+            let head = vec![7; mtu];
+            let whole = Outgoing::of_head(far.address(), &head[..mtu - 28]);
+            // While addresses are resolved, little is kept.
+            assert_eq!(near.send(&[whole]).unwrap(), 1);
+            assert_eq!(collect(&mut far, mtu - 28).len(), 1);
+            assert_eq!(near.send(&[whole; 100]).unwrap(), 100);
+            let got = collect(&mut far, 100 * (mtu - 28));
+            assert_eq!(got.len(), 100);
+            // One byte more is too long, alone and among others.
+            let long = Outgoing::of_head(far.address(), &head[..mtu - 27]);
+            assert_eq!(near.send(&[long, long, long, whole]).unwrap(), 4);
+            assert_eq!(collect(&mut far, mtu - 28).len(), 1);
+            assert_eq!(near.stats().send_drops, 3);
+            // The interface's MTU shrinks: noticed by the first frame that is too long.
+            assert!(veth.ip(0, "link set one mtu 1400"));
+            assert_eq!(near.send(&[whole, whole]).unwrap(), 2);
+            assert_eq!(near.max_frame(), 1400 - 28);
+            assert_eq!(near.stats().send_drops, 5);
+        }
     }
 
     #[test]

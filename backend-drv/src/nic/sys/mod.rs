@@ -2,6 +2,7 @@
 //!
 //! * [`Slice`]: payload in memory that others write.
 //! * [`Outbox`], [`Inbox`]: many datagrams per call, cut and joined by the kernel.
+//! * [`PacketRings`], [`packet_socket()`]: Ethernet frames in memory shared with the kernel.
 //! * this file: numbers that the kernel is asked for.
 
 #![expect(
@@ -11,6 +12,8 @@
 
 mod inbox;
 mod outbox;
+mod packet_ring;
+mod packet_socket;
 mod slice;
 mod socket_address;
 
@@ -21,6 +24,8 @@ use nix::libc;
 
 pub use inbox::{Datagrams, Inbox, Message};
 pub use outbox::{Outbox, Run};
+pub use packet_ring::{Arrived, PacketRings};
+pub use packet_socket::{bind_packet, interface_mac, packet_drops, packet_socket};
 pub use slice::Slice;
 
 /// The MTU of an interface in the network namespace of `socket`.
