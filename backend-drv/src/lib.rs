@@ -16,7 +16,7 @@
 //! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
 //!   for idle programs what that leaves to be sent.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
-//! * [`nic`]: how frames come to the daemons of other hosts.
+//! * [`nic`]: how frames come to the daemons of other hosts; [`raw_bench`] measures them.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
 //!
 //! Everything a client sends is hostile until checked. A client can lose its own connection, its own
@@ -42,6 +42,7 @@ pub mod nic;
 pub mod packet;
 pub mod pairing;
 pub mod privileges;
+pub mod raw_bench;
 pub mod report;
 pub mod reporter;
 pub mod rescue;

@@ -9,15 +9,18 @@ use anyhow::Context;
 use backend_drv::config::{Config, DEFAULT_FILE};
 use backend_drv::daemon::{Daemon, Options};
 use backend_drv::listener::{self, Access, Listener};
+use backend_drv::raw_bench::{self, RawArgs};
 use backend_drv::{memory, namespaces, privileges};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 /// Pairs the TCP connections of programs that run under libviaduct.so and gives both ends shared
 /// memory to talk through.
 #[derive(Parser, Debug)]
-#[command(version)]
+#[command(version, args_conflicts_with_subcommands = true)]
 struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Configuration file [default: /etc/viaduct/viaductd.toml, if it exists]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -41,11 +44,21 @@ struct Args {
     log: Option<String>,
 }
 
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// What `viaduct bench raw` runs
+    #[command(hide = true, bin_name = "viaduct bench raw")]
+    BenchRaw(RawArgs),
+}
+
 /// Exit code for a configuration that cannot be used.
 const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if let Some(Command::BenchRaw(raw)) = &args.command {
+        return finish(raw_bench::run(raw).and_then(|result| say(&result)));
+    }
     let config = match load(&args) {
         Ok(config) => config,
         Err(error) => {
@@ -60,6 +73,10 @@ fn main() -> ExitCode {
     } else {
         serve(&args, &config)
     };
+    finish(result)
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
