@@ -29,6 +29,10 @@ id! {
     ConnectionId(u64)
 }
 id! {
+    /// A backend on another host, as this one numbers them.
+    PeerId(u32)
+}
+id! {
     /// A piece of memory that holds the connections of one pair of programs; never 0.
     ArenaId(u32)
 }

@@ -12,9 +12,11 @@
 //!   by the event loop and read by the [`reporter`]'s thread, which writes each [`report`].
 //! * [`memory`], [`shared`]: mapped memory; all unsafe code of the crate is in `memory` and in [`nic::sys`].
 //! * [`sock_diag`], [`identity`]: questions to the kernel, and checks of what clients send.
+//! * [`wake`]: waking programs.
 //! * [`packet`], [`doorbell`], [`throttle`]: descriptors, messages and log lines, in bounded ways.
 //! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
 //!   for idle programs what that leaves to be sent.
+//! * [`relay`]: connections to other hosts.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
 //! * [`nic`]: how frames come to the daemons of other hosts; [`raw_bench`] measures them.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
@@ -43,11 +45,13 @@ pub mod packet;
 pub mod pairing;
 pub mod privileges;
 pub mod raw_bench;
+pub mod relay;
 pub mod report;
 pub mod reporter;
 pub mod rescue;
 pub mod shared;
 pub mod sock_diag;
 pub mod throttle;
+pub mod wake;
 pub mod withdrawal;
 pub mod workers;

@@ -12,6 +12,7 @@
 use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use nix::libc;
 use rdma_core::mem::{Region, Shared};
@@ -106,6 +107,11 @@ impl Mapping {
         self.region.len()
     }
 
+    /// The memory as a region, for [`Held`].
+    const fn region(&self) -> Region {
+        self.region
+    }
+
     /// Whether nothing is mapped; never the case.
     pub const fn is_empty(&self) -> bool {
         self.region.is_empty()
@@ -119,6 +125,36 @@ impl Drop for Mapping {
         if let Err(error) = unsafe { rustix::mm::munmap(base, self.region.len()) } {
             tracing::warn!(%error, "munmap of shared memory");
         }
+    }
+}
+
+/// Something that was made of mapped memory, and the mapping, which lives as long. What it gives out must not be
+/// kept longer.
+#[derive(Debug)]
+pub struct Held<T> {
+    // Dropped first.
+    value: T,
+    _mapping: Arc<Mapping>,
+}
+
+impl<T> Held<T> {
+    /// What `make` makes of the memory of `mapping`.
+    pub fn new(mapping: Arc<Mapping>, make: impl FnOnce(Region) -> Option<T>) -> Option<Self> {
+        let value = make(mapping.region())?;
+        Some(Self {
+            value,
+            _mapping: mapping,
+        })
+    }
+
+    /// It.
+    pub const fn get(&self) -> &T {
+        &self.value
+    }
+
+    /// It, to be changed.
+    pub const fn get_mut(&mut self) -> &mut T {
+        &mut self.value
     }
 }
 

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use rdma_core::event::{CONTEXT_STRIDE, EVENT_BYTES, EventContext};
 use rdma_core::layout::{
-    CONN_MAGIC, ConnHeader, End, EndWords, LAYOUT_VERSION, ProducerWords, conn_bytes, end_offset,
-    ring_offset,
+    CONN_MAGIC, ConnHeader, ConnView, End, EndWords, LAYOUT_VERSION, ProducerWords, conn_bytes,
+    end_offset, ring_offset,
 };
 use rdma_core::slot::{ARENA_BYTES, ARENA_HEADER_BYTES, ArenaHeader, SLOT_BYTES, SLOTS, Slot};
 use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
 
-use crate::memory::Mapping;
+use crate::memory::{Held, Mapping};
 
 /// Slots copied at once.
 const COPY_SLOTS: u32 = 128;
@@ -147,7 +147,7 @@ impl EventMemory {
 #[derive(Debug)]
 pub struct ConnectionArena {
     memory: Arc<OwnedFd>,
-    mapping: Mapping,
+    mapping: Arc<Mapping>,
 }
 
 impl ConnectionArena {
@@ -161,7 +161,7 @@ impl ConnectionArena {
         let mapping = Mapping::of_sealed(&memory, len)?;
         Ok(Self {
             memory: Arc::new(memory),
-            mapping,
+            mapping: Arc::new(mapping),
         })
     }
 
@@ -207,6 +207,19 @@ impl ConnectionArena {
         let bytes = conn_bytes(1 << ring_log2) as u64;
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(self.fd(), how, offset, bytes)?)
+    }
+
+    /// What `make` makes of the connection at `offset`, as `end` sees it.
+    pub fn hold<T>(
+        &self,
+        (offset, ring_log2, end): (u64, u32, End),
+        make: impl FnOnce(ConnView) -> Option<T>,
+    ) -> Option<Held<T>> {
+        let offset = usize::try_from(offset).ok()?;
+        Held::new(Arc::clone(&self.mapping), |region| {
+            let part = region.part(offset, conn_bytes(1 << ring_log2))?;
+            make(ConnView::new(&part, end, ring_log2)?)
+        })
     }
 
     /// The words of one end of the connection at `offset`.

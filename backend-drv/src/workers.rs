@@ -19,7 +19,7 @@ use crate::carving::Place;
 use crate::daemon::Task;
 use crate::doorbell;
 use crate::ids::{ConnectionId, RegistrationId};
-use crate::pairing::{Comparison, Sample, Tuple, same_stream};
+use crate::pairing::{Comparison, Sample, Stream, Tuple, same_stream};
 use crate::rescue::{Rescue, Rescued};
 use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
@@ -59,6 +59,8 @@ pub enum Job {
         /// The other.
         right: Side,
     },
+    /// See what the kernel says of one end.
+    Sample(Side),
     /// Take all pages of a connection.
     Allocate {
         /// The connection.
@@ -93,6 +95,8 @@ pub enum Job {
 pub enum Outcome {
     /// See [`Job::Compare`].
     Compared(RegistrationId, RegistrationId, Comparison),
+    /// See [`Job::Sample`]; `None`: it is not established any more.
+    Sampled(RegistrationId, Option<Stream>),
     /// See [`Job::Allocate`].
     Allocated(ConnectionId, io::Result<()>),
     /// See [`Job::Clear`].
@@ -266,6 +270,10 @@ fn perform(diag: &mut SockDiag, job: Job) -> Outcome {
         Job::Compare { left, right } => {
             let result = compare(diag, &left, &right);
             Outcome::Compared(left.id, right.id, result)
+        }
+        Job::Sample(side) => {
+            let stream = sample(diag, &side).and_then(|sample| sample.stream);
+            Outcome::Sampled(side.id, stream)
         }
         Job::Allocate {
             connection,

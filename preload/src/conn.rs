@@ -72,6 +72,10 @@ pub(crate) struct Conn {
     dead: AtomicU32,
     /// Where the far end's ring stream ends although it never said so: it died.
     pub final_tail: AtomicU64,
+    /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
+    pub over_since: AtomicU64,
+    /// Not 0: a backend relays the connection.
+    relayed: AtomicU32,
     /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
     pub kept: AtomicI32,
     /// Epoll sets (index + 1) that hold the connection.
@@ -113,6 +117,8 @@ impl Conn {
             pending_error: AtomicI32::new(0),
             dead: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
+            over_since: AtomicU64::new(0),
+            relayed: AtomicU32::new(0),
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
@@ -139,6 +145,7 @@ impl Conn {
         self.pending_error.store(0, Ordering::Relaxed);
         self.dead.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
+        self.over_since.store(0, Ordering::Relaxed);
         for set in &self.sets {
             set.store(0, Ordering::Relaxed);
         }
@@ -212,7 +219,14 @@ impl Conn {
     }
 
     /// Attaches the connection's memory; once.
-    pub(crate) fn attach(&self, view: ConnView, peer: u32, session: u32, arena: u32) {
+    pub(crate) fn attach(
+        &self,
+        view: ConnView,
+        (peer, relayed): (u32, bool),
+        session: u32,
+        arena: u32,
+    ) {
+        self.relayed.store(u32::from(relayed), Ordering::Relaxed);
         self.arena.store(arena, Ordering::Relaxed);
         self.peer.store(peer, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
@@ -220,6 +234,12 @@ impl Conn {
         // else writes.
         unsafe { (*self.view.0.get()).write(view) };
         self.attached.store(1, Ordering::Release);
+    }
+
+    /// Whether a backend is the far end of the memory.
+    #[inline]
+    pub(crate) fn is_relayed(&self) -> bool {
+        self.relayed.load(Ordering::Relaxed) != 0
     }
 
     /// Forgets the memory; the caller is the only user left.

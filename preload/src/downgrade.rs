@@ -19,11 +19,13 @@ use crate::conn::{Conn, NO_FINAL};
 use crate::ops::recv::break_conn;
 use crate::ops::{epoll, lock, ready};
 use crate::trace::{self, Level};
-use crate::{contexts, control, kernel, kick, lifecycle};
+use crate::{contexts, control, kernel, kick, lifecycle, relayed};
 
 /// How long a program that is about to close, exec or give the socket away waits for the kernel to take
 /// what the far end left in the ring. Longer than any far end that reads at all needs.
 const FLUSH_NS: u64 = 2_000_000_000;
+/// Between two looks at whether a backend has answered.
+const NAP_NS: u64 = 200_000;
 
 /// What sending ring bytes by the kernel has come to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -80,6 +82,11 @@ fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason
         return break_conn(conn, view, reason);
     }
     match tx.state() {
+        TxState::Ring if conn.is_relayed() => {
+            // False: the backend has answered already. Otherwise it will; see `flush`.
+            let _ = view.mine.state.cancel();
+            kick::wake_all(conn, view);
+        }
         TxState::Ring => {
             let state = &view.mine.state;
             let tail = tx.cursor().tail;
@@ -179,6 +186,9 @@ fn leave_at_head(conn: &Conn, view: &ConnView, now: bool) -> Left {
 /// nonsense (then the connection is broken).
 pub(crate) fn begin_resending(conn: &'static Conn, view: &ConnView) -> bool {
     let tx = &conn.slot().tx;
+    if relayed::awaits_grant(conn, view) {
+        return false;
+    }
     let Some(at) = view.mine.state.retracted_at(&view.theirs.state) else {
         return false;
     };
@@ -228,6 +238,7 @@ pub(crate) fn is_wanted(conn: &Conn, view: &ConnView) -> bool {
     conn.slot().tx.state() == TxState::Ring
         && view.theirs.state.is_reader_gone()
         && view.mine.state.retracted_at(&view.theirs.state).is_some()
+        && !relayed::awaits_grant(conn, view)
 }
 
 /// Does what the far end's departure from the ring asks of this end, without waiting. For calls that are
@@ -270,15 +281,19 @@ pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
     let deadline = control::monotonic_ns() + FLUSH_NS;
     loop {
         service(conn, view, fd);
-        if tx.state() != TxState::Returning {
+        let awaits = relayed::awaits_grant(conn, view);
+        if tx.state() != TxState::Returning && !awaits {
             return true;
         }
-        let left = deadline.saturating_sub(control::monotonic_ns());
+        let mut left = deadline.saturating_sub(control::monotonic_ns());
         if left == 0 {
             return false;
         }
+        if awaits {
+            left = left.min(NAP_NS);
+        }
         let mut entry = [libc::pollfd {
-            fd,
+            fd: if awaits { -1 } else { fd },
             events: libc::POLLOUT,
             revents: 0,
         }];

@@ -300,6 +300,10 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
     }
     view.mine.state.arm();
     trace::event(Level::Info, conn, "armed", "");
+    if conn.is_relayed() {
+        // The far end's backend has to be told; a direct far end looks for itself.
+        kick::after_publish(conn, view, WaitFor::Data);
+    }
     crate::ops::epoll::on_change(conn, fd);
     true
 }

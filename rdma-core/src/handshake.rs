@@ -108,6 +108,12 @@ impl EndState {
         self.reroute(Route::Switched, Route::Retracted)
     }
 
+    /// Backend, for the sender of a relayed connection: a switch will never come. False: it has come.
+    #[must_use]
+    pub fn retract_never_switched(&self) -> bool {
+        self.reroute(Route::Kernel, Route::Retracted)
+    }
+
     /// Receiver, of the far end's words: where the ring's stream goes back to the kernel.
     #[inline(always)]
     pub fn returned_at(&self) -> Option<u64> {
@@ -138,6 +144,28 @@ impl EndState {
         (self.route() == Route::Retracted).then(|| far.retract_at.load(Ordering::Acquire))
     }
 
+    /// Backend, for the reader of a relayed connection: that reader has left its ring after `head` bytes of
+    /// it, whatever the sender, which says `far`, wished meanwhile.
+    pub fn grant(&self, far: &Self, head: u64) {
+        self.retract_at.store(head, Ordering::Relaxed);
+        self.granted.store(1, Ordering::Release);
+        for from in [Route::Kernel, Route::Switched, Route::Accepted] {
+            if far.reroute(from, Route::Retracted) {
+                break;
+            }
+        }
+        let _ =
+            self.reader_gone
+                .compare_exchange(0, LEFT_RING, Ordering::SeqCst, Ordering::Relaxed);
+        full_barrier();
+    }
+
+    /// Sender of a relayed connection that took its switch back: whether the far backend has said where
+    /// the reader left the ring.
+    pub fn is_granted(&self) -> bool {
+        self.granted.load(Ordering::Acquire) != 0
+    }
+
     /// Sender: no byte after `ring_bytes` will come through the ring.
     pub fn end(&self, ring_bytes: u64) {
         self.end_at.store(ring_bytes, Ordering::Relaxed);
@@ -163,6 +191,11 @@ impl EndState {
         self.reader_gone.load(Ordering::Acquire) != 0
     }
 
+    /// Whether this end has closed, not only left its ring.
+    pub fn is_closed(&self) -> bool {
+        !matches!(self.reader_gone.load(Ordering::Acquire), 0 | LEFT_RING)
+    }
+
     /// Breaks the connection: both ends answer ECONNRESET from now on.
     pub fn break_with(&self, reason: Reason) {
         self.broken.store(reason.code(), Ordering::SeqCst);
@@ -183,7 +216,7 @@ impl EndState {
 const LEFT_RING: u32 = 2;
 
 /// Where a direction goes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u32)]
 pub enum Route {
     /// Through the kernel; never was on the ring.

@@ -16,6 +16,7 @@
 //! * [`event`]: event channels: pending bits, the sleeping word, wait references.
 //! * [`slot`]: the end slot: the state that the processes of *one* end share with each other and
 //!   with their backend, and that the far end can never reach.
+//! * [`mirror`]: a backend's side of a connection that it relays.
 //! * [`withdraw`]: what the daemon does to a slot and its connection to take it off the ring.
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
@@ -43,6 +44,7 @@ pub mod layout;
 #[cfg(feature = "link")]
 pub mod link;
 pub mod mem;
+pub mod mirror;
 #[cfg(feature = "link")]
 pub mod mr;
 pub mod policy;

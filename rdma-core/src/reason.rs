@@ -112,6 +112,8 @@ reasons! {
     Revoked = 35, "revoked";
     /// The program has set a seccomp filter for itself.
     Sandboxed = 36, "sandboxed";
+    /// No backend answers at the far address.
+    Unreachable = 37, "unreachable";
     /// The far end wrote nonsense into the connection memory.
     RingCorrupt = 40, "ring_corrupt";
     /// Bytes came through the kernel after the far end had switched: a writer that nobody saw.
@@ -120,6 +122,18 @@ reasons! {
     HolderDied = 42, "holder_died";
     /// The far end broke the connection.
     FarEnd = 43, "far_end";
+    /// The link to the far host was silent for too long.
+    LinkTimeout = 44, "link_timeout";
+    /// The far host, or its backend, has started anew and knows nothing of the connection.
+    LinkReset = 45, "link_reset";
+}
+
+impl Reason {
+    /// Whether a connection that was broken for this reason has timed out (ETIMEDOUT); the others were
+    /// reset (ECONNRESET).
+    pub const fn is_timeout(self) -> bool {
+        matches!(self, Self::LinkTimeout)
+    }
 }
 
 impl core::fmt::Display for Reason {

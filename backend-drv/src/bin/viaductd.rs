@@ -10,6 +10,7 @@ use backend_drv::config::{Config, DEFAULT_FILE};
 use backend_drv::daemon::{Daemon, Options};
 use backend_drv::listener::{self, Access, Listener};
 use backend_drv::raw_bench::{self, RawArgs};
+use backend_drv::relay::{Links, Share};
 use backend_drv::{memory, namespaces, privileges};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -36,6 +37,9 @@ struct Args {
     /// Serve one user's programs and exit when the last has left; reads no configuration
     #[arg(long, requires = "socket", conflicts_with_all = ["config", "check", "show"])]
     embedded: bool,
+    /// When stopped, take all connections off the rings first: programs go on over TCP
+    #[arg(long)]
+    drain: bool,
     /// Write a byte to this open descriptor once programs can connect, and close it
     #[arg(long, value_name = "N")]
     ready_fd: Option<RawFd>,
@@ -152,6 +156,7 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         }
     };
     let listener = Listener::bind(&config.socket, &access)?;
+    let links = Links::open(&config.links)?;
     match &user {
         Some(user) => privileges::become_user(user)?,
         None if privileges::is_root() && !args.embedded => {
@@ -164,8 +169,10 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         domains,
         domain_memory: config.domains.iter().map(|d| d.memory_bytes).collect(),
         embedded: args.embedded,
+        shares: shares(config),
+        drain: args.drain,
     };
-    let mut daemon = Daemon::new(options, listener).context("starting")?;
+    let mut daemon = Daemon::new(options, listener, links).context("starting")?;
     tracing::info!(
         socket = %config.socket.display(),
         user = user.as_ref().map_or("unchanged", |user| user.name.as_str()),
@@ -181,6 +188,19 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     daemon.run().context("event loop")?;
     listener::notify("STOPPING=1");
     Ok(())
+}
+
+/// Parts of the links: of those who are in no domain, and of each domain.
+fn shares(config: &Config) -> Vec<Share> {
+    let rest = Share {
+        weight: 1,
+        rate: None,
+    };
+    let domains = config.domains.iter().map(|domain| Share {
+        weight: domain.weight,
+        rate: domain.rate_limit,
+    });
+    std::iter::once(rest).chain(domains).collect()
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

@@ -1,10 +1,13 @@
 //! What the broker wants done.
 
+use core::net::IpAddr;
+
 use rdma_core::control::Message;
 use rdma_core::layout::End;
+use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use crate::carving::Place;
-use crate::ids::{ArenaId, ConnectionId, Process, RegistrationId};
+use crate::ids::{ArenaId, ConnectionId, PeerId, Process, RegistrationId};
 
 /// What the shell must do, in order.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,6 +81,58 @@ pub enum Action {
     },
     /// Nothing of a program that left is needed any more.
     Forget(Process),
+    /// Find out whether there is a backend for the far address of a registration.
+    Reach {
+        /// The registration.
+        id: RegistrationId,
+        /// Its far address.
+        far: IpAddr,
+    },
+    /// Ask the kernel about the socket of a registration.
+    Sample(RegistrationId),
+    /// Say something to a far backend.
+    Tell {
+        /// Which.
+        peer: PeerId,
+        /// What.
+        message: Pairing,
+    },
+    /// Relay a connection.
+    OpenRelay {
+        /// The connection.
+        connection: ConnectionId,
+        /// Its memory.
+        place: Place,
+        /// The program's end of it.
+        end: End,
+        /// The program.
+        process: Process,
+        /// The far backend.
+        peer: PeerId,
+        /// Where that takes bytes, if it has said so.
+        far: Option<FarPlace>,
+        /// The domain that is charged.
+        domain: Option<usize>,
+    },
+    /// The far backend takes bytes of a relayed connection here.
+    JoinRelay {
+        /// The connection.
+        connection: ConnectionId,
+        /// Where.
+        place: FarPlace,
+    },
+    /// A connection is not relayed any more: nobody was ever told of it.
+    CloseRelay(ConnectionId),
+    /// The near program of a relayed connection has closed its end.
+    EndRelay(ConnectionId),
+    /// The near program of a relayed connection has vanished. `held`: somebody without the library holds its
+    /// socket.
+    DepartRelay {
+        /// The connection.
+        connection: ConnectionId,
+        /// See above.
+        held: bool,
+    },
 }
 
 /// Descriptors that go beside messages.

@@ -45,6 +45,12 @@ impl Broker {
 
     /// The answer to [`Action::Examine`].
     pub fn examined(&mut self, id: RegistrationId, fate: Fate) {
+        if let Some(connection) = self.relayed_left_behind(id) {
+            let held = fate == Fate::Held;
+            self.actions
+                .push_back(Action::DepartRelay { connection, held });
+            return self.settle(id);
+        }
         let Some((connection, end, place, survivor)) = self.left_behind(id) else {
             self.settle(id);
             return;
@@ -69,6 +75,14 @@ impl Broker {
     /// The answer to [`Action::Withdraw`]: nobody uses the memory for this end any more.
     pub fn withdrawn(&mut self, id: RegistrationId) {
         self.settle(id);
+    }
+
+    /// The connection of a program that left, if its far end is on another host.
+    fn relayed_left_behind(&self, id: RegistrationId) -> Option<ConnectionId> {
+        let State::Leaving(connection, _) = self.registrations.get(&id)?.state else {
+            return None;
+        };
+        self.is_relayed(connection).then_some(connection)
     }
 
     /// The connection of a program that left, if its far end goes on.

@@ -4,6 +4,8 @@ use core::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::ids::Process;
+
 /// What the kernel says about a program.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ProgramFacts {
@@ -17,6 +19,8 @@ pub struct ProgramFacts {
     pub domain: Option<usize>,
     /// Ring size it asked for, as a power of two, as granted.
     pub ring_log2: u32,
+    /// The number under which it knows the relay, if there are links.
+    pub port: Option<Process>,
 }
 
 /// The user namespace of a program, as far as the daemon may know it.

@@ -5,6 +5,7 @@ use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 
 use super::facts::trusted;
+use super::remote::Relay;
 use super::{
     Action, Beside, Broker, Connection, Key, Paid, Program, Registration, Shortage, State,
 };
@@ -49,7 +50,7 @@ impl Broker {
             None => None,
         };
         let Some(mate) = mate else {
-            return;
+            return self.look_abroad(id);
         };
         if self.trust(id, mate) {
             self.actions.push_back(Action::Compare {
@@ -143,34 +144,9 @@ impl Broker {
             processes.reverse();
         }
         let ring_log2 = first.facts.ring_log2.min(second.facts.ring_log2);
-        let accounts = payers(first, second);
-        let place = self
-            .carving
-            .place(Couple::of(processes[0], processes[1]), ring_log2)
-            .ok_or(Reason::NoMemory)
-            .and_then(|place| {
-                if !place.fresh {
-                    return Ok(place);
-                }
-                let memory = Holdings::arena(place.arena_bytes);
-                match self.accounts.charge_all(&accounts, memory) {
-                    Ok(()) => {
-                        let paid = Paid {
-                            accounts,
-                            bytes: place.arena_bytes,
-                            processes,
-                        };
-                        self.paid.insert(place.arena, paid);
-                        Ok(place)
-                    }
-                    Err(_) => {
-                        self.carving.forget(place.arena);
-                        Err(Reason::Quota)
-                    }
-                }
-            });
-        match place {
-            Ok(place) => self.reserve(ends, processes, place),
+        let couple = Couple::of(processes[0], processes[1]);
+        match self.find_place(couple, processes, ring_log2) {
+            Ok(place) => self.reserve(ends.map(Some), processes, place, None),
             Err(reason) => {
                 self.refuse(left, reason);
                 self.refuse(right, reason);
@@ -178,12 +154,51 @@ impl Broker {
         }
     }
 
-    fn reserve(&mut self, ends: [RegistrationId; 2], processes: [Process; 2], place: Place) {
+    /// A place for a connection of `couple`, for which the users of `processes` pay.
+    pub(super) fn find_place(
+        &mut self,
+        couple: Couple,
+        processes: [Process; 2],
+        ring_log2: u32,
+    ) -> Result<Place, Reason> {
+        let [first, second] = processes.map(|process| self.programs.get(&process));
+        let (Some(first), Some(second)) = (first, second) else {
+            return Err(Reason::NotEstablished);
+        };
+        let accounts = payers(first, second);
+        let place = self
+            .carving
+            .place(couple, ring_log2)
+            .ok_or(Reason::NoMemory)?;
+        if !place.fresh {
+            return Ok(place);
+        }
+        let memory = Holdings::arena(place.arena_bytes);
+        if self.accounts.charge_all(&accounts, memory).is_err() {
+            self.carving.forget(place.arena);
+            return Err(Reason::Quota);
+        }
+        let paid = Paid {
+            accounts,
+            bytes: place.arena_bytes,
+            processes,
+        };
+        self.paid.insert(place.arena, paid);
+        Ok(place)
+    }
+
+    pub(super) fn reserve(
+        &mut self,
+        ends: [Option<RegistrationId>; 2],
+        processes: [Process; 2],
+        place: Place,
+        relay: Option<Relay>,
+    ) {
         self.last_connection += 1;
         let connection = ConnectionId(self.last_connection);
         let mut owner = 0;
         for (id, end) in ends.into_iter().zip([End::Zero, End::One]) {
-            if let Some(registration) = self.registrations.get_mut(&id) {
+            if let Some(registration) = id.and_then(|id| self.registrations.get_mut(&id)) {
                 registration.state = State::Attached(connection, end);
                 owner = registration.uid;
             }
@@ -191,12 +206,13 @@ impl Broker {
         self.connections.insert(
             connection,
             Connection {
-                ends: ends.map(Some),
+                ends,
                 processes,
                 place,
                 preparing: true,
                 revoked: false,
                 holds: 0,
+                relay,
             },
         );
         self.actions.push_back(Action::Prepare {
@@ -214,6 +230,7 @@ impl Broker {
         entry.preparing = false;
         let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
         let revoked = entry.revoked;
+        let is_relayed = entry.relay.is_some();
         if let Err(shortage) = result {
             self.undo(connection, Reason::NoMemory);
             if shortage == Shortage::Arena {
@@ -228,7 +245,7 @@ impl Broker {
         }
         if !ends
             .iter()
-            .all(|end| end.is_some_and(|id| self.attached(id)))
+            .all(|end| end.map_or(is_relayed, |id| self.attached(id)))
         {
             // One end has left while the memory was made.
             self.undo(connection, Reason::NotEstablished);
@@ -240,12 +257,15 @@ impl Broker {
             self.actions.push_back(Action::Recycle { place });
             return;
         }
+        if is_relayed {
+            return self.open_relay(connection);
+        }
         for (near, far) in [(0, 1), (1, 0)] {
             self.introduce(processes[near], processes[far]);
         }
         for (index, id) in ends.into_iter().enumerate() {
             let Some(id) = id else { continue };
-            self.announce(connection, id, index, processes[1 - index], &place);
+            self.announce(connection, id, index, processes[1 - index], &place, false);
         }
     }
 
@@ -260,6 +280,7 @@ impl Broker {
         let Some(entry) = self.connections.remove(&connection) else {
             return;
         };
+        self.refuse_relay(&entry, reason);
         for id in entry.ends.into_iter().flatten() {
             if self.attached(id) {
                 if let Some(registration) = self.registrations.get_mut(&id) {
@@ -300,13 +321,14 @@ impl Broker {
         }
     }
 
-    fn announce(
+    pub(super) fn announce(
         &mut self,
         connection: ConnectionId,
         id: RegistrationId,
         end: usize,
         peer: Process,
         place: &Place,
+        relayed: bool,
     ) {
         let Some(registration) = self.registrations.get(&id) else {
             return;
@@ -330,7 +352,8 @@ impl Broker {
             offset: place.offset,
             peer: peer.0,
             end: u8::try_from(end).unwrap_or(0),
-            reserved: [0; 3],
+            relayed: relayed.into(),
+            reserved: [0; 2],
         };
         let beside = new.then_some(Beside::Arena(place.arena));
         self.send(process, Message::Paired(paired), beside);

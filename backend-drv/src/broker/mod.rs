@@ -10,6 +10,9 @@
 //! | [`Action::Prepare`] | [`Broker::prepared`] |
 //! | [`Action::Recycle`] | [`Broker::recycled`] |
 //! | [`Action::Examine`] | [`Broker::examined`], later |
+//! | [`Action::Reach`] | [`Broker::reachable`], if there is a backend |
+//! | [`Action::Sample`] | [`Broker::sampled`] |
+//! | [`Action::OpenRelay`] | [`Broker::relay_opened`], and in the end [`Broker::relay_closed`] |
 //! | [`Action::Withdraw`] | [`Broker::withdrawn`], later |
 //!
 //! A registration waits until its mirror image arrives, is attached while both ends share memory,
@@ -20,6 +23,7 @@ mod action;
 mod departure;
 mod facts;
 mod matching;
+mod remote;
 mod revoking;
 #[cfg(test)]
 mod tests;
@@ -39,6 +43,8 @@ use crate::accounts::{Account, Accounts, Holdings};
 use crate::carving::{Carving, Place};
 use crate::ids::{ArenaId, ConnectionId, Process, RegistrationId};
 use crate::pairing::Tuple;
+
+use remote::{Offers, Relay, Remote};
 
 /// A program.
 #[derive(Debug)]
@@ -68,6 +74,8 @@ pub struct Registration {
     uid: u32,
     /// Also known under its addresses alone, because a domain owns them.
     owned: bool,
+    /// The search for its far end on another host.
+    remote: Option<Remote>,
     state: State,
 }
 
@@ -98,6 +106,8 @@ struct Connection {
     revoked: bool,
     /// Threads at work on its memory: it is not used again before they are done.
     holds: u32,
+    /// Its far end is on another host.
+    relay: Option<Relay>,
 }
 
 /// What an arena costs, and whom.
@@ -131,12 +141,15 @@ pub struct Broker {
     leaving: HashMap<Process, usize>,
     last_registration: u64,
     last_connection: u64,
+    offers: Offers,
+    own_netns: Option<u64>,
     actions: VecDeque<Action>,
 }
 
 impl Broker {
-    /// Nobody is there yet. `domains` are the configured ones.
-    pub fn new(accounts: Arc<Accounts>, domains: Vec<Domain>) -> Self {
+    /// Nobody is there yet. `domains` are the configured ones, `own_netns` the daemon's own network namespace,
+    /// whose programs may have far ends on other hosts as well.
+    pub fn new(accounts: Arc<Accounts>, domains: Vec<Domain>, own_netns: Option<u64>) -> Self {
         Self {
             accounts,
             domains,
@@ -150,6 +163,8 @@ impl Broker {
             leaving: HashMap::new(),
             last_registration: 0,
             last_connection: 0,
+            offers: Offers::default(),
+            own_netns,
             actions: VecDeque::new(),
         }
     }
@@ -301,6 +316,7 @@ impl Broker {
                 netns: facts.netns,
                 uid: facts.uid,
                 owned,
+                remote: None,
                 state: State::Waiting,
             },
         );
@@ -378,6 +394,7 @@ impl Broker {
         }
         self.accounts
             .discharge(Account::User(registration.uid), Holdings::CONNECTION);
+        self.leave_abroad(&registration, id);
         self.actions.push_back(Action::Settled {
             process: registration.process,
             slot: registration.slot,
@@ -396,6 +413,9 @@ impl Broker {
         };
         if let Some(slot) = entry.ends.get_mut(end.index()) {
             *slot = None;
+        }
+        if entry.relay.is_some_and(|relay| relay.open) {
+            self.actions.push_back(Action::EndRelay(connection));
         }
         self.recycle_if_unused(connection);
     }

@@ -127,7 +127,7 @@ impl Broker {
             let whole = ends()
                 .filter(|end| matches!(end.state, State::Attached(..)))
                 .count()
-                == 2;
+                == if connection.relay.is_some() { 1 } else { 2 };
             if whole
                 && filter.connection.is_none_or(|wanted| wanted == id)
                 && ends().any(|end| filter.fits_address(end))

@@ -33,7 +33,7 @@ impl World {
     fn new(domains: Vec<Domain>) -> Self {
         let accounts = Arc::new(Accounts::new(LIMIT, vec![None; domains.len()]));
         Self {
-            broker: Broker::new(Arc::clone(&accounts), domains),
+            broker: Broker::new(Arc::clone(&accounts), domains, None),
             accounts,
             sent: Vec::new(),
             done: Vec::new(),

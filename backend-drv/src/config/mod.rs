@@ -4,6 +4,7 @@
 //! nothing in it needs to be checked again. An error is one line that names the key, the value and
 //! what to write instead.
 
+mod link;
 mod raw;
 mod size;
 
@@ -15,6 +16,7 @@ use rdma_core::control::DEFAULT_SOCKET;
 use rdma_core::layout::{RING_LOG2_DEFAULT, RING_LOG2_MAX, RING_LOG2_MIN};
 use serde::Serialize;
 
+pub use link::{DriverConfig, LinkConfig, PeerConfig, RawFaults, RawLink, RawPeer};
 pub use raw::{RawConfig, RawDomain, RawLimits, RawUserLimits};
 pub use size::Size;
 
@@ -44,6 +46,8 @@ pub struct Config {
     pub limits: Limits,
     /// Network namespaces that may pair with each other.
     pub domains: Vec<DomainConfig>,
+    /// Links to other hosts.
+    pub links: Vec<LinkConfig>,
 }
 
 /// Bounds.
@@ -207,6 +211,18 @@ impl TryFrom<RawConfig> for Config {
             domains.push(domain_of(index, domain)?);
         }
         check_domains(&domains)?;
+        let mut links: Vec<LinkConfig> = Vec::new();
+        for (index, link) in raw.link.into_iter().enumerate() {
+            let link = link::link_of(index, link)?;
+            let known = links.iter().position(|other| other.name == link.name);
+            require(
+                known.is_none(),
+                &format!("link[{index}].name"),
+                &link.name,
+                || "is the name of another link too; give it another".to_owned(),
+            )?;
+            links.push(link);
+        }
         Ok(Self {
             socket,
             socket_mode,
@@ -215,6 +231,7 @@ impl TryFrom<RawConfig> for Config {
             log: raw.log.unwrap_or_else(|| DEFAULT_LOG.to_owned()),
             limits: limits_of(raw.limits)?,
             domains,
+            links,
         })
     }
 }
@@ -400,6 +417,21 @@ mod tests {
             name = "two"
             tenant = "u"
             addresses = ["10.1.0.0/16"]
+            [[link]]
+            name = "lan"
+            driver = "udp"
+            bind = "10.9.0.1"
+            peers = [{ prefix = "10.9.0.2", backend = "10.9.0.2:7000" }]
+            convention = true
+            max_frame = 1472
+            [link.faults]
+            drop = 0.01
+            delay_us = 5
+            [[link]]
+            name = "wire"
+            driver = "ethernet"
+            interface = "eth0"
+            peers = [{ prefix = "fd00::/64", backend = "02:00:00:00:00:0a" }]
         "#;
         let config = parse(text).unwrap();
         assert_eq!(config.limits.ring_log2_default, 20);
@@ -454,6 +486,30 @@ mod tests {
             (
                 "[[domain]]\nname = \"a\"\naddresses = [\"10.0.0.0/8\"]\n[[domain]]\nname = \"b\"\nnetns = \"/n\"\naddresses = [\"10.1.0.0/16\"]",
                 &["domain[1].addresses = 10.1.0.0/16", "overlaps"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"pigeon\"",
+                &["link[0].driver = pigeon", "ethernet"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"udp\"",
+                &["link[0].bind = (none)", "ADDRESS:PORT"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"ethernet\"\ninterface = \"e\"\nconvention = true",
+                &["link[0].convention = true", "udp"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"ethernet\"\ninterface = \"e\"\npeers = [{ prefix = \"10.0.0.1\", backend = \"10.0.0.1\" }]",
+                &["link[0].peers.backend = 10.0.0.1", "MAC"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"udp\"\nbind = \"10.0.0.1\"\nmax_frame = 9",
+                &["link[0].max_frame = 9", "65507"],
+            ),
+            (
+                "[[link]]\nname = \"a\"\ndriver = \"udp\"\nbind = \"10.0.0.1\"\n[link.faults]\ndrop = 2.0",
+                &["link[0].faults.drop = 2", "0 to 1"],
             ),
             ("= 1", &["test.toml:1"]),
         ] {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, DomainConfig, Size};
+use super::{Config, DomainConfig, RawLink, Size};
 
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -19,6 +19,8 @@ pub struct RawConfig {
     pub limits: RawLimits,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub domain: Vec<RawDomain>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub link: Vec<RawLink>,
 }
 
 /// `[limits]`.
@@ -83,6 +85,7 @@ impl From<&Config> for RawConfig {
                 },
             },
             domain: config.domains.iter().map(RawDomain::from).collect(),
+            link: config.links.iter().map(RawLink::from).collect(),
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::broker::{Action, Beside, Shortage};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::ledger::Link;
+use crate::relay::Command;
 use crate::shared::ConnectionArena;
 use crate::workers::{Job, Outcome, Side};
 
@@ -77,6 +78,27 @@ impl Daemon {
             }
             Action::Forget(process) => {
                 self.departed.remove(&process);
+                self.drop_port(process);
+            }
+            Action::Reach { id, far } => self.reach(id, far),
+            Action::Sample(id) => self.sample(id),
+            Action::Tell { peer, message } => self.command(Command::Tell(peer, message)),
+            Action::OpenRelay {
+                connection,
+                place,
+                end,
+                process,
+                peer,
+                far,
+                domain,
+            } => self.open_relay(connection, place, end, process, peer, far, domain),
+            Action::JoinRelay { connection, place } => {
+                self.command(Command::Join(connection, place));
+            }
+            Action::CloseRelay(connection) => self.command(Command::Close(connection)),
+            Action::EndRelay(connection) => self.command(Command::End(connection)),
+            Action::DepartRelay { connection, held } => {
+                self.command(Command::Depart(connection, held));
             }
         }
     }
@@ -125,13 +147,18 @@ impl Daemon {
     fn beside(&self, beside: Beside) -> Result<Arc<OwnedFd>, ()> {
         let program = |process| self.programs.get(&process);
         match beside {
-            Beside::Events(process) => program(process).map(|p: &Program| p.events.memory()),
-            Beside::Doorbell(process, context) => {
-                program(process).and_then(|p| p.doorbells.get(&context))
+            Beside::Events(process) => {
+                program(process).map(|p: &Program| Arc::clone(p.waiters.events.memory()))
             }
-            Beside::Arena(arena) => self.arenas.get(&arena).map(|arena| arena.memory.memory()),
+            Beside::Doorbell(process, context) => {
+                program(process).and_then(|p| p.waiters.doorbell(context))
+            }
+            Beside::Arena(arena) => {
+                let arena = self.arenas.get(&arena);
+                arena.map(|arena| Arc::clone(arena.memory.memory()))
+            }
         }
-        .cloned()
+        .or_else(|| self.beside_port(beside))
         .ok_or(())
     }
 
@@ -172,7 +199,7 @@ impl Daemon {
         self.workers.submit(uid, Job::Compare { left, right });
     }
 
-    fn side(&self, id: RegistrationId) -> Option<(Side, u32)> {
+    pub(super) fn side(&self, id: RegistrationId) -> Option<(Side, u32)> {
         let registration = self.broker.registration(id)?;
         let program = self.programs.get(&registration.process)?;
         let side = Side {
@@ -262,6 +289,7 @@ impl Daemon {
                     tracing::debug!(%left, %right, ?result, "compared");
                     self.broker.compared(left, right, result);
                 }
+                Outcome::Sampled(id, stream) => self.broker.sampled(id, stream),
                 Outcome::Allocated(connection, result) => self.allocated(connection, &result),
                 Outcome::Cleared(place, result) => {
                     if let Err(error) = &result {
@@ -300,14 +328,8 @@ impl Daemon {
         if owner != Some(program.record.uid) {
             return;
         }
-        let Some(context) = program.events.context(who.context.into()) else {
-            return;
-        };
-        if let Some(bit) = who.bit {
-            context.post(bit);
-        }
         full_barrier();
-        if context.take_sleeper() {
+        if program.waiters.post(who) {
             self.ring(Process(who.process), who.context.into());
         }
     }
@@ -316,8 +338,8 @@ impl Daemon {
         let Some(program) = self.program(process) else {
             return;
         };
-        if let Some(bell) = program.doorbells.get(&context) {
-            let job = Job::Ring(Arc::clone(bell));
+        if let Some(bell) = program.waiters.doorbell(context) {
+            let job = Job::Ring(bell);
             self.workers.submit_optional(program.record.uid, job);
         }
     }

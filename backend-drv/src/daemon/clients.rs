@@ -345,7 +345,7 @@ impl Daemon {
             tracing::debug!(%process, "program left");
             self.ledger.retire(process);
             if let Some(program) = self.programs.remove(&process) {
-                for _ in 0..program.doorbells.len() {
+                for _ in 0..program.waiters.doorbells() {
                     self.accounts
                         .discharge(Account::User(uid), Holdings::DOORBELL);
                 }

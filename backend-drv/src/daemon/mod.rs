@@ -8,14 +8,17 @@ mod actions;
 mod agenda;
 mod clients;
 mod departures;
+mod drain;
 mod outbox;
 mod programs;
+mod relays;
 mod revocations;
 mod withdrawals;
 
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as Count;
 use std::time::{Duration, Instant};
@@ -33,11 +36,13 @@ use crate::ids::{ArenaId, Process, RegistrationId};
 use crate::ledger::{Ledger, ProgramRecord};
 use crate::listener::Listener;
 use crate::packet::Inbox;
+use crate::relay::{Links, Relay, Share};
 use crate::report::Settings;
 use crate::reporter::Reporter;
-use crate::shared::{ConnectionArena, EventMemory};
+use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
 use crate::throttle::Throttle;
+use crate::wake::Waiters;
 use crate::workers::Workers;
 
 use agenda::Agenda;
@@ -62,6 +67,7 @@ const LISTENER: u64 = 0;
 const SIGNALS: u64 = 1;
 const REPORTER: u64 = 2;
 const WORKERS: u64 = 3;
+const RELAY: u64 = 4;
 const FIRST_TOKEN: u64 = 16;
 
 /// What a daemon needs to know.
@@ -75,6 +81,10 @@ pub struct Options {
     pub domain_memory: Vec<Option<u64>>,
     /// End when the last client has left.
     pub embedded: bool,
+    /// When told to stop, take all connections off the rings first.
+    pub drain: bool,
+    /// Parts of the links: first of those in no domain, then of the domains in their order.
+    pub shares: Vec<Share>,
 }
 
 /// A running daemon.
@@ -98,6 +108,9 @@ pub struct Daemon {
     revocations: Revocations,
     arenas: HashMap<ArenaId, Arena>,
     workers: Workers,
+    relay: Option<Relay>,
+    /// By the number under which a program knows the relay.
+    ports: HashMap<Process, relays::Port>,
     doomed: Vec<u64>,
     /// Clients whose messages wait until the system has room for them.
     stalled: Vec<u64>,
@@ -110,6 +123,7 @@ pub struct Daemon {
     allocate: bool,
     accepting: Accepting,
     had_client: bool,
+    drain: Option<drain::Drain>,
     stopping: bool,
 }
 
@@ -118,9 +132,8 @@ pub struct Daemon {
 struct Program {
     token: u64,
     record: Arc<ProgramRecord>,
-    events: EventMemory,
+    waiters: Arc<Waiters>,
     namespace: Namespace,
-    doorbells: HashMap<u32, Arc<OwnedFd>>,
 }
 
 /// Connection memory.
@@ -144,7 +157,7 @@ impl Daemon {
     ///
     /// # Errors
     /// No descriptors or threads to be had.
-    pub fn new(options: Options, listener: Listener) -> io::Result<Self> {
+    pub fn new(options: Options, listener: Listener, links: Links) -> io::Result<Self> {
         let signals = signals()?;
         let user = options.limits.per_user;
         let user_limit = Holdings {
@@ -171,7 +184,16 @@ impl Daemon {
         epoll.add(&signals, readable(SIGNALS))?;
         epoll.add(reporter.bell(), readable(REPORTER))?;
         epoll.add(workers.bell(), readable(WORKERS))?;
-        let broker = Broker::new(Arc::clone(&accounts), options.domains.clone());
+        let own_netns = crate::memory::netns_cookie(listener.socket()).ok();
+        let broker = Broker::new(Arc::clone(&accounts), options.domains.clone(), own_netns);
+        let relay = if links.is_empty() {
+            None
+        } else {
+            let backend = identity_of(listener.path());
+            let relay = Relay::start(links, &options.shares, backend, epoch)?;
+            epoll.add(relay.bell(), readable(RELAY))?;
+            Some(relay)
+        };
         let socket_files = SocketFiles::like(listener.socket())?;
         let mut diag = SockDiag::new();
         if diag.works() == Some(false) {
@@ -195,6 +217,8 @@ impl Daemon {
             revocations: Revocations::default(),
             arenas: HashMap::new(),
             workers,
+            relay,
+            ports: HashMap::new(),
             doomed: Vec::new(),
             stalled: Vec::new(),
             inbox: Inbox::new(),
@@ -209,6 +233,7 @@ impl Daemon {
                 again_at: None,
             },
             had_client: false,
+            drain: None,
             stopping: false,
         })
     }
@@ -253,11 +278,12 @@ impl Daemon {
             SIGNALS => {
                 while let Ok(Some(signal)) = self.signals.read_signal() {
                     tracing::info!(signal = signal.ssi_signo, "stopping");
-                    self.stopping = true;
+                    self.stop();
                 }
             }
             REPORTER => self.take_served(),
             WORKERS => self.take_results(),
+            RELAY => self.take_reports(),
             token => self.serve_client(token, events),
         }
     }
@@ -269,6 +295,7 @@ impl Daemon {
         }
         self.tick_withdrawals(now);
         self.tick_revocations(now);
+        self.tick_drain(now);
         for token in std::mem::take(&mut self.stalled) {
             self.flush(token);
         }
@@ -293,6 +320,7 @@ impl Daemon {
             self.withdrawals.tasks.next(),
             self.withdrawals.rescues.next(),
             self.revocations.next(),
+            self.drain.as_ref().map(drain::Drain::next),
             self.accepting.again_at,
             first,
             retry,
@@ -341,6 +369,22 @@ fn signals() -> io::Result<SignalFd> {
 fn epoch() -> u64 {
     use std::hash::{BuildHasher, RandomState};
     RandomState::new().hash_one(std::process::id()).max(1)
+}
+
+/// Names this host, or rather the daemon that listens at `socket` on it, the same in each run.
+fn identity_of(socket: &Path) -> [u8; 16] {
+    use std::hash::{DefaultHasher, Hash, Hasher};
+    let machine = std::fs::read("/etc/machine-id").unwrap_or_default();
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, &machine, socket).hash(&mut hasher);
+        hasher.finish()
+    };
+    let mut identity = [0; 16];
+    for (bytes, half) in identity.chunks_exact_mut(8).zip([half(0), half(1)]) {
+        bytes.copy_from_slice(&half.to_be_bytes());
+    }
+    identity
 }
 
 fn spare() -> Option<OwnedFd> {

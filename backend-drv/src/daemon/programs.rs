@@ -1,6 +1,5 @@
 //! What the messages of programs and tools mean.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering as Count};
@@ -20,6 +19,7 @@ use crate::ledger::ProgramRecord;
 use crate::pairing::{Sample, Tuple};
 use crate::shared::{EventMemory, SlotArena};
 use crate::sock_diag::Namespace;
+use crate::wake::Waiters;
 
 impl Daemon {
     pub(super) fn handle_message(
@@ -91,6 +91,7 @@ impl Daemon {
         let events = EventMemory::create().map_err(Offence::NoMemory)?;
         let credentials = client.credentials;
         let process = self.free_number().ok_or(Offence::NoNumber)?;
+        let port = self.reserve_port(process);
         let rings = &self.options.limits;
         let wanted = if (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&hello.ring_log2) {
             hello.ring_log2
@@ -103,6 +104,7 @@ impl Daemon {
             netns,
             domain: self.broker.domain_of(netns),
             ring_log2: wanted.min(rings.ring_log2_max),
+            port,
         };
         let record = Arc::new(ProgramRecord {
             process,
@@ -120,12 +122,11 @@ impl Daemon {
             Program {
                 token,
                 record,
-                events,
+                waiters: Arc::new(Waiters::new(process, credentials.uid, events)),
                 namespace: Namespace {
                     cookie: netns,
                     netlink: Arc::new(netlink),
                 },
-                doorbells: HashMap::new(),
             },
         );
         if let Some(client) = self.clients.get_mut(&token) {
@@ -135,11 +136,14 @@ impl Daemon {
         Ok(())
     }
 
-    fn free_number(&mut self) -> Option<Process> {
-        for _ in 0..=self.programs.len() + self.departed.len() {
+    pub(super) fn free_number(&mut self) -> Option<Process> {
+        for _ in 0..=self.programs.len() + self.departed.len() + self.ports.len() {
             self.last_process = self.last_process % WaitRef::PROCESS_MAX + 1;
             let process = Process(self.last_process);
-            if !self.programs.contains_key(&process) && !self.departed.contains_key(&process) {
+            let taken = self.programs.contains_key(&process)
+                || self.departed.contains_key(&process)
+                || self.ports.contains_key(&process);
+            if !taken {
                 return Some(process);
             }
         }
@@ -159,7 +163,7 @@ impl Daemon {
             return Err(ParseError::Fds(fds.len()).into());
         };
         identity::eventfd(bell.as_fd())?;
-        if !program.doorbells.contains_key(&context.context) {
+        if program.waiters.doorbell(context.context).is_none() {
             let user = Account::User(program.record.uid);
             if self.accounts.charge(user, Holdings::DOORBELL).is_err() {
                 self.ignore_context(process, context.context);
@@ -167,16 +171,21 @@ impl Daemon {
             }
         }
         if let Some(bell) = fds.pop() {
-            program.doorbells.insert(context.context, Arc::new(bell));
+            program.waiters.add_doorbell(context.context, bell);
         }
-        let contexts = u32::try_from(program.doorbells.len()).unwrap_or(u32::MAX);
+        let contexts = u32::try_from(program.waiters.doorbells()).unwrap_or(u32::MAX);
         program.record.contexts.store(contexts, Count::Relaxed);
         self.broker.context(process, context.context);
         Ok(())
     }
 
     fn register(&mut self, process: Process, register: &Register, fds: &mut Vec<OwnedFd>) {
-        let proof = self.prove(process, register, fds);
+        let proof = if self.is_draining() {
+            fds.clear();
+            Err(Reason::Revoked)
+        } else {
+            self.prove(process, register, fds)
+        };
         if let Err(reason) = proof {
             tracing::debug!(%process, slot = register.slot, %reason, "registration");
         }

@@ -17,6 +17,7 @@ use super::{Daemon, Program};
 use crate::broker::Occupant;
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
+use crate::relay::Command;
 use crate::rescue::{Rescue, Rescued, is_needed};
 use crate::withdrawal::{Seat, Withdrawal, Withdrawn};
 use crate::workers::Job;
@@ -81,6 +82,12 @@ impl Daemon {
 
     /// Has a connection taken off the ring.
     pub(super) fn withdraw(&mut self, task: Task) {
+        if self.broker.is_relayed(task.connection) {
+            // The relay does it, with the far backend.
+            self.command(Command::Withdraw(task.connection));
+            self.end_task(task);
+            return self.told(task.connection, true);
+        }
         if self.try_withdraw(task).is_none() {
             // It is gone, or its memory is.
             self.end_task(task);

@@ -142,7 +142,7 @@ fn attach_in(
     let part = region.part(offset, bytes).ok_or(Reason::RingCorrupt)?;
     let view = ConnView::new(&part, end, paired.ring_log2).ok_or(Reason::RingCorrupt)?;
     slot.meta.conn_id.store(paired.conn_id, Ordering::Relaxed);
-    conn.attach(view, peer, session.index(), index);
+    conn.attach(view, (peer, paired.relayed != 0), session.index(), index);
     slot.set_stage(Stage::Attached);
     trace::event(Level::Info, conn, "paired", "");
     if let Some(arena) = arena() {

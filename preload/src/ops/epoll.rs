@@ -169,6 +169,10 @@ fn engage(interest: &'static Interest) {
     let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
         return;
     };
+    if set.is_given_up() {
+        // Its registrations are about to be the kernel's alone.
+        return;
+    }
     // Until every peer surely has the channel's doorbell, the set's waits look again by themselves.
     let session = conn.session.load(Ordering::Relaxed);
     if !set.open_channel() || !set.channel_known(session) {

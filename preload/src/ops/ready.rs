@@ -25,7 +25,7 @@ use super::{recv, send};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
 use crate::fds::{self};
 use crate::wait::{self, Sleeper};
-use crate::{control, downgrade, errno, kernel, probe, real, upgrade};
+use crate::{control, downgrade, errno, kernel, probe, real, relayed, upgrade};
 
 /// POLLIN and its synonym.
 const READ_BITS: i16 = POLLIN | 0x40;
@@ -127,6 +127,9 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
+            if relayed::put_off_until(conn, view).is_some() {
+                bits &= !(POLLRDHUP | POLLERR | POLLHUP);
+            }
         }
         let cursor = slot.rx.cursor();
         let mut fresh = cursor;
@@ -475,10 +478,19 @@ fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
                 settle(conn, view, entry.fd);
             }
             ask.events = asked(entry);
+            if is_put_off(conn) {
+                ask.fd = -1;
+            }
             ready |= ring_bits(conn, entry) != 0;
         }
     }
     ready
+}
+
+/// Whether the kernel would report again what waits for a backend's word.
+fn is_put_off(conn: &Conn) -> bool {
+    conn.view()
+        .is_some_and(|view| relayed::put_off_until(conn, view).is_some())
 }
 
 /// What the kernel is to be asked about an entry now.

@@ -22,7 +22,7 @@ use crate::pins::{self, Call};
 use crate::trace::{self, Level};
 use crate::user::Buffers;
 use crate::wait::{self, Pace, Woken};
-use crate::{control, downgrade, errno, kernel, kick, lifecycle, real, tls, upgrade};
+use crate::{control, downgrade, errno, kernel, kick, lifecycle, real, relayed, tls, upgrade};
 
 /// Flags that the fast path may ignore.
 const FAST_FLAGS: c_int = MSG_DONTWAIT | MSG_NOSIGNAL | MSG_CMSG_CLOEXEC;
@@ -688,7 +688,7 @@ fn ring_now(
             .or(view.mine.state.broken())
             .is_some()
         {
-            return (Step::Error(libc::ECONNRESET), false);
+            return (Step::Error(relayed::errno_of_break(view)), false);
         }
         if last != NO_FINAL {
             // The far end has closed, but announced bytes that it never wrote.
@@ -827,6 +827,14 @@ pub(super) fn block(
         events |= libc::POLLOUT;
     }
     let mut until = deadline;
+    let mut watched = fd;
+    if state == RxState::Ring
+        && let Some(soon) = relayed::put_off_until(conn, view)
+    {
+        // It would report the same again and again.
+        watched = -1;
+        until = Some(deadline.map_or(soon, |at| at.min(soon)));
+    }
     if flags & MSG_PEEK != 0 && state == RxState::Ring && view.theirs.state.returned_at().is_some()
     {
         // What is missing comes by the kernel, which says at once that there is something.
@@ -834,7 +842,7 @@ pub(super) fn block(
         let soon = started + NAP_NS;
         until = Some(deadline.map_or(soon, |at| at.min(soon)));
     }
-    match wait::sleep(conn, view, fd, WaitFor::Data, events, until, ready) {
+    match wait::sleep(conn, view, watched, WaitFor::Data, events, until, ready) {
         Woken::Again => Ok(()),
         Woken::Timeout if until != deadline => Ok(()),
         // Of another file that has the number now.
@@ -927,6 +935,9 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
             Err(libc::EAGAIN | libc::EINTR) => return,
             Err(error) => conn.pending_error.store(error, Ordering::Relaxed),
         }
+    }
+    if relayed::is_early(conn, view) {
+        return;
     }
     // Hung up by RST, not by a FIN in each direction: the kernel has told or will tell.
     let reset = bits & libc::POLLERR != 0

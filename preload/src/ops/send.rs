@@ -23,7 +23,7 @@ use crate::fds::{self, Entry};
 use crate::pins::{self, Call};
 use crate::user::Buffers;
 use crate::wait::{self, Woken};
-use crate::{control, errno, kernel, kick, lifecycle, real, tls, upgrade};
+use crate::{control, errno, kernel, kick, lifecycle, real, relayed, tls, upgrade};
 
 /// Flags that change nothing for a ring.
 const RING_FLAGS: c_int =
@@ -428,7 +428,7 @@ fn look(
     let tx = &conn.slot().tx;
     if tx.state() != TxState::Kernel {
         if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
-            return Step::Error(libc::ECONNRESET);
+            return Step::Error(relayed::errno_of_break(view));
         }
         let error = conn.take_error();
         if error != 0 {
@@ -558,7 +558,8 @@ fn block(
     let interrupts = tls::interrupts();
     // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
     // unless its fate is not known yet.
-    let known = view.theirs.state.ended_at().is_some() || conn.shut() & SHUT_READ != 0;
+    let known =
+        view.theirs.state.ended_at().is_some() || conn.shut() & SHUT_READ != 0 || conn.is_relayed();
     let events = if known { 0 } else { libc::POLLRDHUP };
     match wait::sleep(conn, view, fd, WaitFor::Space, events, deadline, ready) {
         Woken::Again => Ok(()),

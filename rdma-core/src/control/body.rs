@@ -194,8 +194,10 @@ pub struct Paired {
     pub peer: u32,
     /// Which end the receiver is: 0 or 1.
     pub end: u8,
+    /// 1: a backend relays the connection, and is the far end of its memory. Otherwise 0.
+    pub relayed: u8,
     /// Zero.
-    pub reserved: [u8; 3],
+    pub reserved: [u8; 2],
 }
 
 /// REPORT and FAILURE: text in UTF-8 follows this body.

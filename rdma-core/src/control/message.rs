@@ -272,6 +272,7 @@ fn check(message: &Message<'_>) -> Result<(), ParseError> {
             require(body.conn_id != 0, "conn_id")?;
             require(body.peer <= WaitRef::PROCESS_MAX, "peer")?;
             require(End::try_from(body.end).is_ok(), "end")?;
+            require(body.relayed <= 1, "relayed")?;
             require(
                 (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&body.ring_log2),
                 "ring_log2",
@@ -392,7 +393,8 @@ mod tests {
             offset: 4096,
             peer: 2,
             end: 1,
-            reserved: [0; 3],
+            relayed: 1,
+            reserved: [0; 2],
         }));
     }
 

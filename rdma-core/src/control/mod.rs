@@ -40,7 +40,7 @@ pub use body::*;
 pub use message::{FdCount, Header, Message, ParseError, parse};
 
 /// Version of the control protocol.
-pub const CONTROL_VERSION: u16 = 1;
+pub const CONTROL_VERSION: u16 = 2;
 
 /// First word of every message: "VDCT".
 pub const CONTROL_MAGIC: u32 = u32::from_le_bytes(*b"VDCT");

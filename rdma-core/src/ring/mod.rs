@@ -23,7 +23,7 @@ mod consumer;
 mod producer;
 
 pub use consumer::{Consumer, RxCursor};
-pub use producer::{Producer, TxCursor};
+pub use producer::{OutOfRing, Producer, TxCursor};
 
 /// The far end wrote a word that no correct end writes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]

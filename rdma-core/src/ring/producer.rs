@@ -40,6 +40,11 @@ impl TxCursor {
     }
 }
 
+/// [`Producer::place`] was asked to write where it must not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the bytes do not lie in the free part of the ring")]
+pub struct OutOfRing;
+
 /// The producing side.
 #[derive(Clone, Copy, Debug)]
 pub struct Producer {
@@ -155,6 +160,37 @@ impl Producer {
         // SAFETY: len <= src.len() and len <= free.
         unsafe { self.write(cursor, src.as_ptr(), len) };
         Ok(len)
+    }
+
+    /// Copies `src` to `position`, which need not be the tail: bytes may come in any order. Nothing moves
+    /// and nothing is visible; follow with [`Producer::advance`] when there is no gap before. `restart`:
+    /// nothing lies in the ring, neither published nor placed.
+    ///
+    /// # Errors
+    /// The bytes lie before the tail or beyond what is free.
+    #[expect(unsafe_code, reason = "a copy into the ring")]
+    pub fn place(
+        &self,
+        cursor: &mut TxCursor,
+        position: u64,
+        src: &[u8],
+        restart: bool,
+    ) -> Result<(), OutOfRing> {
+        let len = src.len() as u64;
+        let end = position.checked_add(len).ok_or(OutOfRing)?;
+        if position < cursor.tail || end - cursor.head > self.capacity() {
+            return Err(OutOfRing);
+        }
+        if restart && position == cursor.tail {
+            self.restart(cursor, src.len());
+        }
+        let at = TxCursor {
+            tail: position,
+            ..*cursor
+        };
+        // SAFETY: a slice; end - head <= capacity, so len is at most the capacity.
+        unsafe { self.data.copy_in(index(&at), src.as_ptr(), src.len()) };
+        Ok(())
     }
 
     /// The bytes from position `from` to the tail in one run, as they stand in the ring, for a system call

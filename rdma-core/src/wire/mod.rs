@@ -13,6 +13,7 @@ mod announce;
 mod header;
 mod hello;
 mod operation;
+pub mod pairing;
 
 pub use ack::{Ack, AckRanges, emit_ack};
 pub use announce::{Announce, AnnouncedAddresses};

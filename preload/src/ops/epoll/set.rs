@@ -345,6 +345,13 @@ pub(super) fn dissolve(set: &'static Set, interest: &'static Interest) {
     drop_interest(interest);
 }
 
+impl Set {
+    /// Whether the set is known to be the kernel's alone.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.shared.load(Ordering::Relaxed) == SHARED
+    }
+}
+
 /// Whether the set is the kernel's alone because two processes use it; notices that they begin to.
 #[inline]
 pub(super) fn is_kernels_alone(set: &'static Set) -> bool {

@@ -14,7 +14,7 @@ use super::set::{Interest, Set, is_cookie};
 use super::{catch_up, had_space, interest_of_cookie, post_conn, want_space};
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
-use crate::{contexts, control, errno, kernel, probe, real, wait};
+use crate::{contexts, control, errno, kernel, probe, real, relayed, wait};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set that we know.
 ///
@@ -403,6 +403,16 @@ fn is_quiet_in_kernel(conn: &Conn) -> bool {
         })
 }
 
+/// Whether the kernel's word on the far end waits for a backend's, which will be an edge of its own.
+fn is_put_off(conn: &Conn, events: u32) -> bool {
+    let slot = conn.slot();
+    let over = (libc::EPOLLRDHUP | libc::EPOLLHUP | libc::EPOLLERR).cast_unsigned();
+    events & over != 0
+        && slot.rx.state() == RxState::Ring
+        && slot.tx.state() != TxState::Kernel
+        && conn.view().is_some_and(|view| relayed::is_early(conn, view))
+}
+
 /// EPOLLOUT.
 const OUT: u32 = 4;
 
@@ -452,6 +462,9 @@ fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usiz
                     // The kernel's edge of an end that was reported when the far end announced it, or of
                     // what this very call has reported already.
                     let slot = conn.slot();
+                    if is_put_off(conn, event.events) {
+                        continue;
+                    }
                     let announced = conn
                         .view()
                         .is_some_and(|view| view.theirs.state.ended_at().is_some())

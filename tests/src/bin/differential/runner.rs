@@ -33,6 +33,8 @@ struct Wishes {
     topology: Topology,
     options: Options,
     preload: [Option<String>; 2],
+    /// Socket of the daemon of end B, if it has another than end A.
+    socket_b: Option<String>,
     only: Option<String>,
     case: Option<String>,
     form: Form,
@@ -50,6 +52,7 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
             swap: false,
         },
         preload: [None, None],
+        socket_b: None,
         only: None,
         case: None,
         form: Form::Blocking,
@@ -72,6 +75,7 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
             "--swap" => wishes.options.swap = true,
             "--preload-a" => wishes.preload[0] = Some(value()?),
             "--preload-b" => wishes.preload[1] = Some(value()?),
+            "--socket-b" => wishes.socket_b = Some(value()?),
             "--only" => wishes.only = Some(value()?),
             "--evidence" => wishes.evidence = Some(value()?),
             "--jobs" => {
@@ -246,6 +250,9 @@ fn spawn(
         .stdout(print);
     if let Some(library) = preload {
         command.env("LD_PRELOAD", library);
+    }
+    if let Some(socket) = wishes.socket_b.as_ref().filter(|_| side == Some(Side::B)) {
+        command.env("VIADUCT_SOCKET", socket);
     }
     if let Some(side) = side {
         command.args(["--side", side.name()]);

@@ -1,0 +1,729 @@
+//! Finding the far end of a registration on another host; see [`rdma_core::wire::pairing`].
+//!
+//! Of two backends, that of the end with the smaller address leads: it offers, compares and decides. What the
+//! far backend says is as far as that backend's own addresses go, which the shell checks before it calls
+//! [`Broker::heard`].
+
+use std::collections::HashMap;
+
+use rdma_core::control::{ContextRef, Message, Peer};
+use rdma_core::layout::End;
+use rdma_core::reason::Reason;
+use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace, Sample};
+
+use super::{Action, Beside, Broker, Registration, State};
+use crate::carving::Couple;
+use crate::ids::{ConnectionId, PeerId, Process, RegistrationId};
+use crate::pairing::{Stream, Tuple, same_stream};
+
+/// Offers of one far backend that wait for a program here.
+const OFFERS_MAX: usize = 16_384;
+/// Times that two ends are compared before they are called different.
+const COMPARISONS: u8 = 2;
+
+/// How far the search for a far end on another host has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Remote {
+    /// The far backend.
+    pub(super) peer: PeerId,
+    stage: Stage,
+    comparisons: u8,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// Leader: the socket is being looked at, for an offer.
+    Offering,
+    /// Leader: offered, with this sample.
+    Offered(Stream),
+    /// Leader: the socket is being looked at once more.
+    Comparing { before: Stream, far: Candidate },
+    /// Follower: no offer has come.
+    Waiting,
+    /// Follower: the socket is being looked at, to answer this offer.
+    Answering(Offer),
+    /// Follower: answered.
+    Answered(Offer),
+    /// Memory is made, or there.
+    Settled,
+}
+
+/// What a leader offers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Offer {
+    id: u64,
+    ring_log2: u8,
+}
+
+/// What a follower answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Candidate {
+    id: u64,
+    ring_log2: u8,
+    sample: Stream,
+}
+
+/// The far half of a relayed connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Relay {
+    peer: PeerId,
+    /// The far backend's registration.
+    far_id: u64,
+    /// Where it takes bytes, once it has said so.
+    far: Option<FarPlace>,
+    leads: bool,
+    /// The relay has been asked to serve it, and has not let go.
+    pub(super) open: bool,
+}
+
+/// Offers that nobody here has answered.
+#[derive(Debug, Default)]
+pub(super) struct Offers {
+    by_tuple: HashMap<(PeerId, Tuple), Offer>,
+    by_id: HashMap<(PeerId, u64), Tuple>,
+    counts: HashMap<PeerId, usize>,
+}
+
+impl Offers {
+    fn enter(&mut self, peer: PeerId, tuple: Tuple, offer: Offer) -> bool {
+        self.withdraw(peer, offer.id);
+        if let Some(old) = self.by_tuple.remove(&(peer, tuple)) {
+            self.by_id.remove(&(peer, old.id));
+            self.count(peer, false);
+        }
+        if self
+            .counts
+            .get(&peer)
+            .is_some_and(|count| *count >= OFFERS_MAX)
+        {
+            return false;
+        }
+        self.count(peer, true);
+        self.by_tuple.insert((peer, tuple), offer);
+        self.by_id.insert((peer, offer.id), tuple);
+        true
+    }
+
+    fn take(&mut self, peer: PeerId, tuple: Tuple) -> Option<Offer> {
+        let offer = self.by_tuple.remove(&(peer, tuple))?;
+        self.by_id.remove(&(peer, offer.id));
+        self.count(peer, false);
+        Some(offer)
+    }
+
+    fn withdraw(&mut self, peer: PeerId, id: u64) {
+        if let Some(tuple) = self.by_id.get(&(peer, id)).copied() {
+            self.take(peer, tuple);
+        }
+    }
+
+    fn count(&mut self, peer: PeerId, up: bool) {
+        let count = self.counts.entry(peer).or_default();
+        *count = if up {
+            *count + 1
+        } else {
+            count.saturating_sub(1)
+        };
+    }
+
+    fn forget(&mut self, peer: PeerId) {
+        self.by_tuple.retain(|(of, _), _| *of != peer);
+        self.by_id.retain(|(of, _), _| *of != peer);
+        self.counts.remove(&peer);
+    }
+}
+
+/// Whether the end with these addresses leads.
+fn leads(tuple: &Tuple) -> bool {
+    tuple.own < tuple.far
+}
+
+impl Broker {
+    /// No far end in sight on this host: the shell is asked whether there is a backend for the far address.
+    pub(super) fn look_abroad(&mut self, id: RegistrationId) {
+        let Some(registration) = self.registrations.get(&id) else {
+            return;
+        };
+        // A domain's programs speak with its own addresses only; the host's with the host's.
+        if registration.owned || Some(registration.netns) == self.own_netns {
+            self.actions.push_back(Action::Reach {
+                id,
+                far: registration.tuple.far.ip(),
+            });
+        }
+    }
+
+    /// The answer to [`Action::Reach`]: there is a backend. (Of none, nobody says anything.)
+    pub fn reachable(&mut self, id: RegistrationId, peer: PeerId) {
+        let Some(registration) = self.registrations.get_mut(&id) else {
+            return;
+        };
+        if registration.state != State::Waiting {
+            return;
+        }
+        let tuple = registration.tuple;
+        let stage = if leads(&tuple) {
+            Stage::Offering
+        } else {
+            match self.offers.take(peer, tuple) {
+                Some(offer) => Stage::Answering(offer),
+                None => Stage::Waiting,
+            }
+        };
+        registration.remote = Some(Remote {
+            peer,
+            stage,
+            comparisons: 0,
+        });
+        if stage != Stage::Waiting {
+            self.actions.push_back(Action::Sample(id));
+        }
+    }
+
+    fn stage(&mut self, id: RegistrationId) -> Option<(&mut Registration, Remote)> {
+        let registration = self.registrations.get_mut(&id)?;
+        let remote = registration.remote?;
+        Some((registration, remote))
+    }
+
+    fn set_stage(&mut self, id: RegistrationId, stage: Stage) {
+        if let Some((registration, remote)) = self.stage(id) {
+            registration.remote = Some(Remote { stage, ..remote });
+        }
+    }
+
+    fn tell(&mut self, peer: PeerId, message: Pairing) {
+        self.actions.push_back(Action::Tell { peer, message });
+    }
+
+    fn ring_log2_of(&self, id: RegistrationId) -> u8 {
+        let facts = self
+            .registrations
+            .get(&id)
+            .and_then(|registration| self.programs.get(&registration.process))
+            .map(|program| program.facts.ring_log2);
+        u8::try_from(facts.unwrap_or(0)).unwrap_or(0)
+    }
+
+    /// The answer to [`Action::Sample`]: what the kernel says of the socket, if it is still established.
+    pub fn sampled(&mut self, id: RegistrationId, stream: Option<Stream>) {
+        let ring_log2 = self.ring_log2_of(id);
+        let Some((registration, remote)) = self.stage(id) else {
+            return;
+        };
+        let tuple = registration.tuple;
+        let Some(stream) = stream else {
+            // Whoever waits at the far backend is told when the registration is removed.
+            return self.refuse(id, Reason::NotEstablished);
+        };
+        match remote.stage {
+            Stage::Offering => {
+                self.set_stage(id, Stage::Offered(stream));
+                let names = Names {
+                    own: tuple.own,
+                    far: tuple.far,
+                };
+                let offer = Pairing::Offer {
+                    id: id.0,
+                    names,
+                    ring_log2,
+                    sample: stream.into(),
+                };
+                self.tell(remote.peer, offer);
+            }
+            Stage::Answering(offer) => {
+                self.set_stage(id, Stage::Answered(offer));
+                let answer = Pairing::Candidate {
+                    offer: offer.id,
+                    id: id.0,
+                    ring_log2,
+                    sample: stream.into(),
+                };
+                self.tell(remote.peer, answer);
+            }
+            Stage::Comparing { before, far } => {
+                if same_stream(&before, &far.sample, &stream) {
+                    let log2 = u32::from(ring_log2.min(far.ring_log2));
+                    self.set_stage(id, Stage::Settled);
+                    self.relay(id, remote.peer, far.id, None, log2);
+                } else if remote.comparisons + 1 < COMPARISONS {
+                    if let Some((registration, remote)) = self.stage(id) {
+                        registration.remote = Some(Remote {
+                            stage: Stage::Offering,
+                            comparisons: remote.comparisons + 1,
+                            ..remote
+                        });
+                    }
+                    self.actions.push_back(Action::Sample(id));
+                } else {
+                    self.refuse_both(id, remote.peer, far.id, Reason::Mismatch);
+                }
+            }
+            Stage::Offered(_) | Stage::Waiting | Stage::Answered(_) | Stage::Settled => {}
+        }
+    }
+
+    fn refuse_both(&mut self, id: RegistrationId, peer: PeerId, far: u64, reason: Reason) {
+        let refusal = Pairing::Refuse {
+            id: far,
+            reason: reason.code(),
+        };
+        self.tell(peer, refusal);
+        self.set_stage(id, Stage::Settled);
+        self.refuse(id, reason);
+    }
+
+    /// A far backend says something. The shell has checked that an offered end may be that backend's.
+    pub fn heard(&mut self, peer: PeerId, message: Pairing) {
+        match message {
+            Pairing::Offer {
+                id,
+                names,
+                ring_log2,
+                ..
+            } => self.heard_offer(peer, names, Offer { id, ring_log2 }),
+            Pairing::Candidate {
+                offer,
+                id,
+                ring_log2,
+                sample,
+            } => {
+                let far = Candidate {
+                    id,
+                    ring_log2,
+                    sample: sample.into(),
+                };
+                self.heard_candidate(peer, RegistrationId(offer), far);
+            }
+            Pairing::Pair {
+                id,
+                offer,
+                ring_log2,
+                place,
+            } => {
+                let own = RegistrationId(id);
+                if let Some((_, remote)) = self.stage(own)
+                    && remote.peer == peer
+                    && let Stage::Answered(known) = remote.stage
+                    && known.id == offer
+                    && ring_log2 <= known.ring_log2.min(self.ring_log2_of(own))
+                {
+                    self.set_stage(own, Stage::Settled);
+                    self.relay(own, peer, offer, Some(place), u32::from(ring_log2));
+                } else {
+                    let reason = Reason::NotEstablished.code();
+                    self.tell(peer, Pairing::Refuse { id: offer, reason });
+                }
+            }
+            Pairing::Paired { offer, place } => {
+                self.heard_paired(peer, RegistrationId(offer), place)
+            }
+            Pairing::Refuse { id, reason } => self.heard_refusal(peer, RegistrationId(id), reason),
+            Pairing::Withdraw { offer } => {
+                self.offers.withdraw(peer, offer);
+                let known = |registration: &Registration| {
+                    registration.remote.is_some_and(|remote| {
+                        remote.peer == peer
+                            && matches!(remote.stage,
+                                Stage::Answering(known) | Stage::Answered(known) if known.id == offer)
+                    })
+                };
+                let answered = self.registrations.iter().find(|(_, r)| known(r));
+                if let Some(id) = answered.map(|(id, _)| *id) {
+                    self.set_stage(id, Stage::Waiting);
+                }
+            }
+        }
+    }
+
+    fn heard_offer(&mut self, peer: PeerId, names: Names, offer: Offer) {
+        let tuple = Tuple {
+            own: names.far,
+            far: names.own,
+        };
+        if leads(&tuple) {
+            // Two leaders: the other one is mistaken.
+            return;
+        }
+        let waiting = self.registrations.iter().find(|(_, registration)| {
+            registration.tuple == tuple
+                && registration.state == State::Waiting
+                && registration
+                    .remote
+                    .is_some_and(|remote| remote.peer == peer)
+        });
+        match waiting.map(|(id, _)| *id) {
+            Some(id) => {
+                self.set_stage(id, Stage::Answering(offer));
+                self.actions.push_back(Action::Sample(id));
+            }
+            None => {
+                if !self.offers.enter(peer, tuple, offer) {
+                    let reason = Reason::Quota.code();
+                    self.tell(
+                        peer,
+                        Pairing::Refuse {
+                            id: offer.id,
+                            reason,
+                        },
+                    );
+                }
+            }
+        }
+    }
+
+    fn heard_candidate(&mut self, peer: PeerId, id: RegistrationId, far: Candidate) {
+        let known = self.stage(id).and_then(|(_, remote)| match remote.stage {
+            Stage::Offered(before) if remote.peer == peer => Some(before),
+            _ => None,
+        });
+        match known {
+            Some(before) => {
+                self.set_stage(id, Stage::Comparing { before, far });
+                self.actions.push_back(Action::Sample(id));
+            }
+            None => {
+                let reason = Reason::NotEstablished.code();
+                self.tell(peer, Pairing::Refuse { id: far.id, reason });
+            }
+        }
+    }
+
+    fn heard_paired(&mut self, peer: PeerId, id: RegistrationId, place: FarPlace) {
+        let Some(connection) = self.relayed_of(id, peer) else {
+            return;
+        };
+        if let Some(entry) = self.connections.get_mut(&connection)
+            && let Some(relay) = &mut entry.relay
+            && relay.leads
+            && relay.far.is_none()
+        {
+            relay.far = Some(place);
+            self.actions
+                .push_back(Action::JoinRelay { connection, place });
+            self.announce_relayed(connection);
+        }
+    }
+
+    fn heard_refusal(&mut self, peer: PeerId, id: RegistrationId, reason: u32) {
+        let reason = Reason::from_code(reason).unwrap_or(Reason::FarEnd);
+        if let Some(connection) = self.relayed_of(id, peer) {
+            let untold = self.connections.get(&connection).is_some_and(|entry| {
+                entry
+                    .relay
+                    .is_some_and(|relay| relay.leads && relay.far.is_none())
+            });
+            if untold {
+                self.give_up_relayed(connection, reason);
+            }
+            return;
+        }
+        let concerned = self.stage(id).is_some_and(|(registration, remote)| {
+            remote.peer == peer && registration.state == State::Waiting
+        });
+        if concerned {
+            self.set_stage(id, Stage::Settled);
+            self.refuse(id, reason);
+        }
+    }
+
+    /// The relayed connection of a registration, if it is with `peer`.
+    fn relayed_of(&self, id: RegistrationId, peer: PeerId) -> Option<ConnectionId> {
+        let State::Attached(connection, _) = self.registrations.get(&id)?.state else {
+            return None;
+        };
+        let relay = self.connections.get(&connection)?.relay?;
+        (relay.peer == peer).then_some(connection)
+    }
+
+    /// Finds memory for an end whose far end is at `peer`.
+    fn relay(
+        &mut self,
+        id: RegistrationId,
+        peer: PeerId,
+        far_id: u64,
+        far: Option<FarPlace>,
+        ring_log2: u32,
+    ) {
+        let Some(registration) = self.registrations.get(&id) else {
+            return;
+        };
+        let (process, connects) = (registration.process, registration.connects);
+        let Some(port) = self
+            .programs
+            .get(&process)
+            .and_then(|program| program.facts.port)
+        else {
+            return self.refuse_both(id, peer, far_id, Reason::Unreachable);
+        };
+        let end = if connects { End::Zero } else { End::One };
+        let mut ends = [None, None];
+        let mut processes = [port, port];
+        if let (Some(slot), Some(who)) = (ends.get_mut(end.index()), processes.get_mut(end.index()))
+        {
+            *slot = Some(id);
+            *who = process;
+        }
+        match self.find_place(Couple::of(process, port), [process, process], ring_log2) {
+            Ok(place) => {
+                let relay = Relay {
+                    peer,
+                    far_id,
+                    far,
+                    leads: far.is_none(),
+                    open: false,
+                };
+                self.reserve(ends, processes, place, Some(relay));
+            }
+            Err(reason) => self.refuse_both(id, peer, far_id, reason),
+        }
+    }
+
+    /// The memory of a relayed connection is there: the relay shall serve it.
+    pub(super) fn open_relay(&mut self, connection: ConnectionId) {
+        let Some(entry) = self.connections.get_mut(&connection) else {
+            return;
+        };
+        let Some(relay) = &mut entry.relay else {
+            return;
+        };
+        relay.open = true;
+        entry.holds += 1;
+        let (place, relay, ends, processes) = (entry.place, *relay, entry.ends, entry.processes);
+        let end = if ends[0].is_some() {
+            End::Zero
+        } else {
+            End::One
+        };
+        let process = processes[end.index()];
+        let domain = self
+            .programs
+            .get(&process)
+            .and_then(|program| program.facts.domain);
+        self.actions.push_back(Action::OpenRelay {
+            connection,
+            place,
+            end,
+            process,
+            peer: relay.peer,
+            far: relay.far,
+            domain,
+        });
+    }
+
+    /// The answer to [`Action::OpenRelay`]: where the relay takes bytes for the program.
+    pub fn relay_opened(&mut self, connection: ConnectionId, place: Result<FarPlace, Reason>) {
+        let Some(entry) = self.connections.get(&connection) else {
+            return;
+        };
+        let Some(relay) = entry.relay else {
+            return;
+        };
+        let Some(id) = entry.ends.into_iter().flatten().next() else {
+            // It has left meanwhile.
+            return self.give_up_relayed(connection, Reason::NotEstablished);
+        };
+        match place {
+            Ok(_) if entry.revoked => self.give_up_relayed(connection, Reason::Revoked),
+            Ok(place) if relay.leads => {
+                let ring_log2 = u8::try_from(entry.place.ring_log2).unwrap_or(0);
+                let pair = Pairing::Pair {
+                    id: relay.far_id,
+                    offer: id.0,
+                    ring_log2,
+                    place,
+                };
+                self.tell(relay.peer, pair);
+            }
+            Ok(place) => {
+                let paired = Pairing::Paired {
+                    offer: relay.far_id,
+                    place,
+                };
+                self.tell(relay.peer, paired);
+                self.announce_relayed(connection);
+            }
+            Err(reason) => self.give_up_relayed(connection, reason),
+        }
+    }
+
+    /// Tells the program of a connection whose both backends are ready.
+    fn announce_relayed(&mut self, connection: ConnectionId) {
+        let Some(entry) = self.connections.get(&connection) else {
+            return;
+        };
+        let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
+        let index = usize::from(ends[0].is_none());
+        let Some(id) = ends[index] else {
+            return;
+        };
+        let (process, port) = (processes[index], processes[1 - index]);
+        self.introduce_port(process, port);
+        self.announce(connection, id, index, port, &place, true);
+    }
+
+    /// Makes the relay known to a program, as if it were a program with one context.
+    fn introduce_port(&mut self, process: Process, port: Process) {
+        let Some(program) = self.programs.get_mut(&process) else {
+            return;
+        };
+        if !program.peers.insert(port) {
+            return;
+        }
+        let body = Peer {
+            process: port.0,
+            reserved: 0,
+        };
+        self.send(process, Message::Peer(body), Some(Beside::Events(port)));
+        let reference = ContextRef {
+            process: port.0,
+            context: 0,
+        };
+        let doorbell = Beside::Doorbell(port, 0);
+        self.send(process, Message::PeerContext(reference), Some(doorbell));
+    }
+
+    /// A relayed connection of which the near program has not been told, or is not there to be told.
+    fn give_up_relayed(&mut self, connection: ConnectionId, reason: Reason) {
+        let Some(entry) = self.connections.get(&connection) else {
+            return;
+        };
+        let Some(relay) = entry.relay else {
+            return;
+        };
+        let ends = entry.ends;
+        let (peer, id) = (relay.peer, relay.far_id);
+        let reason_code = reason.code();
+        self.tell(
+            peer,
+            Pairing::Refuse {
+                id,
+                reason: reason_code,
+            },
+        );
+        self.actions.push_back(Action::CloseRelay(connection));
+        for id in ends.into_iter().flatten() {
+            // Lets go of the memory, and tells the program.
+            self.refuse(id, reason);
+        }
+    }
+
+    /// A connection that was being made will not be: the far backend is told, if it has the other end.
+    pub(super) fn refuse_relay(&mut self, entry: &super::Connection, reason: Reason) {
+        if let Some(relay) = entry.relay {
+            let refusal = Pairing::Refuse {
+                id: relay.far_id,
+                reason: reason.code(),
+            };
+            self.tell(relay.peer, refusal);
+        }
+    }
+
+    /// The relay has let go of a connection.
+    pub fn relay_closed(&mut self, connection: ConnectionId) {
+        if let Some(entry) = self.connections.get_mut(&connection)
+            && let Some(relay) = &mut entry.relay
+            && relay.open
+        {
+            relay.open = false;
+            self.release(connection);
+        }
+    }
+
+    /// A registration is being removed: whoever waits for it at a far backend is told.
+    pub(super) fn leave_abroad(&mut self, registration: &Registration, id: RegistrationId) {
+        let Some(remote) = registration.remote else {
+            return;
+        };
+        let reason = Reason::NotEstablished.code();
+        match remote.stage {
+            Stage::Offered(_) => self.tell(remote.peer, Pairing::Withdraw { offer: id.0 }),
+            Stage::Comparing { far, .. } => {
+                self.tell(remote.peer, Pairing::Refuse { id: far.id, reason });
+            }
+            Stage::Answering(offer) | Stage::Answered(offer) => {
+                self.tell(
+                    remote.peer,
+                    Pairing::Refuse {
+                        id: offer.id,
+                        reason,
+                    },
+                );
+            }
+            Stage::Offering | Stage::Waiting | Stage::Settled => {}
+        }
+    }
+
+    /// A backend has started anew and knows nothing: what waits is offered once more.
+    pub fn peer_renewed(&mut self, peer: PeerId) {
+        self.offers.forget(peer);
+        let mut again = Vec::new();
+        for (id, registration) in &mut self.registrations {
+            if registration.state == State::Waiting
+                && let Some(remote) = &mut registration.remote
+                && remote.peer == peer
+            {
+                remote.comparisons = 0;
+                remote.stage = if leads(&registration.tuple) {
+                    again.push(*id);
+                    Stage::Offering
+                } else {
+                    Stage::Waiting
+                };
+            }
+        }
+        for id in again {
+            self.actions.push_back(Action::Sample(id));
+        }
+    }
+
+    /// A backend does not answer: what waits for it stays on TCP.
+    pub fn peer_silent(&mut self, peer: PeerId) {
+        self.offers.forget(peer);
+        let waits = |registration: &Registration| {
+            let remote = registration.remote.filter(|remote| remote.peer == peer);
+            registration.state == State::Waiting && remote.is_some()
+        };
+        let found = self.registrations.iter().filter(|(_, found)| waits(found));
+        let found: Vec<_> = found.map(|(id, _)| *id).collect();
+        for id in found {
+            self.set_stage(id, Stage::Settled);
+            self.refuse(id, Reason::Unreachable);
+        }
+    }
+
+    /// Whether a backend relays the connection.
+    pub fn is_relayed(&self, connection: ConnectionId) -> bool {
+        self.connections
+            .get(&connection)
+            .is_some_and(|entry| entry.relay.is_some())
+    }
+}
+
+impl From<Stream> for Sample {
+    fn from(stream: Stream) -> Self {
+        Self {
+            send_scale: stream.send_scale,
+            receive_scale: stream.receive_scale,
+            send_mss: stream.send_mss,
+            advertised_mss: stream.advertised_mss,
+            acked: stream.acked,
+            received: stream.received,
+            sent: stream.sent,
+        }
+    }
+}
+
+impl From<Sample> for Stream {
+    fn from(sample: Sample) -> Self {
+        Self {
+            send_scale: sample.send_scale,
+            receive_scale: sample.receive_scale,
+            send_mss: sample.send_mss,
+            advertised_mss: sample.advertised_mss,
+            acked: sample.acked,
+            received: sample.received,
+            sent: sample.sent,
+        }
+    }
+}

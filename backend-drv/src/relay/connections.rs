@@ -1,0 +1,193 @@
+//! The relayed connections, by endpoint.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use rdma_core::event::WaitRef;
+use rdma_core::layout::End;
+use rdma_core::link::{DomainId, Endpoint, Memory, Refusal};
+use rdma_core::mirror::{Mirror, Snapshot};
+use rdma_core::mr::{Counters, Keys, Regions, RemoteKey, Shape};
+use rdma_core::wire::pairing::Place as FarPlace;
+
+use crate::carving::Place;
+use crate::ids::{ConnectionId, Process};
+use crate::memory::Held;
+use crate::shared::ConnectionArena;
+
+/// One relayed connection.
+#[derive(Debug)]
+pub(super) struct Connection {
+    pub(super) id: ConnectionId,
+    pub(super) mirror: Held<Mirror>,
+    pub(super) process: Process,
+    pub(super) who: WaitRef,
+    /// The line that leads to the far backend.
+    pub(super) line: usize,
+    pub(super) domain: DomainId,
+    pub(super) keys: Keys,
+    pub(super) far: Option<FarPlace>,
+    /// The program has closed its end.
+    pub(super) ended: bool,
+    /// The event loop knows that the sender has to follow.
+    pub(super) granted: bool,
+    /// What the far backend was told last.
+    pub(super) told: Snapshot,
+}
+
+/// What a connection is made of.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) id: ConnectionId,
+    pub(super) arena: Arc<ConnectionArena>,
+    pub(super) place: Place,
+    /// The program's end.
+    pub(super) end: End,
+    pub(super) process: Process,
+    pub(super) line: usize,
+    pub(super) domain: DomainId,
+}
+
+/// All of them.
+#[derive(Debug)]
+pub(super) struct Connections {
+    slots: Vec<Option<Connection>>,
+    free: Vec<u32>,
+    by_id: HashMap<ConnectionId, u32>,
+    regions: Regions,
+}
+
+impl Connections {
+    /// None yet. `secret` is random: keys are made of it.
+    pub(super) fn new(secret: u64) -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            by_id: HashMap::new(),
+            regions: Regions::new(secret),
+        }
+    }
+
+    /// A number for the next connection.
+    pub(super) fn reserve(&mut self) -> Option<u32> {
+        if let Some(endpoint) = self.free.pop() {
+            return Some(endpoint);
+        }
+        let endpoint = u32::try_from(self.slots.len()).ok()?;
+        self.slots.push(None);
+        Some(endpoint)
+    }
+
+    /// A number that was reserved is not needed.
+    pub(super) fn give_back(&mut self, endpoint: u32) {
+        self.free.push(endpoint);
+    }
+
+    /// Enters a connection under a number that was reserved; `None` if its memory is not what it should be, or there
+    /// is no key.
+    pub(super) fn enter(&mut self, endpoint: u32, parts: Parts, who: WaitRef) -> Option<FarPlace> {
+        let at = (parts.place.offset, parts.place.ring_log2, parts.end.far());
+        let mirror = parts.arena.hold(at, |view| Mirror::new(view, who).ok())?;
+        let ring = Shape::Ring(mirror.get().capacity());
+        let keys = self
+            .regions
+            .register(parts.domain, ring, u64::from(endpoint))
+            .ok()?;
+        let connection = Connection {
+            id: parts.id,
+            mirror,
+            process: parts.process,
+            who,
+            line: parts.line,
+            domain: parts.domain,
+            keys,
+            far: None,
+            ended: false,
+            granted: false,
+            told: Snapshot::default(),
+        };
+        self.by_id.insert(parts.id, endpoint);
+        *self.slots.get_mut(usize::try_from(endpoint).ok()?)? = Some(connection);
+        Some(FarPlace {
+            endpoint,
+            rkey: keys.remote.0,
+        })
+    }
+
+    /// Forgets a connection; its key is worth nothing from now on.
+    pub(super) fn remove(&mut self, endpoint: u32) -> Option<Connection> {
+        let slot = self.slots.get_mut(usize::try_from(endpoint).ok()?)?;
+        let connection = slot.take()?;
+        self.regions.revoke(connection.keys.local);
+        self.by_id.remove(&connection.id);
+        self.free.push(endpoint);
+        Some(connection)
+    }
+
+    pub(super) fn get_mut(&mut self, endpoint: u32) -> Option<&mut Connection> {
+        self.slots
+            .get_mut(usize::try_from(endpoint).ok()?)?
+            .as_mut()
+    }
+
+    pub(super) fn get(&self, endpoint: u32) -> Option<&Connection> {
+        self.slots.get(usize::try_from(endpoint).ok()?)?.as_ref()
+    }
+
+    /// The endpoint of a connection.
+    pub(super) fn endpoint(&self, id: ConnectionId) -> Option<u32> {
+        self.by_id.get(&id).copied()
+    }
+
+    /// All endpoints in use.
+    pub(super) fn endpoints(&self) -> Vec<u32> {
+        self.by_id.values().copied().collect()
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Use of the keys.
+    pub(super) const fn keys(&self) -> Counters {
+        self.regions.counters()
+    }
+}
+
+/// Takes what comes over one line.
+#[derive(Debug)]
+pub(super) struct Placing<'a> {
+    pub(super) connections: &'a mut Connections,
+    pub(super) line: usize,
+}
+
+impl Memory for Placing<'_> {
+    fn place(
+        &mut self,
+        endpoint: Endpoint,
+        rkey: u32,
+        offset: u64,
+        payload: &[u8],
+    ) -> Result<(), Refusal> {
+        let Connections { slots, regions, .. } = &mut *self.connections;
+        let connection = usize::try_from(endpoint.0)
+            .ok()
+            .and_then(|index| slots.get_mut(index)?.as_mut())
+            .filter(|connection| connection.line == self.line)
+            .ok_or(Refusal::Key)?;
+        let domain = connection.domain;
+        let len = payload.len() as u64;
+        let place = regions
+            .look_up(domain, RemoteKey(rkey), offset, len)
+            .map_err(|_| Refusal::Key)?;
+        if place.token != u64::from(endpoint.0) {
+            return Err(Refusal::Key);
+        }
+        connection
+            .mirror
+            .get_mut()
+            .place(offset, payload)
+            .map_err(|_| Refusal::Range)
+    }
+}

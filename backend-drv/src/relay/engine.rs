@@ -1,0 +1,508 @@
+//! The relay's one thread: receive, look, send, wake, wait. What it means is decided in [`super::switchboard`].
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::sync::mpsc::{Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::eventfd::EventFd;
+use rdma_core::link::{DomainId, Time};
+use rdma_core::reason::Reason;
+use rdma_core::wire::pairing::Place as FarPlace;
+use serde_json::json;
+
+use super::connections::Parts;
+use super::idle::Idle;
+use super::nics::{Links, Nics};
+use super::peers::Peers;
+use super::ports::Port;
+use super::switchboard::{Switchboard, Wake};
+use super::{Command, Report, Share, Waiting};
+use crate::ids::{PeerId, Process};
+use crate::nic::Address;
+use crate::wake::Waiters;
+
+/// Events taken from epoll at once.
+const EVENTS: usize = 64;
+/// Name of the event loop's bell in epoll; NICs count from 0, ports from `FIRST_PORT`.
+const COMMANDS: u64 = 1 << 20;
+const FIRST_PORT: u64 = 1 << 21;
+/// Rounds between two looks at descriptors while the engine is busy.
+const POLL_EVERY: u32 = 64;
+/// How long connections may take to leave the rings before the daemon ends all the same.
+const DRAIN_TIME: Duration = Duration::from_secs(10);
+/// Why a link ends, as the far backend is told: the daemon stops.
+const STOPPING: u32 = 1;
+
+/// How the engine and the event loop speak.
+#[derive(Debug)]
+pub(super) struct Wires {
+    pub(super) inbox: Receiver<Command>,
+    pub(super) waiting: Arc<Waiting>,
+    pub(super) outbox: Sender<Report>,
+    pub(super) report_bell: Arc<EventFd>,
+    pub(super) peers: Arc<Mutex<Peers>>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Engine {
+    wires: Wires,
+    epoll: Epoll,
+    nics: Nics,
+    board: Switchboard,
+    ports: HashMap<Process, Served>,
+    port_tokens: HashMap<u64, Process>,
+    last_token: u64,
+    idle: Idle,
+    started: Instant,
+    rounds: u32,
+    draining: Option<Instant>,
+    stopping: bool,
+    strangers: Vec<(Address, Vec<u8>)>,
+    wakes: Vec<Wake>,
+}
+
+/// For keys that nobody guesses.
+fn secret() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// A program that is served.
+#[derive(Debug)]
+struct Served {
+    port: Port,
+    token: u64,
+    connections: usize,
+    leaving: bool,
+}
+
+impl Engine {
+    pub(super) fn new(
+        links: Links,
+        shares: &[Share],
+        backend: [u8; 16],
+        epoch: u64,
+        wires: Wires,
+    ) -> nix::Result<Self> {
+        let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+        let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
+        epoll.add(&wires.waiting.bell, readable(COMMANDS))?;
+        Ok(Self {
+            nics: Nics::new(links, backend, epoch, &epoll)?,
+            board: Switchboard::new(shares, secret(), Time(0)),
+            wires,
+            epoll,
+            ports: HashMap::new(),
+            port_tokens: HashMap::new(),
+            last_token: FIRST_PORT,
+            idle: Idle::new(),
+            started: Instant::now(),
+            rounds: 0,
+            draining: None,
+            stopping: false,
+            strangers: Vec::new(),
+            wakes: Vec::new(),
+        })
+    }
+
+    fn now(&self) -> Time {
+        let nanos = self.started.elapsed().as_nanos();
+        Time(u64::try_from(nanos).unwrap_or(u64::MAX))
+    }
+
+    /// Works until it is told to stop.
+    pub(super) fn run(mut self) {
+        while !self.stopping {
+            let busy = self.round();
+            self.rounds = self.rounds.wrapping_add(1);
+            if self.rounds.is_multiple_of(POLL_EVERY) {
+                self.wait(Some(Duration::ZERO));
+            }
+            self.check_drain();
+            if busy {
+                self.idle.busy();
+            } else if self.idle.idle() {
+                self.sleep();
+            }
+        }
+        let lines: Vec<usize> = self.board.lines().collect();
+        for line in lines {
+            self.board.shut_down(line, STOPPING);
+        }
+        self.nics.transmit(self.now(), &mut self.board);
+    }
+
+    /// Looks at everything once. True if there was something.
+    fn round(&mut self) -> bool {
+        let mut busy = self.take_commands();
+        busy |= self.receive();
+        busy |= self.take_bits();
+        let now = self.now();
+        if self.board.poll_timeout().is_some_and(|at| at <= now) {
+            self.board.handle_timeout(now);
+            busy = true;
+        }
+        if busy {
+            self.board.settle(now);
+            self.wake();
+            self.report();
+        }
+        let sent = self.nics.transmit(now, &mut self.board);
+        busy | sent
+    }
+
+    // ---- The event loop ----
+
+    fn take_commands(&mut self) -> bool {
+        if !self.wires.waiting.there.load(Ordering::Relaxed) {
+            return false;
+        }
+        let _ = self.wires.waiting.bell.read();
+        self.wires.waiting.there.store(false, Ordering::SeqCst);
+        while let Ok(command) = self.wires.inbox.try_recv() {
+            self.obey(command);
+        }
+        true
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::AddPort {
+                program,
+                port,
+                bell,
+            } => self.add_port(program, port, bell),
+            Command::RemovePort(process) => {
+                if let Some(served) = self.ports.get_mut(&process) {
+                    served.leaving = true;
+                }
+                self.drop_port_if_unused(process);
+            }
+            Command::Open {
+                connection,
+                arena,
+                place,
+                end,
+                process,
+                peer,
+                far,
+                domain,
+            } => {
+                let result = match self.line_to(peer) {
+                    Some(line) => {
+                        let parts = Parts {
+                            id: connection,
+                            arena,
+                            place,
+                            end,
+                            process,
+                            line,
+                            domain: DomainId(domain),
+                        };
+                        self.open(parts, far)
+                    }
+                    None => Err(Reason::Unreachable),
+                };
+                self.send_report(Report::Opened(connection, result));
+            }
+            Command::Join(connection, far) => {
+                if let Some(endpoint) = self.board.connections.endpoint(connection) {
+                    self.board.join(endpoint, far);
+                }
+            }
+            Command::Close(connection) => {
+                if let Some(endpoint) = self.board.connections.endpoint(connection) {
+                    self.board.close(endpoint);
+                }
+            }
+            Command::End(connection) => self.board.change(connection, |entry| entry.ended = true),
+            Command::Depart(connection, held) => self.board.change(connection, |entry| {
+                if held {
+                    // Whoever holds the socket knows nothing of rings.
+                    entry.mirror.get_mut().break_with(Reason::Exec);
+                } else {
+                    entry.mirror.get_mut().depart();
+                }
+            }),
+            Command::Withdraw(connection) => self.board.change(connection, |entry| {
+                entry.mirror.get_mut().ask_to_leave();
+            }),
+            Command::Tell(peer, message) => {
+                if let Some(line) = self.line_to(peer) {
+                    self.board.tell(line, &message);
+                }
+            }
+            Command::Count(answer) => {
+                let _ = answer.send(self.stats());
+            }
+            Command::Drain => {
+                self.draining = Some(Instant::now());
+                self.board.drain();
+            }
+            Command::Stop => self.stopping = true,
+        }
+    }
+
+    fn send_report(&self, report: Report) {
+        // Nobody listens only when the daemon ends.
+        let _ = self.wires.outbox.send(report);
+        let _ = self.wires.report_bell.write(1);
+    }
+
+    fn report(&mut self) {
+        while let Some(report) = self.board.next_report() {
+            match report {
+                Report::Left {
+                    connection,
+                    process,
+                    who,
+                } => {
+                    if let Some(served) = self.ports.get_mut(&process) {
+                        served.port.leave(who);
+                        served.connections = served.connections.saturating_sub(1);
+                    }
+                    self.drop_port_if_unused(process);
+                    self.send_report(Report::Left {
+                        connection,
+                        process,
+                        who,
+                    });
+                }
+                Report::Up(peer) => {
+                    self.set_silent(peer, false);
+                    self.send_report(Report::Up(peer));
+                }
+                Report::Silent(peer) => {
+                    self.set_silent(peer, true);
+                    self.send_report(Report::Silent(peer));
+                }
+                other => self.send_report(other),
+            }
+        }
+    }
+
+    fn set_silent(&self, peer: PeerId, silent: bool) {
+        let peers = self.wires.peers.lock();
+        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        peers.set_silent(peer, silent, Instant::now());
+    }
+
+    fn check_drain(&mut self) {
+        if let Some(since) = self.draining
+            && (self.board.is_drained() || since.elapsed() >= DRAIN_TIME)
+        {
+            self.draining = None;
+            self.send_report(Report::Drained);
+        }
+    }
+
+    // ---- Programs ----
+
+    fn add_port(&mut self, program: Arc<Waiters>, own: Arc<Waiters>, bell: Arc<OwnedFd>) {
+        let process = program.process;
+        self.last_token += 1;
+        let token = self.last_token;
+        match Port::new(program, own, bell, &self.epoll, token) {
+            Ok(port) => {
+                let served = Served {
+                    port,
+                    token,
+                    connections: 0,
+                    leaving: false,
+                };
+                self.ports.insert(process, served);
+                self.port_tokens.insert(token, process);
+            }
+            Err(error) => {
+                tracing::warn!(%process, %error, "no way for the program to wake the relay");
+            }
+        }
+    }
+
+    fn drop_port_if_unused(&mut self, process: Process) {
+        let unused = self
+            .ports
+            .get(&process)
+            .is_some_and(|served| served.leaving && served.connections == 0);
+        if unused && let Some(served) = self.ports.remove(&process) {
+            served.port.close(&self.epoll);
+            self.port_tokens.remove(&served.token);
+        }
+    }
+
+    fn open(&mut self, parts: Parts, far: Option<FarPlace>) -> Result<FarPlace, Reason> {
+        let served = self.ports.get_mut(&parts.process).ok_or(Reason::NoMemory)?;
+        let endpoint = self.board.connections.reserve().ok_or(Reason::Quota)?;
+        let Some(who) = served.port.enter(endpoint) else {
+            self.board.connections.give_back(endpoint);
+            return Err(Reason::Quota);
+        };
+        tracing::debug!(connection = %parts.id, process = %parts.process, endpoint, "relaying");
+        let opened = self.board.open(endpoint, parts, who, far);
+        if opened.is_ok() {
+            served.connections += 1;
+        } else {
+            served.port.leave(who);
+            self.board.connections.give_back(endpoint);
+        }
+        opened
+    }
+
+    fn take_bits(&mut self) -> bool {
+        let mut some = false;
+        for served in self.ports.values_mut() {
+            if served.port.is_awake() {
+                some |= served.port.take(|endpoint| self.board.touch(endpoint));
+            }
+        }
+        some
+    }
+
+    fn wake(&mut self) {
+        self.board.take_wakes(&mut self.wakes);
+        for wake in self.wakes.drain(..) {
+            let Some(entry) = self.board.connections.get(wake.endpoint) else {
+                continue;
+            };
+            if let Some(served) = self.ports.get(&entry.process) {
+                let others = |process| {
+                    let served = self.ports.get(&Process(process))?;
+                    Some(Arc::clone(served.port.program()))
+                };
+                served
+                    .port
+                    .wake(entry.mirror.get().waits(), wake.what, &others);
+            }
+        }
+    }
+
+    // ---- Other hosts ----
+
+    /// The line to a backend; it is made if there is none.
+    fn line_to(&mut self, peer: PeerId) -> Option<usize> {
+        if let Some(line) = self.board.line_of(peer) {
+            self.board.connect(line, self.now());
+            return Some(line);
+        }
+        let (nic, address) = {
+            let peers = self.wires.peers.lock();
+            let peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let found = peers.get(peer)?;
+            (found.link, found.address)
+        };
+        let link = self.nics.new_link(nic, self.now())?;
+        let line = self.board.add_line(peer, link);
+        self.nics.attach(nic, address, line);
+        Some(line)
+    }
+
+    fn receive(&mut self) -> bool {
+        let now = self.now();
+        let mut some = false;
+        for nic in 0..self.nics.len() {
+            let mut strangers = std::mem::take(&mut self.strangers);
+            some |= self.nics.receive(nic, now, &mut self.board, &mut strangers);
+            for (from, mut frame) in strangers.drain(..) {
+                if let Some(line) = self.line_from(nic, from) {
+                    let _ = self.board.handle_frame(line, now, &mut frame);
+                }
+            }
+            self.strangers = strangers;
+        }
+        some
+    }
+
+    /// The line to a backend that speaks first, if it may be one.
+    fn line_from(&mut self, nic: usize, from: Address) -> Option<usize> {
+        let peer = {
+            let peers = self.wires.peers.lock();
+            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            if !peers.may_speak(nic, from) {
+                return None;
+            }
+            peers.number(nic, from)?
+        };
+        self.line_to(peer)
+    }
+
+    // ---- Waiting ----
+
+    fn sleep(&mut self) {
+        for served in self.ports.values_mut() {
+            if served.port.is_awake() && !served.port.doze() {
+                return;
+            }
+        }
+        let now = self.now();
+        let link = self
+            .board
+            .poll_timeout()
+            .map(|at| Duration::from_nanos(at.0.saturating_sub(now.0)));
+        let nic = self
+            .nics
+            .wake_at()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let drain = self.draining.map(|_| Duration::from_millis(20));
+        self.wait([link, nic, drain].into_iter().flatten().min());
+        self.idle.woken();
+    }
+
+    /// Looks at the descriptors, for at most `timeout`.
+    fn wait(&mut self, timeout: Option<Duration>) {
+        let mut events = [EpollEvent::empty(); EVENTS];
+        let timeout = match timeout {
+            None => EpollTimeout::NONE,
+            Some(Duration::ZERO) => EpollTimeout::ZERO,
+            // Rounded up, so that it is due when we wake.
+            Some(left) => {
+                let left = left + Duration::from_micros(999);
+                EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
+            }
+        };
+        self.nics.watch(&self.epoll);
+        let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
+        for event in events.iter().take(count) {
+            if let Some(served) = self
+                .port_tokens
+                .get(&event.data())
+                .and_then(|process| self.ports.get_mut(process))
+            {
+                served.port.wake_up();
+            }
+        }
+    }
+
+    fn stats(&self) -> serde_json::Value {
+        let links: Vec<_> = self
+            .nics
+            .stats()
+            .map(|(name, line, address, nic)| {
+                let link = self.board.link(line);
+                json!({
+                    "name": name,
+                    "peer": address.to_string(),
+                    "up": link.is_some_and(rdma_core::link::Link::is_up),
+                    "link": link.map(|link| super::counters::of_link(&link.stats())),
+                    "nic": super::counters::of_nic(&nic),
+                })
+            })
+            .collect();
+        let domains = self.board.schedule().domains();
+        let domains: Vec<_> = domains
+            .map(|(id, _, counters)| super::counters::of_domain(id, &counters))
+            .collect();
+        json!({
+            "links": links,
+            "domains": domains,
+            "relayed": self.board.connections.len(),
+            "keys": super::counters::of_keys(&self.board.connections.keys()),
+            "spins_won": self.idle.won,
+            "sleeps": self.idle.slept,
+        })
+    }
+}

@@ -1,0 +1,89 @@
+//! How the engine waits: it goes on looking for a while after something has happened, giving the processor to
+//! others in between, and then sleeps until a NIC, a doorbell or the event loop wakes it.
+//!
+//! The engine shares its processors with the programs that it serves, so it never pauses without yielding. How long
+//! it looks adapts to what comes of it: it doubles when something came, and halves when nothing did.
+
+use std::time::{Duration, Instant};
+
+/// Longest time of looking.
+const WINDOW_MAX: Duration = Duration::from_micros(100);
+/// Below this the engine sleeps at once.
+const WINDOW_MIN: Duration = Duration::from_micros(4);
+/// With the window shut, one wait in so many looks a little, to notice better times.
+const PROBE_EVERY: u32 = 16;
+/// A yield that takes so long has lost the processor to somebody who works.
+const YIELD_LONG: Duration = Duration::from_micros(250);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Idle {
+    window: Duration,
+    since: Option<Instant>,
+    waits: u32,
+    /// Times that looking paid, and that it did not.
+    pub(super) won: u64,
+    pub(super) slept: u64,
+}
+
+impl Idle {
+    pub(super) const fn new() -> Self {
+        Self {
+            window: WINDOW_MAX,
+            since: None,
+            waits: 0,
+            won: 0,
+            slept: 0,
+        }
+    }
+
+    /// Something was done in this round.
+    pub(super) fn busy(&mut self) {
+        if self.since.take().is_some() {
+            self.won += 1;
+            self.window = (self.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
+        }
+    }
+
+    /// Nothing was done. True: sleep now. Otherwise the processor was given to others, and it is time to look
+    /// again.
+    pub(super) fn idle(&mut self) -> bool {
+        let now = Instant::now();
+        let since = match self.since {
+            Some(since) => since,
+            None => {
+                self.waits = self.waits.wrapping_add(1);
+                if self.window < WINDOW_MIN {
+                    if !self.waits.is_multiple_of(PROBE_EVERY) {
+                        return true;
+                    }
+                    self.window = WINDOW_MIN;
+                }
+                self.since = Some(now);
+                now
+            }
+        };
+        if now.duration_since(since) >= self.window {
+            self.shrink();
+            return true;
+        }
+        rustix::thread::sched_yield();
+        if now.elapsed() > YIELD_LONG {
+            // Sleepers are woken before those who only yield have their turn again.
+            self.shrink();
+            return true;
+        }
+        false
+    }
+
+    fn shrink(&mut self) {
+        self.since = None;
+        self.window /= 2;
+    }
+
+    /// The engine has slept.
+    pub(super) fn woken(&mut self) {
+        self.since = None;
+        self.slept += 1;
+    }
+}

@@ -1,0 +1,261 @@
+//! Relaying: what is sent into the rings of this host's programs goes over links to other hosts' backends, and what
+//! comes from there into the rings.
+//!
+//! ```text
+//!  program => ring => Mirror => Link => Nic  ----->  Nic => Link => Mirror => ring => program
+//! ```
+//!
+//! One thread, the [`engine`], does all of it and owns all of it: the NICs ([`crate::nic`]), the state machines of
+//! the links ([`rdma_core::link`]) and the daemon's side of each relayed connection ([`rdma_core::mirror`]). The
+//! event loop hands it [`Command`]s, and takes [`Report`]s. Nothing is shared with the event loop but memory of
+//! programs and the table of [`peers`].
+//!
+//! * [`peers`]: which backends there are, and which addresses are theirs.
+//! * [`ports`]: how programs wake the relay, one port per program.
+//! * [`connections`]: the relayed connections.
+//! * [`switchboard`]: what is decided, without I/O.
+//! * [`nics`]: the NICs, and who is reached over which.
+//! * [`idle`]: how the engine waits.
+
+mod connections;
+mod counters;
+mod engine;
+mod idle;
+mod nics;
+pub mod peers;
+mod ports;
+pub mod switchboard;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
+use std::thread::{self, JoinHandle};
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use rdma_core::event::WaitRef;
+use rdma_core::layout::End;
+use rdma_core::reason::Reason;
+use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
+
+use crate::carving::Place;
+use crate::ids::{ConnectionId, PeerId, Process};
+use crate::shared::ConnectionArena;
+use crate::wake::Waiters;
+
+pub use nics::Links;
+pub use peers::Peers;
+
+/// What the event loop asks for.
+#[derive(Debug)]
+pub enum Command {
+    /// Serve a program.
+    AddPort {
+        /// The program.
+        program: Arc<Waiters>,
+        /// How it knows the relay: what it may ring.
+        port: Arc<Waiters>,
+        /// The doorbell that it got.
+        bell: Arc<OwnedFd>,
+    },
+    /// A program and all its connections are gone.
+    RemovePort(Process),
+    /// Serve a connection.
+    Open {
+        /// The connection.
+        connection: ConnectionId,
+        /// Its memory.
+        arena: Arc<ConnectionArena>,
+        /// Where in it.
+        place: Place,
+        /// The program's end.
+        end: End,
+        /// The program.
+        process: Process,
+        /// The far backend.
+        peer: PeerId,
+        /// Where that takes bytes, if it has said so.
+        far: Option<FarPlace>,
+        /// The domain that is charged.
+        domain: u32,
+    },
+    /// The far backend has said where it takes bytes.
+    Join(ConnectionId, FarPlace),
+    /// Nobody was told of the connection: forget it.
+    Close(ConnectionId),
+    /// The program has closed its end.
+    End(ConnectionId),
+    /// The program has vanished; `true`: its socket lives on.
+    Depart(ConnectionId, bool),
+    /// Take the connection off the ring.
+    Withdraw(ConnectionId),
+    /// Say something to a backend.
+    Tell(PeerId, Pairing),
+    /// Fill in counters.
+    Count(Sender<serde_json::Value>),
+    /// Take everything off the rings, then end.
+    Drain,
+    /// End.
+    Stop,
+}
+
+/// What the event loop is told.
+#[derive(Debug)]
+pub enum Report {
+    /// Where the relay takes bytes for a connection, or why it does not.
+    Opened(ConnectionId, Result<FarPlace, Reason>),
+    /// The relay uses the memory of a connection no more.
+    Left {
+        /// The connection.
+        connection: ConnectionId,
+        /// Its program.
+        process: Process,
+        /// How that woke the relay.
+        who: WaitRef,
+    },
+    /// A far backend says something.
+    Heard(PeerId, Pairing),
+    /// A link is up.
+    Up(PeerId),
+    /// A backend has started anew, and knows nothing of what it was told before.
+    Renewed(PeerId),
+    /// A backend does not answer.
+    Silent(PeerId),
+    /// A sender has to send by the kernel again what is left of its ring.
+    Granted(ConnectionId),
+    /// Everything is off the rings.
+    Drained,
+}
+
+/// The event loop's side of the relay.
+#[derive(Debug)]
+pub struct Relay {
+    commands: Sender<Command>,
+    waiting: Arc<Waiting>,
+    reports: Receiver<Report>,
+    report_bell: Arc<EventFd>,
+    peers: Arc<Mutex<Peers>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How the event loop gets the engine's attention.
+#[derive(Debug)]
+struct Waiting {
+    there: AtomicBool,
+    bell: EventFd,
+}
+
+/// A domain, as far as links are concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Share {
+    /// Its part of a link that is full, relative to others.
+    pub weight: u32,
+    /// Bytes per second.
+    pub rate: Option<u64>,
+}
+
+impl Relay {
+    /// Starts the engine. `backend` names this host for good, `epoch` this run. The first of `shares` is of those who are in no domain.
+    ///
+    /// # Errors
+    /// There is no thread, or no descriptor.
+    pub fn start(
+        links: Links,
+        shares: &[Share],
+        backend: [u8; 16],
+        epoch: u64,
+    ) -> io::Result<Self> {
+        let bell = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
+        let (commands, inbox) = channel();
+        let (outbox, reports) = channel();
+        let waiting = Arc::new(Waiting {
+            there: AtomicBool::new(false),
+            bell: bell()?,
+        });
+        let report_bell = Arc::new(bell()?);
+        let peers = Arc::new(Mutex::new(Peers::new(links.configs())));
+        let engine = engine::Engine::new(
+            links,
+            shares,
+            backend,
+            epoch,
+            engine::Wires {
+                inbox,
+                waiting: Arc::clone(&waiting),
+                outbox,
+                report_bell: Arc::clone(&report_bell),
+                peers: Arc::clone(&peers),
+            },
+        )?;
+        let thread = thread::Builder::new()
+            .name("viaduct-relay".to_owned())
+            .spawn(move || engine.run())?;
+        Ok(Self {
+            commands,
+            waiting,
+            reports,
+            report_bell,
+            peers,
+            thread: Some(thread),
+        })
+    }
+
+    /// Has the engine do something.
+    pub fn send(&self, command: Command) {
+        // It ends only after it was told to.
+        let _ = self.commands.send(command);
+        if !self.waiting.there.swap(true, Ordering::SeqCst) {
+            let _ = self.waiting.bell.write(1);
+        }
+    }
+
+    /// Readable when [`Relay::next_report`] has something.
+    pub fn bell(&self) -> impl AsFd + '_ {
+        self.report_bell.as_ref()
+    }
+
+    /// Silences the bell; call before taking reports.
+    pub fn silence(&self) {
+        let _ = self.report_bell.read();
+    }
+
+    /// What the engine has to tell.
+    pub fn next_report(&self) -> Option<Report> {
+        self.reports.try_recv().ok()
+    }
+
+    /// The table of backends.
+    pub const fn peers(&self) -> &Arc<Mutex<Peers>> {
+        &self.peers
+    }
+
+    /// Counters of links and NICs; `None` if the engine does not answer.
+    pub fn stats(&self) -> Option<serde_json::Value> {
+        let (sender, receiver) = channel();
+        self.send(Command::Count(sender));
+        receiver
+            .recv_timeout(std::time::Duration::from_secs(1))
+            .ok()
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the relay has failed");
+        }
+    }
+}
+
+/// A doorbell for a port.
+///
+/// # Errors
+/// No descriptor to be had.
+pub fn doorbell() -> io::Result<OwnedFd> {
+    let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+    Ok(OwnedFd::from(EventFd::from_flags(flags)?))
+}

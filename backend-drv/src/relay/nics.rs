@@ -1,0 +1,373 @@
+//! The NICs of the links, and who is reached over which.
+
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use arrayvec::ArrayVec;
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use rdma_core::link::{Config, Frame, Head, Link, Psk, Time};
+
+use super::switchboard::Switchboard;
+use crate::config::{DriverConfig, LinkConfig};
+use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
+
+/// Frames that are prepared at once.
+const BATCH: usize = 64;
+/// Rounds of receiving before something else has its turn.
+const RECEIVE_ROUNDS: usize = 4;
+/// HELLOs to a backend that was never heard of; one to two seconds.
+const HELLO_TRIES: u32 = 4;
+
+/// Links whose NICs are open.
+#[derive(Debug, Default)]
+pub struct Links(Vec<OpenLink>);
+
+#[derive(Debug)]
+struct OpenLink {
+    config: LinkConfig,
+    nic: Box<dyn Nic>,
+    key: Option<Psk>,
+}
+
+impl Links {
+    /// Opens the NICs; needs what root can do where a driver does.
+    ///
+    /// # Errors
+    /// One line that names the link.
+    pub fn open(links: &[LinkConfig]) -> anyhow::Result<Self> {
+        let open = |config: &LinkConfig| {
+            let key = config.key_file.as_deref().map(read_key).transpose()?;
+            let driver = match &config.driver {
+                DriverConfig::Udp { bind } => Driver::Udp { bind: *bind },
+                DriverConfig::Ethernet { interface } => Driver::Ethernet {
+                    interface: interface.clone(),
+                },
+            };
+            let nic = nic::open(&NicConfig {
+                driver,
+                max_frame: config.max_frame,
+                faults: config.faults,
+            })?;
+            anyhow::Ok(OpenLink {
+                config: config.clone(),
+                nic,
+                key,
+            })
+        };
+        let opened = links
+            .iter()
+            .map(|config| open(config).with_context(|| format!("link \"{}\"", config.name)));
+        Ok(Self(opened.collect::<anyhow::Result<_>>()?))
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// How they are configured.
+    pub fn configs(&self) -> impl Iterator<Item = &LinkConfig> {
+        self.0.iter().map(|link| &link.config)
+    }
+}
+
+/// Shortest key: what an attacker cannot try.
+const KEY_MIN: usize = 16;
+
+fn read_key(path: &std::path::Path) -> anyhow::Result<Psk> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let secret = bytes.trim_ascii();
+    Psk::new(secret).with_context(|| {
+        format!(
+            "{}: {} bytes; a key needs at least {KEY_MIN}: head -c 32 /dev/urandom | base64",
+            path.display(),
+            secret.len()
+        )
+    })
+}
+
+/// One NIC at work.
+#[derive(Debug)]
+struct Port {
+    config: LinkConfig,
+    nic: Box<dyn Nic>,
+    key: Option<Psk>,
+    by_address: HashMap<Address, usize>,
+    /// Lines over this NIC, and the one whose turn is next.
+    lines: Vec<(usize, Address)>,
+    next: usize,
+    ready: VecDeque<Ready>,
+    spare: Vec<Ready>,
+    watches_writing: bool,
+}
+
+/// A frame that is ready to be sent. Its memory is used again and again.
+#[derive(Debug)]
+struct Ready {
+    to: Address,
+    head: Head,
+    frame: Frame,
+    /// All of it, if it is sealed.
+    sealed: Vec<u8>,
+}
+
+/// All NICs.
+#[derive(Debug)]
+pub(super) struct Nics {
+    ports: Vec<Port>,
+    backend: [u8; 16],
+    epoch: u64,
+}
+
+impl Nics {
+    /// NIC number i is readable in `epoll` as i.
+    pub(super) fn new(
+        links: Links,
+        backend: [u8; 16],
+        epoch: u64,
+        epoll: &Epoll,
+    ) -> nix::Result<Self> {
+        let mut ports = Vec::new();
+        for (token, link) in (0u64..).zip(links.0) {
+            epoll.add(
+                link.nic.readiness(),
+                EpollEvent::new(EpollFlags::EPOLLIN, token),
+            )?;
+            ports.push(Port {
+                config: link.config,
+                nic: link.nic,
+                key: link.key,
+                by_address: HashMap::new(),
+                lines: Vec::new(),
+                next: 0,
+                ready: VecDeque::with_capacity(BATCH),
+                spare: Vec::with_capacity(BATCH),
+                watches_writing: false,
+            });
+        }
+        Ok(Self {
+            ports,
+            backend,
+            epoch,
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// A link over NIC `port`.
+    pub(super) fn new_link(&self, port: usize, now: Time) -> Option<Link> {
+        let port = self.ports.get(port)?;
+        let mut seed = [0; 32];
+        getrandom::fill(&mut seed).ok()?;
+        let mut config = Config::new(seed, self.backend, self.epoch);
+        config.max_frame = port.nic.max_frame();
+        config.idle_timeout = nanos(port.config.timeout);
+        config.hello_tries = HELLO_TRIES;
+        config.key = port.key.clone();
+        Some(Link::new(config, now))
+    }
+
+    /// A line goes over NIC `port` to `address`.
+    pub(super) fn attach(&mut self, port: usize, address: Address, line: usize) {
+        if let Some(port) = self.ports.get_mut(port) {
+            port.by_address.insert(address, line);
+            port.lines.push((line, address));
+        }
+    }
+
+    /// Takes what has come over NIC `port`. `stranger` is asked for the line of whoever was not heard of before.
+    pub(super) fn receive(
+        &mut self,
+        index: usize,
+        now: Time,
+        board: &mut Switchboard,
+        strangers: &mut Vec<(Address, Vec<u8>)>,
+    ) -> bool {
+        let Some(port) = self.ports.get_mut(index) else {
+            return false;
+        };
+        let by_address = &port.by_address;
+        let mut some = false;
+        for _ in 0..RECEIVE_ROUNDS {
+            let mut sink = |from: Address, frame: &mut [u8]| match by_address.get(&from) {
+                Some(line) => {
+                    if let Err(why) = board.handle_frame(*line, now, frame) {
+                        tracing::trace!(%from, %why, "frame");
+                    }
+                }
+                None => {
+                    if strangers.len() < BATCH {
+                        strangers.push((from, frame.to_vec()));
+                    }
+                }
+            };
+            match port.nic.receive(&mut sink) {
+                Ok(0) => break,
+                Ok(_) => some = true,
+                Err(error) => {
+                    tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
+                    break;
+                }
+            }
+        }
+        some
+    }
+
+    /// Sends what the lines have, as far as the NICs take it. True if anything was sent.
+    pub(super) fn transmit(&mut self, now: Time, board: &mut Switchboard) -> bool {
+        let mut some = false;
+        for port in &mut self.ports {
+            // Bounded, so that receiving has its turn.
+            for _ in 0..RECEIVE_ROUNDS {
+                if port.ready.is_empty() {
+                    port.prepare(now, board);
+                }
+                if port.ready.is_empty() {
+                    break;
+                }
+                some = true;
+                if !port.send(board) {
+                    break;
+                }
+            }
+        }
+        some
+    }
+
+    /// What epoll has to tell apart from arrivals: NICs that are full.
+    pub(super) fn watch(&mut self, epoll: &Epoll) {
+        for (token, port) in (0u64..).zip(&mut self.ports) {
+            let wants = port.nic.wants_write() && !port.ready.is_empty();
+            if wants != port.watches_writing {
+                let mut events = EpollFlags::EPOLLIN;
+                events.set(EpollFlags::EPOLLOUT, wants);
+                let mut event = EpollEvent::new(events, token);
+                if epoll
+                    .modify(port.nic.readiness().as_fd(), &mut event)
+                    .is_ok()
+                {
+                    port.watches_writing = wants;
+                }
+            }
+        }
+    }
+
+    /// When a NIC wants to be looked at although nothing is readable.
+    pub(super) fn wake_at(&self) -> Option<Instant> {
+        self.ports
+            .iter()
+            .filter_map(|port| port.nic.wake_at())
+            .min()
+    }
+
+    /// Name, backend and counters of each line, and of its NIC.
+    pub(super) fn stats(&self) -> impl Iterator<Item = (&str, usize, Address, NicStats)> {
+        self.ports.iter().flat_map(|port| {
+            let stats = port.nic.stats();
+            let lines = port.lines.iter();
+            lines.map(move |(line, address)| (port.config.name.as_str(), *line, *address, stats))
+        })
+    }
+}
+
+impl Port {
+    /// Fills the batch, one line after the other.
+    fn prepare(&mut self, now: Time, board: &mut Switchboard) {
+        let lines = self.lines.len();
+        for turn in 0..lines {
+            let Some((line, to)) = self.lines.get((self.next + turn) % lines).copied() else {
+                continue;
+            };
+            while self.ready.len() < BATCH {
+                let mut ready = self.spare.pop().unwrap_or_else(|| Ready::new(to));
+                let Some(frame) = board.poll_transmit(line, now, &mut ready.head) else {
+                    self.spare.push(ready);
+                    break;
+                };
+                (ready.to, ready.frame) = (to, frame);
+                if !frame.sealed || ready.seal(line, board) {
+                    self.ready.push_back(ready);
+                } else {
+                    self.spare.push(ready);
+                }
+            }
+        }
+        if lines > 0 {
+            self.next = (self.next + 1) % lines;
+        }
+    }
+
+    /// Sends the batch; false if the NIC did not take all of it.
+    fn send(&mut self, board: &Switchboard) -> bool {
+        let mut batch: ArrayVec<Outgoing<'_>, BATCH> = ArrayVec::new();
+        for ready in &self.ready {
+            if ready.frame.sealed {
+                batch.push(Outgoing::of_head(ready.to, &ready.sealed));
+                continue;
+            }
+            // Of a connection that was closed meanwhile the head goes out alone, and nobody takes it.
+            let payload = ready.payload(board);
+            batch.push(Outgoing {
+                to: ready.to,
+                head: ready.head.as_bytes(),
+                payload: payload.unwrap_or([Slice::EMPTY; 2]),
+            });
+        }
+        let sent = match self.nic.send(&batch) {
+            Ok(sent) => sent,
+            Err(error) => {
+                tracing::error!(link = self.config.name, %error, "the NIC is of no use any more");
+                batch.len()
+            }
+        };
+        drop(batch);
+        self.spare.extend(self.ready.drain(..sent));
+        self.ready.is_empty()
+    }
+}
+
+impl Ready {
+    fn new(to: Address) -> Self {
+        let frame = Frame {
+            head_len: 0,
+            payload: None,
+            sealed: false,
+            size: 0,
+        };
+        Self {
+            to,
+            head: Head::new(),
+            frame,
+            sealed: Vec::new(),
+        }
+    }
+
+    fn payload<'a>(&self, board: &'a Switchboard) -> Option<[Slice<'a>; 2]> {
+        let payload = self.frame.payload?;
+        let entry = board.connections.get(payload.endpoint.0)?;
+        let (ring, index) = entry.mirror.get().up_data(payload.offset);
+        Some(Slice::of_ring(ring, index, payload.len))
+    }
+
+    /// Puts the frame together and seals it; false: it is not to be sent.
+    fn seal(&mut self, line: usize, board: &Switchboard) -> bool {
+        let mut bytes = std::mem::take(&mut self.sealed);
+        bytes.clear();
+        bytes.extend_from_slice(self.head.as_bytes());
+        for run in self.payload(board).unwrap_or([Slice::EMPTY; 2]) {
+            run.append_to(&mut bytes);
+        }
+        bytes.resize(self.frame.size, 0);
+        let sealed = board.link(line).is_some_and(|link| link.seal(&mut bytes));
+        self.sealed = bytes;
+        sealed
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}

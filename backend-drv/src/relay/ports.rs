@@ -1,0 +1,169 @@
+//! How programs wake the relay, and the relay programs.
+//!
+//! To a program the relay looks like another program with one waiting context. Each program has a context and a
+//! doorbell of its own, so that none can ring, silence or exhaust another's.
+//!
+//! A port is *awake* while the engine looks at its bits in each round. It sleeps when the engine does, and goes on
+//! sleeping, at no cost, until its own doorbell rings.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
+use rdma_core::event::WaitFor;
+use rdma_core::event::{EventContext, WaitRef};
+use rdma_core::layout::EndWaits;
+
+use crate::doorbell;
+use crate::wake::Waiters;
+
+/// One program's port.
+#[derive(Debug)]
+pub(super) struct Port {
+    program: Arc<Waiters>,
+    own: Arc<Waiters>,
+    bell: Arc<OwnedFd>,
+    is_awake: bool,
+    /// Connection numbers by bit.
+    bits: Vec<Option<u32>>,
+    free: Vec<u16>,
+}
+
+impl Port {
+    /// A port whose doorbell rings in `epoll` as `token`.
+    pub(super) fn new(
+        program: Arc<Waiters>,
+        own: Arc<Waiters>,
+        bell: Arc<OwnedFd>,
+        epoll: &Epoll,
+        token: u64,
+    ) -> nix::Result<Self> {
+        let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
+        epoll.add(bell.as_fd(), EpollEvent::new(events, token))?;
+        let port = Self {
+            program,
+            own,
+            bell,
+            is_awake: true,
+            bits: Vec::new(),
+            free: Vec::new(),
+        };
+        Ok(port)
+    }
+
+    /// No longer rings.
+    pub(super) fn close(&self, epoll: &Epoll) {
+        let _ = epoll.delete(self.bell.as_fd());
+    }
+
+    fn context(&self) -> Option<&EventContext> {
+        self.own.events.context(0)
+    }
+
+    /// A bit for the connection with this number, and how the program names it.
+    pub(super) fn enter(&mut self, connection: u32) -> Option<WaitRef> {
+        let bit = match self.free.pop() {
+            Some(bit) => bit,
+            None => {
+                let bit = u16::try_from(self.bits.len()).ok()?;
+                self.bits.push(None);
+                bit
+            }
+        };
+        *self.bits.get_mut(usize::from(bit))? = Some(connection);
+        Some(WaitRef {
+            process: self.own.process.0,
+            context: 0,
+            bit: Some(bit),
+        })
+    }
+
+    /// The bit is free again.
+    pub(super) fn leave(&mut self, who: WaitRef) {
+        if let Some(bit) = who.bit
+            && let Some(place) = self.bits.get_mut(usize::from(bit))
+            && place.take().is_some()
+        {
+            self.free.push(bit);
+        }
+    }
+
+    /// The program.
+    pub(super) const fn program(&self) -> &Arc<Waiters> {
+        &self.program
+    }
+
+    /// Whether the engine has to look at it.
+    pub(super) const fn is_awake(&self) -> bool {
+        self.is_awake
+    }
+
+    /// The doorbell has rung.
+    pub(super) fn wake_up(&mut self) {
+        if let Some(context) = self.context() {
+            context.finish_sleep();
+        }
+        self.is_awake = true;
+    }
+
+    /// Gives each connection that the program has something for to `found`. True if there were any.
+    pub(super) fn take(&mut self, mut found: impl FnMut(u32)) -> bool {
+        let Some(context) = self.own.events.context(0) else {
+            return false;
+        };
+        if !context.has_pending() {
+            return false;
+        }
+        let bits = &self.bits;
+        context.take_pending(|bit| {
+            if let Some(Some(connection)) = bits.get(usize::from(bit)) {
+                found(*connection);
+            }
+        });
+        true
+    }
+
+    /// The engine found nothing, here or anywhere. True: the port is asleep now, with nothing pending.
+    pub(super) fn doze(&mut self) -> bool {
+        let Some(context) = self.own.events.context(0) else {
+            return false;
+        };
+        context.prepare_sleep();
+        if context.has_pending() {
+            context.finish_sleep();
+            return false;
+        }
+        self.is_awake = false;
+        true
+    }
+
+    /// Wakes whoever of the program waits at `waits`. The engine has published, and passed a full barrier.
+    pub(super) fn wake(
+        &self,
+        waits: &EndWaits,
+        what: WaitFor,
+        others: &impl Fn(u32) -> Option<Arc<Waiters>>,
+    ) {
+        if !waits.any(what) {
+            return;
+        }
+        waits.each(what, |who| {
+            if who.process == self.program.process.0 {
+                ring(&self.program, who);
+            } else if let Some(other) = others(who.process)
+                // A forked child, which holds the same connection.
+                && other.uid == self.program.uid
+            {
+                ring(&other, who);
+            }
+        });
+    }
+}
+
+fn ring(waiters: &Waiters, who: WaitRef) {
+    if waiters.post(who)
+        && let Some(bell) = waiters.doorbell(who.context.into())
+    {
+        doorbell::ring(bell.as_fd());
+    }
+}

@@ -1,0 +1,543 @@
+//! What the relay decides, without any I/O: which bytes go over which link, and what programs and the event loop are
+//! told. The [`engine`](super::engine) feeds it frames, times and commands; the simulation in `tests` does the same
+//! with a clock of its own.
+
+use std::collections::{HashMap, VecDeque};
+
+use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::link::{
+    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, MILLISECOND,
+    Positions, SECOND, Schedule, State, Time,
+};
+use rdma_core::mirror::{Look, Snapshot};
+use rdma_core::reason::Reason;
+use rdma_core::ring::Corrupt;
+use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
+
+use super::connections::{Connection, Connections, Parts, Placing};
+use super::{Report, Share};
+use crate::ids::{ConnectionId, PeerId};
+
+/// Messages for a backend whose link is not up yet.
+const UNSAID_MAX: usize = 1024;
+
+/// How long the far backend is given to hear the last of a connection: nanoseconds, at least and at most.
+const TELLING_MIN: u64 = MILLISECOND;
+const TELLING_MAX: u64 = SECOND;
+
+/// One line: a link to one backend.
+#[derive(Debug)]
+pub struct Line {
+    link: Link,
+    peer: PeerId,
+    /// What is said as soon as the link can take it.
+    unsaid: VecDeque<Vec<u8>>,
+    is_up: bool,
+}
+
+/// Somebody to be woken at the near end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wake {
+    /// The connection.
+    pub endpoint: u32,
+    /// Those who wait for this.
+    pub what: WaitFor,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Switchboard {
+    lines: Vec<Option<Line>>,
+    by_peer: HashMap<PeerId, usize>,
+    pub(super) connections: Connections,
+    schedule: Schedule,
+    touched: Vec<u32>,
+    /// Connections that are over but for the far backend's knowing.
+    closing: Vec<(u32, Time)>,
+    wakes: Vec<Wake>,
+    reports: VecDeque<Report>,
+    now: Time,
+}
+
+impl Switchboard {
+    /// No lines yet. The first of `shares` is of those who are in no domain; keys are made of `secret`.
+    pub fn new(shares: &[Share], secret: u64, now: Time) -> Self {
+        let mut schedule = Schedule::new();
+        for (id, share) in (0u32..).zip(shares) {
+            let config = DomainConfig {
+                weight: share.weight,
+                rate: share.rate,
+            };
+            schedule.set_domain(DomainId(id), config, now);
+        }
+        Self {
+            lines: Vec::new(),
+            by_peer: HashMap::new(),
+            connections: Connections::new(secret),
+            schedule,
+            touched: Vec::new(),
+            closing: Vec::new(),
+            wakes: Vec::new(),
+            reports: VecDeque::new(),
+            now,
+        }
+    }
+
+    // ---- Lines ----
+
+    /// The line to a backend.
+    pub fn line_of(&self, peer: PeerId) -> Option<usize> {
+        self.by_peer.get(&peer).copied()
+    }
+
+    /// A new line to a backend.
+    pub fn add_line(&mut self, peer: PeerId, link: Link) -> usize {
+        let line = Line {
+            link,
+            peer,
+            unsaid: VecDeque::new(),
+            is_up: false,
+        };
+        let index = self.lines.iter().position(Option::is_none);
+        let index = index.unwrap_or(self.lines.len());
+        if index == self.lines.len() {
+            self.lines.push(None);
+        }
+        if let Some(place) = self.lines.get_mut(index) {
+            *place = Some(line);
+        }
+        self.by_peer.insert(peer, index);
+        index
+    }
+
+    /// Has a line's link try again, if it rests.
+    pub fn connect(&mut self, line: usize, now: Time) {
+        if let Some(line) = self.line(line) {
+            line.link.connect(now);
+        }
+    }
+
+    fn line(&mut self, index: usize) -> Option<&mut Line> {
+        self.lines.get_mut(index)?.as_mut()
+    }
+
+    /// The link of a line.
+    pub fn link(&self, index: usize) -> Option<&Link> {
+        Some(&self.lines.get(index)?.as_ref()?.link)
+    }
+
+    /// Lines in use.
+    pub fn lines(&self) -> impl Iterator<Item = usize> + '_ {
+        let used = self.lines.iter().enumerate();
+        used.filter_map(|(index, line)| line.as_ref().map(|_| index))
+    }
+
+    // ---- What the event loop wants ----
+
+    /// Serves a connection, whose program wakes the relay by `who`, which the caller has made for `endpoint`.
+    ///
+    /// # Errors
+    /// There is no memory or no key for it.
+    pub(super) fn open(
+        &mut self,
+        endpoint: u32,
+        parts: Parts,
+        who: WaitRef,
+        far: Option<FarPlace>,
+    ) -> Result<FarPlace, Reason> {
+        let line = parts.line;
+        let place = self
+            .connections
+            .enter(endpoint, parts, who)
+            .ok_or(Reason::NoMemory)?;
+        match far {
+            Some(far) => self.join(endpoint, far),
+            None => {
+                if let Some(Some(line)) = self.lines.get_mut(line) {
+                    line.link.expect(Endpoint(endpoint));
+                }
+            }
+        }
+        Ok(place)
+    }
+
+    /// The far backend takes bytes at `far`.
+    pub fn join(&mut self, endpoint: u32, far: FarPlace) {
+        let Some(entry) = self.connections.get_mut(endpoint) else {
+            return;
+        };
+        entry.far = Some(far);
+        let mirror = entry.mirror.get();
+        let far = FarEnd {
+            endpoint: far.endpoint,
+            rkey: far.rkey,
+            capacity: mirror.capacity(),
+        };
+        let (sent, received) = mirror.positions();
+        let at = Positions {
+            sent,
+            far_consumed: sent,
+            received,
+            consumed: received,
+        };
+        let (rkey, domain) = (entry.keys.remote.0, entry.domain);
+        if let Some(Some(line)) = self.lines.get_mut(entry.line) {
+            line.link.open(Endpoint(endpoint), far, rkey, domain, at);
+        }
+        self.touched.push(endpoint);
+    }
+
+    /// Changes what is known of a connection, and looks at it.
+    pub(super) fn change(&mut self, id: ConnectionId, how: impl FnOnce(&mut Connection)) {
+        if let Some(endpoint) = self.connections.endpoint(id)
+            && let Some(entry) = self.connections.get_mut(endpoint)
+        {
+            how(entry);
+            self.touched.push(endpoint);
+        }
+    }
+
+    /// Both directions of all connections shall leave the rings.
+    pub fn drain(&mut self) {
+        for endpoint in self.connections.endpoints() {
+            if let Some(entry) = self.connections.get_mut(endpoint) {
+                entry.mirror.get_mut().ask_to_leave();
+                self.touched.push(endpoint);
+            }
+        }
+    }
+
+    /// Whether all directions have left the rings.
+    pub fn is_drained(&self) -> bool {
+        self.connections.endpoints().into_iter().all(|endpoint| {
+            let entry = self.connections.get(endpoint);
+            entry.is_none_or(|entry| entry.mirror.get().is_off())
+        })
+    }
+
+    /// Says something to the backend at the other end of a line.
+    pub fn tell(&mut self, line: usize, message: &Pairing) {
+        let mut bytes = [0; PAIRING_MAX];
+        let len = message.emit(&mut bytes);
+        if let Some(line) = self.line(line)
+            && let Some(message) = bytes.get(..len)
+            && line.unsaid.len() < UNSAID_MAX
+        {
+            line.unsaid.push_back(message.to_vec());
+            line.speak();
+        }
+    }
+
+    // ---- What comes in ----
+
+    /// A frame has come over a line.
+    ///
+    /// # Errors
+    /// It was of no use.
+    pub fn handle_frame(
+        &mut self,
+        line: usize,
+        now: Time,
+        frame: &mut [u8],
+    ) -> Result<(), Dropped> {
+        let Some(Some(entry)) = self.lines.get_mut(line) else {
+            return Ok(());
+        };
+        let mut memory = Placing {
+            connections: &mut self.connections,
+            line,
+        };
+        entry.link.handle_frame(now, frame, &mut memory)
+    }
+
+    /// Takes what the links have to tell after frames have come or time has passed.
+    pub fn settle(&mut self, now: Time) {
+        self.now = self.now.max(now);
+        for index in 0..self.lines.len() {
+            while let Some(event) = self.line(index).and_then(|line| line.link.poll_event()) {
+                self.hear(index, event);
+            }
+            if let Some(line) = self.line(index) {
+                line.speak();
+            }
+        }
+        self.serve_touched();
+        self.finish_closing();
+    }
+
+    fn hear(&mut self, index: usize, event: Event) {
+        let Some(line) = self.line(index) else {
+            return;
+        };
+        let peer = line.peer;
+        match event {
+            Event::Up { .. } => {
+                line.is_up = true;
+                self.reports.push_back(Report::Up(peer));
+            }
+            Event::Rebooted { .. } => {
+                line.is_up = false;
+                self.break_all(index, Reason::LinkReset);
+                self.reports.push_back(Report::Renewed(peer));
+            }
+            Event::Down(_) => {
+                line.is_up = false;
+                line.unsaid.clear();
+                self.break_all(index, Reason::LinkTimeout);
+                self.reports.push_back(Report::Silent(peer));
+            }
+            Event::Silent | Event::Heard => {}
+            Event::Control(message) => match Pairing::parse(&message) {
+                Ok(message) => self.reports.push_back(Report::Heard(peer, message)),
+                Err(error) => tracing::warn!(%peer, %error, "link"),
+            },
+            Event::Arrived {
+                endpoint: Endpoint(endpoint),
+                edge,
+            } => {
+                if let Some(entry) = self.connections.get_mut(endpoint)
+                    && entry.mirror.get_mut().arrived(edge)
+                {
+                    self.wake(endpoint, WaitFor::Data);
+                    self.touched.push(endpoint);
+                }
+            }
+            Event::Consumed {
+                endpoint: Endpoint(endpoint),
+                head,
+            } => {
+                if let Some(entry) = self.connections.get_mut(endpoint)
+                    && entry.mirror.get_mut().consumed(head)
+                {
+                    self.wake(endpoint, WaitFor::Space);
+                }
+            }
+            Event::State {
+                endpoint: Endpoint(endpoint),
+                state,
+            } => {
+                if let Some(entry) = self.connections.get_mut(endpoint) {
+                    let result = entry.mirror.get_mut().hear(snapshot_of(&state));
+                    self.looked(endpoint, result);
+                }
+            }
+        }
+    }
+
+    fn break_all(&mut self, line: usize, reason: Reason) {
+        for endpoint in self.connections.endpoints() {
+            if let Some(entry) = self.connections.get_mut(endpoint)
+                && entry.line == line
+            {
+                entry.mirror.get_mut().break_with(reason);
+                self.wake_all(endpoint);
+                self.touched.push(endpoint);
+            }
+        }
+    }
+
+    // ---- What programs do ----
+
+    /// A program has something for a connection.
+    pub fn touch(&mut self, endpoint: u32) {
+        self.touched.push(endpoint);
+    }
+
+    /// Looks at every connection that something may have happened to.
+    pub fn serve_touched(&mut self) {
+        while let Some(endpoint) = self.touched.pop() {
+            if let Some(entry) = self.connections.get_mut(endpoint) {
+                let result = entry.mirror.get_mut().look();
+                self.looked(endpoint, result);
+            }
+        }
+    }
+
+    fn looked(&mut self, endpoint: u32, result: Result<Look, Corrupt>) {
+        let Some(entry) = self.connections.get_mut(endpoint) else {
+            return;
+        };
+        let look = result.unwrap_or_else(|error| {
+            tracing::debug!(connection = %entry.id, %error, "broken");
+            entry.mirror.get_mut().break_with(Reason::RingCorrupt);
+            Look {
+                wake: true,
+                up_over: true,
+                ..Look::default()
+            }
+        });
+        let said = entry.mirror.get().said();
+        let is_granted = look.up_over && !entry.granted && !said.has(Snapshot::BROKEN);
+        entry.granted |= look.up_over;
+        let is_joined = entry.far.is_some();
+        let is_over = entry.ended && (entry.mirror.get().is_over() || !is_joined);
+        let has_news = is_joined && entry.told != said;
+        if has_news {
+            entry.told = said;
+        }
+        let id = entry.id;
+        if is_joined && let Some(Some(line)) = self.lines.get_mut(entry.line) {
+            let endpoint = Endpoint(endpoint);
+            if look.up_over {
+                line.link.stop_sending(endpoint);
+            } else {
+                line.link.produced(endpoint, look.produced);
+            }
+            line.link.consumed(endpoint, look.consumed);
+            if has_news {
+                line.link.set_state(endpoint, state_of(&said));
+            }
+        }
+        if is_granted {
+            self.reports.push_back(Report::Granted(id));
+        }
+        if look.wake {
+            self.wake_all(endpoint);
+        }
+        if is_over && !self.closing.iter().any(|(known, _)| *known == endpoint) {
+            self.closing.push((endpoint, self.now));
+        }
+    }
+
+    fn wake(&mut self, endpoint: u32, what: WaitFor) {
+        self.wakes.push(Wake { endpoint, what });
+    }
+
+    fn wake_all(&mut self, endpoint: u32) {
+        self.wake(endpoint, WaitFor::Data);
+        self.wake(endpoint, WaitFor::Space);
+    }
+
+    /// Forgets connections that both programs are done with, once the far backend knows.
+    fn finish_closing(&mut self) {
+        let mut closing = std::mem::take(&mut self.closing);
+        closing.retain(|(endpoint, since)| {
+            let waited = self.now.0.saturating_sub(since.0);
+            let waits = self.connections.get(*endpoint).is_some_and(|entry| {
+                let line = self.lines.get(entry.line).and_then(Option::as_ref);
+                let untold = |line: &Line| {
+                    line.is_up && (waited < TELLING_MIN || line.link.stats().in_flight > 0)
+                };
+                entry.far.is_some() && waited < TELLING_MAX && line.is_some_and(untold)
+            });
+            if !waits {
+                self.close(*endpoint);
+            }
+            waits
+        });
+        self.closing.append(&mut closing);
+    }
+
+    /// Forgets a connection.
+    pub fn close(&mut self, endpoint: u32) {
+        let Some(entry) = self.connections.remove(endpoint) else {
+            return;
+        };
+        if let Some(Some(line)) = self.lines.get_mut(entry.line) {
+            line.link.close(Endpoint(endpoint));
+        }
+        let left = Report::Left {
+            connection: entry.id,
+            process: entry.process,
+            who: entry.who,
+        };
+        // The memory is let go of before anybody hears of it.
+        drop(entry);
+        self.reports.push_back(left);
+    }
+
+    // ---- What goes out ----
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        for line in self.lines.iter_mut().flatten() {
+            if line.link.poll_timeout().is_some_and(|at| at <= now) {
+                line.link.handle_timeout(now);
+            }
+        }
+    }
+
+    /// When [`Switchboard::handle_timeout`] is to be called next.
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let links = self
+            .lines
+            .iter()
+            .flatten()
+            .filter_map(|line| line.link.poll_timeout());
+        let closing = self
+            .closing
+            .iter()
+            .map(|(_, since)| since.plus(TELLING_MIN));
+        let closing = closing.map(|at| at.max(self.now.plus(TELLING_MIN)));
+        links.chain(closing).min()
+    }
+
+    /// The next frame for a line.
+    pub fn poll_transmit(&mut self, line: usize, now: Time, head: &mut Head) -> Option<Frame> {
+        let line = self.lines.get_mut(line)?.as_mut()?;
+        line.link.poll_transmit(now, &mut self.schedule, head)
+    }
+
+    /// Ends a line, saying so.
+    pub fn shut_down(&mut self, line: usize, reason: u32) {
+        if let Some(line) = self.line(line) {
+            line.link.shut_down(reason);
+        }
+    }
+
+    /// Who is to be woken; all that was written before is seen by whoever is not seen to wait.
+    pub fn take_wakes(&mut self, wakes: &mut Vec<Wake>) {
+        if !self.wakes.is_empty() {
+            rdma_core::sync::full_barrier();
+            wakes.append(&mut self.wakes);
+        }
+    }
+
+    /// What the event loop is to be told.
+    pub fn next_report(&mut self) -> Option<Report> {
+        self.reports.pop_front()
+    }
+
+    /// Domains and what they have sent.
+    pub const fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+}
+
+impl Line {
+    /// Hands the link what it can take of what is to be said.
+    fn speak(&mut self) {
+        while self.is_up
+            && let Some(message) = self.unsaid.front()
+            && self.link.send_control(message).is_ok()
+        {
+            self.unsaid.pop_front();
+        }
+    }
+
+    /// The backend.
+    pub const fn peer(&self) -> PeerId {
+        self.peer
+    }
+}
+
+fn snapshot_of(state: &State) -> Snapshot {
+    Snapshot {
+        flags: state.flags,
+        reason: state.reason,
+        switch_at: state.switch_at,
+        end_at: state.end_at,
+        left_at: state.retract_at,
+    }
+}
+
+fn state_of(snapshot: &Snapshot) -> State {
+    State {
+        flags: snapshot.flags,
+        reason: snapshot.reason,
+        switch_at: snapshot.switch_at,
+        end_at: snapshot.end_at,
+        return_at: 0,
+        retract_at: snapshot.left_at,
+    }
+}

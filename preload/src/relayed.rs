@@ -1,0 +1,70 @@
+//! What differs where a backend relays: the far end of the memory is this host's backend, which writes what
+//! the far program says when it hears it over the link.
+//!
+//! The kernel's own connection goes another way, so its FIN or RST may be early: bytes that were sent before
+//! it may still be on the link. Until the backend has said how the far end's stream ends, such news is put
+//! off.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use rdma_core::handshake::Route;
+use rdma_core::layout::ConnView;
+use rdma_core::slot::TxState;
+
+use crate::conn::{Conn, NO_FINAL};
+use crate::control::monotonic_ns;
+
+/// How long the backend's word is waited for. It comes within a round trip, unless the kernel's connection was
+/// ended by somebody else than the far program.
+const PATIENCE_NS: u64 = 2_000_000_000;
+
+/// Whether the kernel's word on the far end, which has just come, must wait for the backend's.
+#[inline]
+pub(crate) fn is_early(conn: &Conn, view: &ConnView) -> bool {
+    conn.is_relayed() && is_early_in(conn, view)
+}
+
+#[cold]
+fn is_early_in(conn: &Conn, view: &ConnView) -> bool {
+    let far = &view.theirs.state;
+    if far.ended_at().is_some() || far.broken().is_some() {
+        return false;
+    }
+    let since = conn.over_since.load(Ordering::Relaxed);
+    if since == 0 {
+        conn.over_since.store(monotonic_ns(), Ordering::Relaxed);
+        return true;
+    }
+    monotonic_ns().saturating_sub(since) < PATIENCE_NS
+}
+
+/// Until when the kernel need not be asked about the far end: its news has come and waits for the backend's.
+#[inline]
+pub(crate) fn put_off_until(conn: &Conn, view: &ConnView) -> Option<u64> {
+    let since = conn.over_since.load(Ordering::Relaxed);
+    if since == 0 || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL || !is_early(conn, view) {
+        return None;
+    }
+    Some(since + PATIENCE_NS)
+}
+
+/// What a call on a broken connection answers.
+#[cold]
+pub(crate) fn errno_of_break(view: &ConnView) -> c_int {
+    let reason = view.theirs.state.broken().or(view.mine.state.broken());
+    if reason.is_some_and(rdma_core::Reason::is_timeout) {
+        libc::ETIMEDOUT
+    } else {
+        libc::ECONNRESET
+    }
+}
+
+/// Whether this end wants to send by the kernel again, and the backend has yet to say from which byte on.
+#[inline]
+pub(crate) fn awaits_grant(conn: &Conn, view: &ConnView) -> bool {
+    conn.is_relayed()
+        && conn.slot().tx.state() == TxState::Ring
+        && view.mine.state.route() == Route::Retracted
+        && !view.theirs.state.is_granted()
+}

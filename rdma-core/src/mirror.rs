@@ -1,0 +1,667 @@
+//! A backend's side of a relayed connection: the far program's words, as they are heard over a link, are
+//! written into the memory that the near program shares with its backend, and the near program's words
+//! are told to the far backend.
+//!
+//! ```text
+//!  near program  <== connection memory ==>  near backend  --- link ---  far backend  <==>  far program
+//!                                            Mirror                      Mirror
+//!     up:   the near program's ring, which the far program will read
+//!     down: the far program's bytes, placed into the ring that the near program reads
+//! ```
+//!
+//! What an end says is a [`Snapshot`]. It only ever grows, so the newest replaces all older ones, and it
+//! may be told again at any time. The near ring keeps its bytes until the far *program* has read them.
+//!
+//! A direct connection decides between contrary wishes of its two ends by one word that both write
+//! ([`crate::handshake::Route`]). Over a link that word exists twice, so one copy decides: the *reader's*. A
+//! sender's switch is never shown as accepted, so a sender that wants to go back to the kernel takes its
+//! switch back ([`Route::Retracted`]) and waits. The far backend then answers where the reader has left or
+//! will leave the ring, and the near one [grants](EndState::grant) it: the program sends what lies behind
+//! that byte once more, by the kernel, as it would if the reader had left by itself.
+//!
+//! Nothing that a program writes is believed further than that program's own connection.
+
+use crate::event::{WaitFor, WaitRef};
+use crate::handshake::Route;
+use crate::layout::{ConnView, EndState};
+use crate::mem::RingBytes;
+use crate::reason::Reason;
+use crate::ring::{Consumer, Corrupt, OutOfRing, Producer, RxCursor, TxCursor};
+use crate::sync::{Ordering, full_barrier};
+
+/// What the program at one end says, as its backend tells the other.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Snapshot {
+    /// Which of the others count: the sum of the constants below.
+    pub flags: u32,
+    /// [`Snapshot::BROKEN`]: a [`Reason`] code.
+    pub reason: u32,
+    /// [`Snapshot::SWITCHED`]: bytes that the program had sent through the kernel.
+    pub switch_at: u64,
+    /// [`Snapshot::ENDED`]: bytes that it has sent by ring, and that is all.
+    pub end_at: u64,
+    /// [`Snapshot::LEFT`]: bytes that it has read from its ring, and that is all.
+    pub left_at: u64,
+}
+
+impl Snapshot {
+    /// The program looks at its ring when it receives.
+    pub const ARMED: u32 = 1;
+    /// The program sends by ring.
+    pub const SWITCHED: u32 = 2;
+    /// The program sends nothing more.
+    pub const ENDED: u32 = 4;
+    /// The program reads nothing more.
+    pub const GONE: u32 = 8;
+    /// The program, or its backend, wants to send by the kernel again.
+    pub const ASKED: u32 = 16;
+    /// The program's ring is left; nothing beyond `left_at` will be taken from it.
+    pub const LEFT: u32 = 32;
+    /// The connection is broken.
+    pub const BROKEN: u32 = 64;
+
+    /// Whether `flag` is said.
+    pub const fn has(&self, flag: u32) -> bool {
+        self.flags & flag != 0
+    }
+}
+
+/// What a look at the program's words has found.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Look {
+    /// The program's ring holds bytes up to here.
+    pub produced: u64,
+    /// The program has read its own ring up to here.
+    pub consumed: u64,
+    /// Somebody at the program may have to be woken.
+    pub wake: bool,
+    /// The program's bytes are not wanted any more.
+    pub up_over: bool,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Mirror {
+    view: ConnView,
+    up: RxCursor,
+    up_base: u64,
+    down: TxCursor,
+    /// End of what was placed furthest, published or not.
+    placed: u64,
+    said: Snapshot,
+    heard: Snapshot,
+    up_over: bool,
+    down_over: bool,
+    gone: bool,
+    asks: bool,
+    who: WaitRef,
+    /// The program wakes us when it has read.
+    waits_for_space: bool,
+}
+
+impl Mirror {
+    /// The backend's side of `view`, which is the connection as the backend's end sees it. `waits`: how the
+    /// program wakes the backend.
+    ///
+    /// The memory may have been in use before: after a restart of the backend, positions are taken from it
+    /// as far as they make sense.
+    ///
+    /// # Errors
+    /// They make none.
+    pub fn new(view: ConnView, waits: WaitRef) -> Result<Self, Corrupt> {
+        let entries = &view.mine.waits;
+        // A backend before us may have left its own.
+        while entries.leave(WaitFor::Space, waits) {}
+        if !entries.leave(WaitFor::Data, waits) || !entries.any(WaitFor::Data) {
+            entries.enter(WaitFor::Data, waits);
+        }
+        let published = view.tx_words.tail.load(Ordering::Acquire);
+        let mut mirror = Self {
+            up: RxCursor {
+                head: view.mine.consumer.head.load(Ordering::Acquire),
+                tail: 0,
+            },
+            up_base: 0,
+            down: TxCursor {
+                tail: published,
+                head: 0,
+                base: view.tx_words.base.load(Ordering::Acquire),
+            },
+            placed: published,
+            said: Snapshot::default(),
+            heard: Snapshot::default(),
+            up_over: view.theirs.state.route() == Route::Retracted && view.mine.state.is_granted(),
+            down_over: view.mine.state.route() >= Route::Returned,
+            gone: false,
+            asks: false,
+            who: waits,
+            waits_for_space: false,
+            view,
+        };
+        mirror.up.tail = mirror.up.head;
+        let head = view.theirs.consumer.head.load(Ordering::Acquire);
+        if mirror.down.base > head || head > published {
+            return Err(Corrupt::Head {
+                head,
+                seen: mirror.down.base,
+                tail: published,
+            });
+        }
+        mirror.down.head = head;
+        Ok(mirror)
+    }
+
+    fn own(&self) -> &'static EndState {
+        &self.view.mine.state
+    }
+
+    fn program(&self) -> &'static EndState {
+        &self.view.theirs.state
+    }
+
+    /// Bytes that each ring holds.
+    pub fn capacity(&self) -> u64 {
+        Consumer::of(&self.view).capacity()
+    }
+
+    /// What the program has said so far.
+    pub const fn said(&self) -> Snapshot {
+        self.said
+    }
+
+    /// Where the two directions stand: bytes of the program's ring that the far program has read, and bytes
+    /// that the program was given.
+    pub const fn positions(&self) -> (u64, u64) {
+        (self.up.head, self.down.tail)
+    }
+
+    /// Looks at the program's words.
+    ///
+    /// # Errors
+    /// They make no sense; the connection is to be [broken](Mirror::break_with).
+    pub fn look(&mut self) -> Result<Look, Corrupt> {
+        let mut wake = false;
+        let program = self.program();
+        // Ends before the tail, as for any reader.
+        let ended = program.ended_at();
+        let is_closed = program.is_closed();
+        wake |= self.look_up(program)?;
+        Producer::of(&self.view).refresh(&mut self.down)?;
+        self.mind_space()?;
+        self.look_down(program)?;
+        if self.gone || ended.is_some() {
+            let end = ended.unwrap_or(self.up.tail);
+            if end > self.up.tail {
+                return Err(self.nonsense(end));
+            }
+            self.say(Snapshot::ENDED);
+            self.said.end_at = end;
+        }
+        if self.gone || is_closed {
+            self.say(Snapshot::GONE);
+        }
+        if let Some(reason) = program.broken() {
+            self.say(Snapshot::BROKEN);
+            self.said.reason = reason.code();
+        }
+        wake |= self.settle();
+        Ok(Look {
+            produced: if self.up_over {
+                self.up.head
+            } else {
+                self.up.tail
+            },
+            consumed: self.down.head,
+            wake,
+            up_over: self.up_over,
+        })
+    }
+
+    /// The direction that the program sends.
+    fn look_up(&mut self, program: &EndState) -> Result<bool, Corrupt> {
+        let route = program.route();
+        if self.up_over {
+            return Ok(false);
+        }
+        if matches!(route, Route::Switched | Route::Retracted) && !self.said.has(Snapshot::SWITCHED)
+        {
+            if route == Route::Retracted || self.asks {
+                // Nobody was told of a switch, so nobody has read anything.
+                self.own().grant(program, 0);
+                self.up_over = true;
+                return Ok(true);
+            }
+            self.say(Snapshot::SWITCHED);
+            self.said.switch_at = program.switch_at.load(Ordering::Relaxed);
+        }
+        Consumer::of(&self.view).refresh(&mut self.up)?;
+        self.up_base = self.view.rx_words.base.load(Ordering::Relaxed);
+        if self.up_base > self.up.head {
+            return Err(Corrupt::Base {
+                base: self.up_base,
+                head: self.up.head,
+            });
+        }
+        if route == Route::Retracted {
+            self.say(Snapshot::ASKED);
+        }
+        Ok(false)
+    }
+
+    /// The direction that the program receives.
+    fn look_down(&mut self, program: &EndState) -> Result<(), Corrupt> {
+        if program.is_armed() {
+            self.say(Snapshot::ARMED);
+        }
+        if self.own().route() == Route::Retracted && !self.said.has(Snapshot::LEFT) {
+            let at = self.own().retracted_at(program).unwrap_or(0);
+            if at > self.down.tail {
+                return Err(self.nonsense(at));
+            }
+            self.leave_at(at);
+        }
+        Ok(())
+    }
+
+    /// What the program reads is noticed whenever bytes for it come. Only if much lies unread, so that the far
+    /// program might wait for space, the program has to wake us.
+    fn mind_space(&mut self) -> Result<(), Corrupt> {
+        let unread = self.down.used();
+        let entries = &self.view.mine.waits;
+        if !self.waits_for_space && unread >= self.capacity() / 4 {
+            self.waits_for_space = entries.enter(WaitFor::Space, self.who);
+            Producer::of(&self.view).refresh(&mut self.down)?;
+        } else if self.waits_for_space && unread < self.capacity() / 8 {
+            entries.leave(WaitFor::Space, self.who);
+            self.waits_for_space = false;
+        }
+        Ok(())
+    }
+
+    fn leave_at(&mut self, at: u64) {
+        self.down_over = true;
+        self.say(Snapshot::LEFT);
+        self.said.left_at = at;
+    }
+
+    const fn nonsense(&self, tail: u64) -> Corrupt {
+        Corrupt::Tail {
+            tail,
+            seen: self.up.tail,
+            head: self.up.head,
+            capacity: 0,
+        }
+    }
+
+    const fn say(&mut self, flag: u32) {
+        self.said.flags |= flag;
+    }
+
+    /// The far backend has told what its program says. What waits for bytes that are still under way happens
+    /// when they are there.
+    ///
+    /// # Errors
+    /// It makes no sense.
+    pub fn hear(&mut self, snapshot: Snapshot) -> Result<Look, Corrupt> {
+        self.heard = snapshot;
+        let (own, program) = (self.own(), self.program());
+        let mut wake = false;
+        if snapshot.has(Snapshot::ARMED) && !own.is_armed() {
+            own.arm();
+            wake = true;
+        }
+        if snapshot.has(Snapshot::SWITCHED) && own.route() == Route::Kernel && !self.down_over {
+            wake |= own.switch(snapshot.switch_at);
+        }
+        if snapshot.has(Snapshot::LEFT) && !self.up_over {
+            if snapshot.left_at < self.up.head || snapshot.left_at > self.up.tail {
+                return Err(self.nonsense(snapshot.left_at));
+            }
+            own.grant(program, snapshot.left_at);
+            self.up_over = true;
+            wake = true;
+        }
+        if snapshot.has(Snapshot::GONE) && !own.is_closed() {
+            own.leave();
+            wake = true;
+        }
+        if snapshot.has(Snapshot::BROKEN) && own.broken().is_none() {
+            let reason = Reason::from_code(snapshot.reason).unwrap_or(Reason::FarEnd);
+            own.break_with(reason);
+            wake = true;
+        }
+        let look = self.look()?;
+        Ok(Look {
+            wake: look.wake | wake,
+            ..look
+        })
+    }
+
+    /// What depends on how many bytes the program has been given.
+    fn settle(&mut self) -> bool {
+        let (own, program) = (self.own(), self.program());
+        let mut wake = false;
+        if self.heard.has(Snapshot::ENDED)
+            && own.ended_at().is_none()
+            && (self.down.tail == self.heard.end_at || self.down_over)
+        {
+            own.end(self.heard.end_at.max(self.down.tail));
+            wake = true;
+        }
+        if (self.heard.has(Snapshot::ASKED) || self.asks) && !self.down_over {
+            let at = self.down.tail;
+            let settled = match own.route() {
+                // Nothing was ever switched: it never will be.
+                Route::Kernel => own.retract_never_switched().then_some(0),
+                Route::Switched => own.cancel().then_some(0),
+                Route::Accepted => own.give_back(at).then_some(at),
+                Route::Returned => Some(at),
+                // The program was faster.
+                Route::Retracted => own.retracted_at(program).filter(|left| *left <= at),
+            };
+            if let Some(at) = settled {
+                self.leave_at(at);
+                wake = true;
+            }
+        }
+        wake
+    }
+
+    /// Takes bytes of the far program; `edge` is what [`Mirror::arrived`] was last told. Bytes that nobody
+    /// wants any more are dropped without a word.
+    ///
+    /// # Errors
+    /// They would not lie in the free part of the ring.
+    pub fn place(&mut self, position: u64, bytes: &[u8]) -> Result<(), OutOfRing> {
+        if self.down_over {
+            return Ok(());
+        }
+        let ring = Producer::of(&self.view);
+        let end = position.checked_add(bytes.len() as u64).ok_or(OutOfRing)?;
+        let fresh = self.placed == self.down.tail;
+        if fresh || end.saturating_sub(self.down.head) > ring.capacity() {
+            // The program may have read meanwhile.
+            let _ = ring.refresh(&mut self.down);
+        }
+        let is_empty = fresh && self.down.head == self.down.tail;
+        ring.place(&mut self.down, position, bytes, is_empty)?;
+        self.placed = self.placed.max(end);
+        Ok(())
+    }
+
+    /// All bytes up to `edge` have been placed: the program may read them. True: it may have to be woken.
+    pub fn arrived(&mut self, edge: u64) -> bool {
+        if self.down_over || edge <= self.down.tail || edge > self.placed {
+            return false;
+        }
+        self.down.tail = edge;
+        let ring = Producer::of(&self.view);
+        ring.publish(&self.down, self.up.head, 0);
+        full_barrier();
+        self.settle();
+        true
+    }
+
+    /// The far program has read our program's bytes up to `head`. True: whoever waits for space is to be
+    /// woken.
+    pub fn consumed(&mut self, head: u64) -> bool {
+        if head <= self.up.head || head > self.up.tail {
+            return false;
+        }
+        let before = self.capacity() - self.up.available();
+        self.up.head = head;
+        let ring = Consumer::of(&self.view);
+        ring.publish(&self.up);
+        full_barrier();
+        let free = self.capacity() - self.up.available();
+        let half = self.capacity() / 2;
+        before < half && free >= half || head == self.up.tail
+    }
+
+    /// Where the bytes of the program's ring stand, and the index of `position` among them. They are there if
+    /// `position` lies between what was consumed and what was produced.
+    pub fn up_data(&self, position: u64) -> (&RingBytes, usize) {
+        let distance = position.wrapping_sub(self.up_base) & (self.capacity() - 1);
+        let index = usize::try_from(distance).unwrap_or(0);
+        (&self.view.rx_data, index)
+    }
+
+    /// The program has vanished: what it has sent is sent, and nobody reads any more.
+    pub const fn depart(&mut self) {
+        self.gone = true;
+    }
+
+    /// Both directions are to leave the ring.
+    pub const fn ask_to_leave(&mut self) {
+        self.asks = true;
+        self.said.flags |= Snapshot::ASKED;
+    }
+
+    /// Breaks the connection for the near program, and tells the far one.
+    pub fn break_with(&mut self, reason: Reason) {
+        self.own().break_with(reason);
+        self.say(Snapshot::BROKEN);
+        self.said.reason = reason.code();
+    }
+
+    /// Whether both directions have left the ring.
+    pub const fn is_off(&self) -> bool {
+        self.up_over && self.down_over
+    }
+
+    /// Whether nothing is left to be done: both programs are gone or have ended, and each has what the other
+    /// sent.
+    pub fn is_over(&self) -> bool {
+        let over = |snapshot: &Snapshot| snapshot.has(Snapshot::GONE);
+        over(&self.said) && over(&self.heard)
+            || self.said.has(Snapshot::BROKEN)
+            || self.heard.has(Snapshot::BROKEN)
+    }
+
+    /// The waiters of the program; the far backend's words are checked by whoever uses them.
+    pub const fn waits(&self) -> &'static crate::layout::EndWaits {
+        &self.view.theirs.waits
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::layout::{End, RING_LOG2_MIN, conn_bytes};
+    use crate::mem::HeapRegion;
+
+    const WAITS: WaitRef = WaitRef {
+        process: 9,
+        context: 0,
+        bit: Some(1),
+    };
+
+    /// A program and its backend.
+    struct Host {
+        _heap: HeapRegion,
+        program: ConnView,
+        mirror: Mirror,
+        tx: TxCursor,
+        rx: RxCursor,
+    }
+
+    impl Host {
+        fn new() -> Self {
+            let heap = HeapRegion::new(conn_bytes(1 << RING_LOG2_MIN));
+            let view = |end| ConnView::new(&heap.region(), end, RING_LOG2_MIN).expect("fits");
+            let (program, backend) = (view(End::Zero), view(End::One));
+            Self {
+                mirror: Mirror::new(backend, WAITS).expect("fresh memory"),
+                program,
+                tx: TxCursor::default(),
+                rx: RxCursor::default(),
+                _heap: heap,
+            }
+        }
+
+        fn send(&mut self, bytes: &[u8]) {
+            let ring = Producer::of(&self.program);
+            assert_eq!(ring.write_slice(&mut self.tx, bytes), Ok(bytes.len()));
+            ring.publish(&self.tx, 0, 0);
+        }
+
+        fn receive(&mut self, most: usize) -> Vec<u8> {
+            let ring = Consumer::of(&self.program);
+            let mut bytes = vec![0; most];
+            let got = ring.read_slice(&mut self.rx, &mut bytes).expect("sound");
+            ring.publish(&self.rx);
+            bytes.truncate(got);
+            bytes
+        }
+
+        fn state(&self) -> &'static EndState {
+            &self.program.mine.state
+        }
+
+        fn backend(&self) -> &'static EndState {
+            &self.program.theirs.state
+        }
+    }
+
+    #[expect(unsafe_code, reason = "reads a ring, as a system call would")]
+    fn bytes_of((data, index): (&RingBytes, usize), len: usize) -> Vec<u8> {
+        let mut all = vec![0; len];
+        // SAFETY: `len` bytes of our own, and no more than the ring holds.
+        unsafe { data.copy_out(index, all.as_mut_ptr(), len) };
+        all
+    }
+
+    /// Carries everything that `from` has to say and to send to `to`.
+    fn carry(from: &mut Host, to: &mut Host) {
+        let look = from.mirror.look().expect("sound");
+        to.mirror.hear(from.mirror.said()).expect("sound");
+        let (_, placed) = to.mirror.positions();
+        if look.produced > placed && !look.up_over {
+            let len = usize::try_from(look.produced - placed).expect("a ring");
+            let bytes = bytes_of(from.mirror.up_data(placed), len);
+            // Out of order on purpose.
+            let half = len / 2;
+            let middle = placed + half as u64;
+            to.mirror.place(middle, &bytes[half..]).expect("free");
+            to.mirror.place(placed, &bytes[..half]).expect("free");
+            to.mirror.arrived(look.produced);
+        }
+        let read = to.mirror.look().expect("sound").consumed;
+        from.mirror.consumed(read);
+    }
+
+    fn switched() -> (Host, Host) {
+        let (mut a, mut b) = (Host::new(), Host::new());
+        b.state().arm();
+        carry(&mut b, &mut a);
+        assert!(a.backend().is_armed());
+        assert!(a.state().switch(77));
+        a.send(b"hello");
+        carry(&mut a, &mut b);
+        assert_eq!(b.backend().accept(), Some(77));
+        assert_eq!(b.receive(2), b"he");
+        carry(&mut a, &mut b);
+        (a, b)
+    }
+
+    #[test]
+    fn bytes_and_ends_cross() {
+        let (mut a, mut b) = switched();
+        assert_eq!(a.mirror.positions().0, 2, "what was read is given back");
+        a.send(b"!");
+        a.state().end(6);
+        a.state().leave();
+        let early = {
+            a.mirror.look().expect("sound");
+            a.mirror.said()
+        };
+        b.mirror.hear(early).expect("sound");
+        assert_eq!(b.backend().ended_at(), None, "bytes are missing");
+        carry(&mut a, &mut b);
+        assert_eq!(b.backend().ended_at(), Some(6));
+        assert_eq!(b.receive(9), b"llo!");
+        b.state().leave();
+        carry(&mut b, &mut a);
+        assert!(a.mirror.is_over() && b.mirror.is_over());
+    }
+
+    #[test]
+    fn a_sender_that_asks_is_told_where_the_reader_leaves() {
+        let (mut a, mut b) = switched();
+        a.send(b"lost on the way");
+        assert!(!a.state().give_back(a.tx.tail), "never accepted here");
+        assert!(a.state().cancel() && !a.backend().is_granted());
+        // Only what it says crosses, not the bytes.
+        a.mirror.look().expect("sound");
+        b.mirror.hear(a.mirror.said()).expect("sound");
+        assert_eq!(b.backend().returned_at(), Some(5));
+        carry(&mut b, &mut a);
+        assert!(a.backend().is_granted());
+        assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+        // What comes late is dropped.
+        b.mirror.place(5, b"lost").expect("nobody minds");
+        assert!(!b.mirror.arrived(9));
+        assert_eq!(b.receive(9), b"llo");
+    }
+
+    #[test]
+    fn a_reader_that_leaves_is_faster_than_a_sender_that_asks() {
+        let (mut a, mut b) = switched();
+        assert_eq!(b.state().retract(b.backend(), 2), Ok(()));
+        assert!(a.state().cancel());
+        a.mirror.look().expect("sound");
+        b.mirror.hear(a.mirror.said()).expect("sound");
+        carry(&mut b, &mut a);
+        assert_eq!(a.state().retracted_at(a.backend()), Some(2));
+        assert!(a.backend().is_granted() && a.backend().is_reader_gone());
+        assert!(!b.mirror.said().has(Snapshot::GONE));
+        b.state().leave();
+        carry(&mut b, &mut a);
+        assert!(b.mirror.said().has(Snapshot::GONE) && a.backend().is_closed());
+    }
+
+    #[test]
+    fn backends_take_both_directions_off() {
+        let (mut a, mut b) = switched();
+        a.mirror.ask_to_leave();
+        for _ in 0..2 {
+            carry(&mut a, &mut b);
+            carry(&mut b, &mut a);
+        }
+        assert_eq!(b.backend().returned_at(), Some(5));
+        assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+        // The other direction was never switched, and never will be.
+        assert!(!b.state().switch(1) && !a.state().is_switched());
+    }
+
+    #[test]
+    fn a_vanished_program_has_ended() {
+        let (mut a, mut b) = switched();
+        a.send(b"last");
+        a.mirror.depart();
+        carry(&mut a, &mut b);
+        assert_eq!(b.backend().ended_at(), Some(9));
+        assert!(b.backend().is_closed());
+    }
+
+    #[test]
+    fn nonsense_is_not_believed() {
+        let (mut a, _) = switched();
+        let said = |flags, at| Snapshot {
+            flags,
+            left_at: at,
+            ..Snapshot::default()
+        };
+        assert!(a.mirror.hear(said(Snapshot::LEFT, 6)).is_err(), "not sent");
+        assert!(a.mirror.hear(said(Snapshot::LEFT, 1)).is_err(), "was read");
+        assert!(!a.mirror.consumed(6));
+        a.state().end(99);
+        assert!(a.mirror.look().is_err(), "an end beyond the tail");
+        let (_, mut b) = switched();
+        let capacity = b.mirror.capacity();
+        assert_eq!(b.mirror.place(capacity + 2, b"x"), Err(OutOfRing));
+        assert_eq!(b.mirror.place(u64::MAX, b"xy"), Err(OutOfRing));
+        assert_eq!(b.mirror.place(4, b"x"), Err(OutOfRing));
+        assert_eq!(b.mirror.place(capacity + 1, b"x"), Ok(()));
+    }
+}
