@@ -2,13 +2,16 @@
 //!
 //! Spinning is adaptive: a process-wide window grows while waits end inside it and shrinks to zero
 //! while they do not. A far end that last ran on our own processor cannot answer while we spin, so
-//! then the processor is yielded at once.
+//! then the processor is yielded at once. Where others want the processor too, a yield costs their
+//! whole slice: after one that took long nobody yields for a while. Who sleeps instead gets the
+//! processor back when it is woken, before those that never slept. Spinning goes on: two ends that run at
+//! the same moment must find each other awake, or they wake each other up for good.
 //!
 //! A sleep is a `ppoll` of libc (a cancellation point) on the socket and a borrowed doorbell, so
 //! that end of stream, errors, signals and timeouts are the kernel's.
 
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rdma_core::event::{EventContext, WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
@@ -43,6 +46,16 @@ const PROBE_EVERY: u32 = 32;
 const PROBE_NS: u32 = 3_000;
 /// After so long, the processor is offered to others between looks.
 const YIELD_AFTER_NS: u64 = 4_000;
+/// A yield that takes longer was used by somebody who does not wait for us.
+const LONG_YIELD_NS: u64 = 150_000;
+
+/// Until then (monotonic nanoseconds) the processors are crowded: nobody yields.
+static CROWDED_UNTIL_NS: AtomicU64 = AtomicU64::new(0);
+/// How long they were last taken to be.
+static CROWDED_FOR_NS: AtomicU64 = AtomicU64::new(0);
+/// The first such time, and the longest: what another try costs must not matter.
+const CROWDED_MIN_NS: u64 = 8_000_000;
+const CROWDED_MAX_NS: u64 = 1_000_000_000;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
 
@@ -119,10 +132,19 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         window = PROBE_NS.min(cap);
     }
     let start = monotonic_ns();
+    let crowded = start < CROWDED_UNTIL_NS.load(Ordering::Relaxed);
+    if crowded && shared {
+        return false;
+    }
     let mut elapsed = 0;
     while elapsed < u64::from(window) {
-        if shared || elapsed > YIELD_AFTER_NS {
+        if shared || elapsed > YIELD_AFTER_NS && !crowded {
             rustix::thread::sched_yield();
+            let now = monotonic_ns();
+            if now - start > elapsed + LONG_YIELD_NS {
+                note_crowd(now);
+                return ready();
+            }
         }
         for _ in 0..LOOKS {
             if ready() {
@@ -145,6 +167,26 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         Ordering::Relaxed,
     );
     false
+}
+
+/// A yield took long.
+#[cold]
+fn note_crowd(now: u64) {
+    let last = CROWDED_FOR_NS.load(Ordering::Relaxed);
+    let quiet = now.saturating_sub(CROWDED_UNTIL_NS.load(Ordering::Relaxed));
+    let next = crowded_for(last, quiet);
+    CROWDED_FOR_NS.store(next, Ordering::Relaxed);
+    CROWDED_UNTIL_NS.store(now + next, Ordering::Relaxed);
+}
+
+/// How long nobody yields after a long yield: `last` time it was so long, and then `quiet` passed without one.
+fn crowded_for(last: u64, quiet: u64) -> u64 {
+    if quiet > last {
+        // Others were away for as long as they were taken to be there: start anew.
+        CROWDED_MIN_NS
+    } else {
+        (last * 2).min(CROWDED_MAX_NS)
+    }
 }
 
 /// A context in which a thread sleeps, entered into whatever it waits for.
@@ -336,4 +378,22 @@ fn clean_up() {
         }
     }
     contexts::give_back(number);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn crowds_that_stay_are_asked_ever_more_rarely() {
+        assert_eq!(crowded_for(0, 1), CROWDED_MIN_NS);
+        let mut last = CROWDED_MIN_NS;
+        for _ in 0..20 {
+            let next = crowded_for(last, 1);
+            assert!(next > last || next == CROWDED_MAX_NS);
+            last = next;
+        }
+        assert_eq!(last, CROWDED_MAX_NS);
+        assert_eq!(crowded_for(last, last + 1), CROWDED_MIN_NS);
+    }
 }
