@@ -309,14 +309,15 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
 }
 
 /// Sender: switches the direction to the ring if the far end has armed and nothing speaks against
-/// it. Under the send lock.
+/// it. Under the send lock. A sender that never had to wait may have shown only where it is going to: by a
+/// registration in an epoll set.
 #[cold]
 pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
     let slot = conn.slot();
     let tx = &slot.tx;
     if conn.shut() & SHUT_WRITE != 0
         || conn.vetoed().is_some()
-        || !has_evidence(conn, fd, dont_wait)
+        || !has_evidence(conn, fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
     {
         return false;
     }

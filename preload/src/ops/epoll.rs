@@ -260,6 +260,15 @@ pub(crate) fn may_arm(conn: &Conn) -> bool {
     true
 }
 
+/// Whether the connection stands in a set that this process alone uses, through us. Who waits on that set
+/// behind our back gets cookies instead of the program's data, on TCP too; so nobody does.
+pub(crate) fn is_registered(conn: &Conn) -> bool {
+    interests_of(conn).any(|interest| {
+        interest.live.load(Ordering::Acquire) != 0
+            && interest.set().is_some_and(|set| !set.is_shared())
+    })
+}
+
 /// The connection was armed, switched or has reached its ring: adjusts the kernel's registrations
 /// and posts one edge.
 pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
