@@ -86,6 +86,20 @@ pub(crate) fn to_timespec(ns: u64) -> timespec {
     }
 }
 
+/// When a wait of so many nanoseconds from now ends. One of none has ended, whatever the clock says.
+pub(crate) fn deadline_in(ns: u64) -> u64 {
+    if ns == 0 {
+        0
+    } else {
+        control::monotonic_ns().saturating_add(ns)
+    }
+}
+
+/// Whether a wait that ends then has ended.
+pub(crate) fn is_past(deadline: Option<u64>) -> bool {
+    deadline.is_some_and(|at| at == 0 || at <= control::monotonic_ns())
+}
+
 /// A timespec as nanoseconds; `None` if it is no time.
 pub(crate) fn from_timespec(time: timespec) -> Option<u64> {
     let seconds = u64::try_from(time.tv_sec).ok()?;
@@ -401,7 +415,7 @@ fn poll_mixed(
         errno::set(libc::EFAULT);
         -1
     };
-    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    let deadline = timeout_ns.map(deadline_in);
     if entries.len() < ON_STACK {
         let mut copy = [pollfd {
             fd: -1,
@@ -439,11 +453,10 @@ fn poll_with(
     super::epoll::refresh_watched();
     loop {
         let ring_ready = prepare(entries, copy);
-        let at_once =
-            ring_ready || !spun || deadline.is_some_and(|at| at <= control::monotonic_ns());
+        let at_once = ring_ready || !spun || is_past(deadline);
         let result = if at_once {
             // The signal mask belongs to the wait: with something ready the kernel never applies it.
-            let last = !ring_ready && deadline.is_some_and(|at| at <= control::monotonic_ns());
+            let last = !ring_ready && is_past(deadline);
             let mask = if last { mask } else { core::ptr::null() };
             kernel_ppoll(&mut copy[..bell], Some(0), mask)
         } else {
@@ -454,7 +467,7 @@ fn poll_with(
             return -1;
         }
         let ready = collect(entries, copy);
-        if ready > 0 || deadline.is_some_and(|at| at <= control::monotonic_ns()) {
+        if ready > 0 || is_past(deadline) {
             return c_int::try_from(ready).unwrap_or(c_int::MAX);
         }
         if !spun {
@@ -669,7 +682,7 @@ pub(crate) unsafe fn select(
         }
     }
     let entries = &mut entries[..used];
-    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    let deadline = timeout_ns.map(deadline_in);
     let rc = poll_with(entries, copy, deadline, mask);
     for (entry, told) in entries.iter_mut().zip(&*copy) {
         entry.revents = told.revents;

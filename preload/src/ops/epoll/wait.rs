@@ -54,7 +54,7 @@ unsafe fn wait_for_both(
     timeout_ns: Option<u64>,
     mask: *const sigset_t,
 ) -> c_int {
-    let deadline = timeout_ns.map(|ns| control::monotonic_ns().saturating_add(ns));
+    let deadline = timeout_ns.map(ready::deadline_in);
     super::set::refresh_watched();
     // SAFETY: by contract; what the kernel refuses (max, addresses) it refuses.
     let kernel = |at: usize, timeout: Option<u64>| unsafe {
@@ -88,7 +88,7 @@ unsafe fn wait_for_both(
         let Some(mut count) = collect(set, call, &out, 0, share) else {
             return fault();
         };
-        let expired = deadline.is_some_and(|at| at <= control::monotonic_ns());
+        let expired = count == 0 && ready::is_past(deadline);
         let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
         {
             if count < out.room {
