@@ -97,6 +97,11 @@ impl Nic for Ethernet {
         self.mtu.max_frame()
     }
 
+    fn window(&self) -> usize {
+        // Every frame takes a slot, however short it is; links send long ones when there is much to send.
+        self.rings.incoming_slots() * self.mtu.max_frame()
+    }
+
     fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
         self.mtu.refresh(&self.socket);
         self.full = self.rings.has_unsent() && !self.kick()?;

@@ -220,6 +220,10 @@ impl<N: Nic + ?Sized> Nic for Faults<N> {
         self.nic.max_frame()
     }
 
+    fn window(&self) -> usize {
+        self.nic.window()
+    }
+
     fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
         self.nic.send(batch)
     }

@@ -89,6 +89,10 @@ impl Nic for Loopback {
         self.max_frame
     }
 
+    fn window(&self) -> usize {
+        QUEUE_MAX * self.max_frame
+    }
+
     fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
         self.stats.send_calls += 1;
         let mut waiting = self.outgoing.lock();

@@ -18,7 +18,9 @@ pub mod faults;
 pub mod frame;
 pub mod loopback;
 pub mod mtu;
+pub mod pcap;
 pub mod sys;
+pub mod tracer;
 pub mod udp;
 #[cfg(test)]
 mod veth;
@@ -27,12 +29,15 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::time::Instant;
 
 pub use frame::{Outgoing, Slice};
 
 use ethernet::Ethernet;
 use faults::{FaultSettings, Faults};
+use pcap::Pcap;
+use tracer::Tracer;
 use udp::Udp;
 
 /// Something that carries frames.
@@ -47,6 +52,9 @@ pub trait Nic: Send + fmt::Debug {
 
     /// Bytes of the longest frame that fits now. It changes with the interface.
     fn max_frame(&self) -> usize;
+
+    /// Bytes of frames that may arrive while nobody receives before some are lost.
+    fn window(&self) -> usize;
 
     /// Sends as many frames of the batch as possible, in order; returns how many were taken. Never blocks.
     ///
@@ -134,6 +142,8 @@ pub struct NicConfig {
     pub max_frame: Option<usize>,
     /// Faults that arriving frames meet, for tests.
     pub faults: Option<FaultSettings>,
+    /// A file for every frame that passes.
+    pub pcap: Option<PathBuf>,
 }
 
 /// A driver and where it sits.
@@ -158,6 +168,7 @@ impl NicConfig {
             driver,
             max_frame: None,
             faults: None,
+            pcap: None,
         }
     }
 }
@@ -170,6 +181,14 @@ pub enum NicError {
     Udp {
         /// Where.
         bind: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file for frames.
+    #[error("cannot write frames to {}: {source}", path.display())]
+    Pcap {
+        /// Which.
+        path: PathBuf,
         /// Why.
         source: io::Error,
     },
@@ -206,6 +225,17 @@ pub fn open(config: &NicConfig) -> Result<Box<dyn Nic>, NicError> {
     };
     if let Some(settings) = &config.faults {
         nic = Box::new(Faults::new(nic, *settings));
+    }
+    // Outside of the faults: what the link sees is what people look for.
+    if let Some(path) = &config.pcap {
+        let pcap = Pcap::new(nic, path);
+        nic = Box::new(pcap.map_err(|source| NicError::Pcap {
+            path: path.clone(),
+            source,
+        })?);
+    }
+    if tracer::is_wanted() {
+        nic = Box::new(Tracer::new(nic));
     }
     Ok(nic)
 }

@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use nix::libc;
-use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::mtu::Mtu;
 use super::sys::{self, Inbox, Outbox, Run};
@@ -24,6 +24,7 @@ pub struct Udp {
     socket: UdpSocket,
     address: SocketAddr,
     mtu: Mtu,
+    window: usize,
     /// The kernel can cut messages up.
     segments: bool,
     /// The last send did not take everything.
@@ -46,7 +47,7 @@ impl Udp {
         socket.set_nonblocking(true)?;
         let address = socket.local_addr()?;
         never_fragment(&socket, address.ip())?;
-        enlarge(&socket);
+        let window = enlarge(&socket);
         // Both are missing in old kernels, and then not needed for anything but speed.
         let segments = sys::set_option(&socket, libc::SOL_UDP, libc::UDP_SEGMENT, 0).is_ok();
         if setsockopt(&socket, sockopt::UdpGroSegment, &true).is_err() || !segments {
@@ -65,6 +66,7 @@ impl Udp {
             socket,
             address,
             mtu,
+            window,
             segments,
             full: false,
             outbox: Outbox::default(),
@@ -170,6 +172,10 @@ impl Nic for Udp {
 
     fn max_frame(&self) -> usize {
         self.mtu.max_frame()
+    }
+
+    fn window(&self) -> usize {
+        self.window
     }
 
     fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
@@ -306,14 +312,16 @@ fn never_fragment(socket: &UdpSocket, ip: IpAddr) -> io::Result<()> {
     sys::set_option(socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, probe)
 }
 
-/// Asks for big buffers: beyond the system's limit if allowed, else up to it.
-fn enlarge(socket: &UdpSocket) {
+/// Asks for big buffers: beyond the system's limit if allowed, else up to it. Returns what can be received meanwhile.
+fn enlarge(socket: &UdpSocket) -> usize {
     if setsockopt(socket, sockopt::RcvBufForce, &BUFFER_BYTES).is_err() {
         let _ = setsockopt(socket, sockopt::RcvBuf, &BUFFER_BYTES);
     }
     if setsockopt(socket, sockopt::SndBufForce, &BUFFER_BYTES).is_err() {
         let _ = setsockopt(socket, sockopt::SndBuf, &BUFFER_BYTES);
     }
+    // The kernel counts its own structures too, and doubles the number for them.
+    getsockopt(socket, sockopt::RcvBuf).map_or(0, |bytes| bytes / 2)
 }
 
 const UDP_HEADER: usize = 8;

@@ -49,6 +49,7 @@ impl Links {
                 driver,
                 max_frame: config.max_frame,
                 faults: config.faults,
+                pcap: config.pcap.clone(),
             })?;
             anyhow::Ok(OpenLink {
                 config: config.clone(),

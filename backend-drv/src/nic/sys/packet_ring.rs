@@ -105,6 +105,11 @@ impl PacketRings {
         })
     }
 
+    /// Frames that may wait to be received.
+    pub const fn incoming_slots(&self) -> usize {
+        self.incoming.slots()
+    }
+
     /// Bytes of the outgoing ring.
     pub const fn outgoing_bytes(&self) -> usize {
         self.outgoing.bytes()
