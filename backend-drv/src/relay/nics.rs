@@ -166,6 +166,7 @@ impl Nics {
         getrandom::fill(&mut seed).ok()?;
         let mut config = Config::new(seed, self.backend, self.epoch);
         config.max_frame = port.nic.max_frame();
+        config.window = u32::try_from(port.nic.window()).unwrap_or(u32::MAX);
         config.idle_timeout = nanos(port.config.timeout);
         config.hello_tries = HELLO_TRIES;
         config.key = port.key.clone();

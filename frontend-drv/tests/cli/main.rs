@@ -9,6 +9,7 @@
     reason = "tests panic where something is not as it must be, and say what they skip"
 )]
 
+mod bench;
 mod doctor;
 mod embedded;
 mod fake_daemon;

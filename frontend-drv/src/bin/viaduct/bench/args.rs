@@ -1,5 +1,6 @@
 //! The command line of `viaduct bench`. What the options amount to is worked out in `plan`.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
@@ -22,6 +23,9 @@ pub(super) enum BenchCommand {
     Render(RenderArgs),
     /// Measure what connections and calls cost: memory, descriptors, time
     Cost(CostArgs),
+    /// Measure how fast a driver of links carries frames between two ends, with nothing above it
+    #[command(disable_help_flag = true)]
+    Raw(RawArgs),
     /// A program that `cost` measures
     #[command(hide = true)]
     CostPeer(PeerArgs),
@@ -127,6 +131,14 @@ pub(super) struct RenderArgs {
     pub(super) markdown: bool,
 }
 
+/// The drivers are the daemon's, and so is what measures them.
+#[derive(Debug, Args)]
+pub(super) struct RawArgs {
+    /// See `viaduct bench raw --help`
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(super) arguments: Vec<OsString>,
+}
+
 #[cfg(test)]
 mod tests {
     use clap::Parser;
@@ -168,6 +180,16 @@ mod tests {
     fn options_for_netperf_may_begin_with_a_dash() {
         let args = netperf(&["--netperf-opts", "-v 2 -- -D"]).unwrap();
         assert_eq!(args.netperf_opts.as_deref(), Some("-v 2 -- -D"));
+    }
+
+    #[test]
+    fn what_raw_is_given_is_the_daemons() {
+        let words = ["--help", "-v", "--driver", "udp"];
+        let line = ["viaduct", "raw"].iter().chain(&words);
+        let BenchCommand::Raw(raw) = Line::parse_from(line).bench.command else {
+            panic!("not raw");
+        };
+        assert_eq!(raw.arguments, words);
     }
 
     #[test]

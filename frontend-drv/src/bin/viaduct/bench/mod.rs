@@ -12,6 +12,7 @@
 //!   [`machine`]: where it was measured.
 //! * [`table`] and [`chart`]: the same results for people.
 //! * [`cost`]: another measurement, of memory, descriptors and the time of single calls.
+//! * `raw`, the drivers of links by themselves, is left to the daemon's program, which has them.
 //!
 //! It moves no benchmark data itself and never judges: targets are shown beside the ratios, but
 //! only a run that failed makes the exit status non-zero.
@@ -35,14 +36,18 @@ mod table;
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 pub(crate) use args::BenchArgs;
-use args::{BenchCommand, NetperfArgs, RenderArgs};
+use args::{BenchCommand, NetperfArgs, RawArgs, RenderArgs};
 use plan::Section;
 use results::{Results, SCHEMA};
+
+use crate::locate;
 
 /// Runs one `viaduct bench` command.
 pub(crate) fn run(args: BenchArgs) -> Result<()> {
@@ -50,8 +55,18 @@ pub(crate) fn run(args: BenchArgs) -> Result<()> {
         BenchCommand::Netperf(netperf) => compare_netperf(&netperf),
         BenchCommand::Render(render) => draw_again(&render),
         BenchCommand::Cost(cost) => cost::run(&cost),
+        BenchCommand::Raw(raw) => measure_drivers(&raw),
         BenchCommand::CostPeer(peer) => cost::run_peer(&peer),
     }
+}
+
+/// Becomes the daemon's program. Returns only if that fails.
+fn measure_drivers(args: &RawArgs) -> Result<()> {
+    let program = locate::daemon_program()?;
+    let mut command = Command::new(&program);
+    command.arg("bench-raw").args(&args.arguments);
+    let error = command.exec();
+    Err(error).with_context(|| format!("cannot run {}", program.display()))
 }
 
 fn compare_netperf(args: &NetperfArgs) -> Result<()> {
