@@ -20,6 +20,8 @@ pub mod loopback;
 pub mod mtu;
 pub mod pcap;
 pub mod sys;
+#[cfg(test)]
+mod tests;
 pub mod tracer;
 pub mod udp;
 #[cfg(test)]
@@ -177,7 +179,7 @@ impl NicConfig {
 #[derive(Debug, thiserror::Error)]
 pub enum NicError {
     /// UDP.
-    #[error("cannot use UDP at {bind}: {source}")]
+    #[error("cannot use UDP at {bind}")]
     Udp {
         /// Where.
         bind: SocketAddr,
@@ -185,7 +187,7 @@ pub enum NicError {
         source: io::Error,
     },
     /// The file for frames.
-    #[error("cannot write frames to {}: {source}", path.display())]
+    #[error("cannot write frames to {}", path.display())]
     Pcap {
         /// Which.
         path: PathBuf,
@@ -193,7 +195,7 @@ pub enum NicError {
         source: io::Error,
     },
     /// Ethernet.
-    #[error("cannot use Ethernet frames on {interface}: {source}")]
+    #[error("cannot use Ethernet frames on {interface}")]
     Ethernet {
         /// Where.
         interface: String,

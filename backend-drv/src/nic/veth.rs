@@ -8,8 +8,6 @@ use std::thread;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::gettid;
 
-use super::Nic;
-
 /// The two ends; also threads in their namespaces.
 pub(super) struct Veth {
     ends: [End; 2],
@@ -59,8 +57,8 @@ impl Veth {
         })
     }
 
-    /// Opens a NIC at either end.
-    pub(super) fn open<N: Nic + 'static>(
+    /// Opens something at either end, in its namespace.
+    pub(super) fn open<N: Send + 'static>(
         &self,
         open: impl Fn(usize) -> N + Send + Sync + Clone + 'static,
     ) -> (N, N) {
