@@ -20,6 +20,9 @@ pub const ETHER_TYPE: u16 = 0x88b5;
 #[derive(Debug)]
 pub struct Ethernet {
     socket: OwnedFd,
+    interface: String,
+    /// Which interface of that name.
+    index: i32,
     mac: [u8; 6],
     mtu: Mtu,
     rings: PacketRings,
@@ -50,9 +53,12 @@ impl Ethernet {
         if setsockopt(&socket, sockopt::SndBufForce, &buffer).is_err() {
             let _ = setsockopt(&socket, sockopt::SndBuf, &buffer);
         }
-        sys::bind_packet(&socket, interface, ETHER_TYPE)?;
+        let index = sys::interface_index(&socket, interface)?;
+        sys::bind_packet(&socket, index, ETHER_TYPE)?;
         Ok(Self {
             socket,
+            interface: interface.to_owned(),
+            index,
             mac,
             mtu,
             rings,
@@ -60,6 +66,31 @@ impl Ethernet {
             empty: 0,
             stats: NicStats::default(),
         })
+    }
+
+    /// Now and then: looks at the interface, which may have another MTU, or be another one of the same name.
+    fn look_after_interface(&mut self) {
+        if !self.mtu.refresh(&self.socket) {
+            return;
+        }
+        let socket = self.socket.as_fd();
+        let again = match sys::interface_index(socket, &self.interface) {
+            Ok(index) if index != self.index => index,
+            Ok(_) | Err(_) => return,
+        };
+        let mac = sys::interface_mac(socket, &self.interface);
+        let bound = mac.and_then(|mac| sys::bind_packet(socket, again, ETHER_TYPE).map(|()| mac));
+        match bound {
+            Ok(mac) => {
+                tracing::info!(
+                    interface = self.interface,
+                    "there is an interface of this name again"
+                );
+                (self.index, self.mac) = (again, mac);
+            }
+            // It may have gone again; there is another look later.
+            Err(error) => tracing::debug!(interface = self.interface, %error, "binding again"),
+        }
     }
 
     /// Hands the queued frames to the kernel; false if it cannot take them all now.
@@ -106,7 +137,7 @@ impl Nic for Ethernet {
     }
 
     fn send(&mut self, batch: &[Outgoing<'_>]) -> io::Result<usize> {
-        self.mtu.refresh(&self.socket);
+        self.look_after_interface();
         self.full = self.rings.has_unsent() && !self.kick()?;
         if self.full {
             return Ok(0);
@@ -373,5 +404,33 @@ mod tests {
             send_all(&mut near, &batch);
             assert_eq!(collect(&mut far, 3).len(), 3);
         }
+    }
+
+    #[test]
+    fn an_interface_may_go_and_come_again() {
+        let Some(veth) = Veth::new(1500) else {
+            return;
+        };
+        let (mut near, mut far) = open(&veth);
+        let head = [1; 100];
+        assert!(veth.ip(0, "link del one"));
+        let batch = [Outgoing::of_head(far.address(), &head); 3];
+        assert_eq!(near.send(&batch).unwrap(), 3);
+        assert_eq!(near.stats().send_drops, 3);
+        assert!(veth.make(1500));
+        // Each finds out when it sends, within a second or so.
+        let mut got = Vec::new();
+        for _ in 0..50 {
+            far.send(&[]).unwrap();
+            let batch = [Outgoing::of_head(far.address(), &head)];
+            send_all(&mut near, &batch);
+            far.receive(&mut |from, frame| got.push((from, frame.len())))
+                .unwrap();
+            if !got.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        assert_eq!(got, [(near.address(), 100)]);
     }
 }

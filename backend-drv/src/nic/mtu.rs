@@ -83,11 +83,13 @@ impl Mtu {
         self.now
     }
 
-    /// Looks again if the last look is old.
-    pub fn refresh(&mut self, socket: impl AsFd) {
-        if self.checked.elapsed() >= AGE_MAX {
+    /// Looks again if the last look is old; true if it did.
+    pub fn refresh(&mut self, socket: impl AsFd) -> bool {
+        let old = self.checked.elapsed() >= AGE_MAX;
+        if old {
             self.look(socket);
         }
+        old
     }
 
     /// Looks again: something says that it has changed.

@@ -11,6 +11,8 @@ use nix::unistd::gettid;
 /// The two ends; also threads in their namespaces.
 pub(super) struct Veth {
     ends: [End; 2],
+    /// The second end's thread, which is how its namespace is named.
+    thread: i32,
 }
 
 /// A thread in a namespace.
@@ -34,17 +36,27 @@ impl Veth {
         };
         let veth = Self {
             ends: [first, second],
+            thread,
         };
-        let made = format!("link add one type veth peer name two netns {thread}");
-        if !veth.ip(0, &made) {
+        if !veth.make(mtu) {
             println!("skipped: no veth pairs, or no ip command");
             return None;
         }
-        for (end, (name, address)) in NAMES.into_iter().zip(ADDRESSES).enumerate() {
-            assert!(veth.ip(end, &format!("link set {name} mtu {mtu} up")));
-            assert!(veth.ip(end, &format!("address add {address}/24 dev {name}")));
-        }
         Some(veth)
+    }
+
+    /// Makes the interfaces; false if that cannot be.
+    pub(super) fn make(&self, mtu: usize) -> bool {
+        let thread = self.thread;
+        let made = format!("link add one type veth peer name two netns {thread}");
+        if !self.ip(0, &made) {
+            return false;
+        }
+        for (end, (name, address)) in NAMES.into_iter().zip(ADDRESSES).enumerate() {
+            assert!(self.ip(end, &format!("link set {name} mtu {mtu} up")));
+            assert!(self.ip(end, &format!("address add {address}/24 dev {name}")));
+        }
+        true
     }
 
     /// Runs `ip` in the namespace of an end.

@@ -25,7 +25,7 @@ use nix::libc;
 pub use inbox::{Datagrams, Inbox, Message};
 pub use outbox::{Outbox, Run};
 pub use packet_ring::{Arrived, PacketRings};
-pub use packet_socket::{bind_packet, interface_mac, packet_drops, packet_socket};
+pub use packet_socket::{bind_packet, interface_index, interface_mac, packet_drops, packet_socket};
 pub use slice::Slice;
 
 /// The MTU of an interface in the network namespace of `socket`.

@@ -20,11 +20,11 @@ pub fn packet_socket() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-/// From now on `socket` receives the frames of `interface` with this EtherType, and sends there.
+/// The number of an interface. It differs if the interface was removed and made again.
 ///
 /// # Errors
-/// There is no such interface, or it is down.
-pub fn bind_packet(socket: impl AsFd, interface: &str, ether_type: u16) -> io::Result<()> {
+/// There is no such interface.
+pub fn interface_index(socket: impl AsFd, interface: &str) -> io::Result<i32> {
     let mut request = named(interface)?;
     // SAFETY: SIOCGIFINDEX reads the name from and writes the index to the ifreq that it is given.
     let result = unsafe {
@@ -38,7 +38,14 @@ pub fn bind_packet(socket: impl AsFd, interface: &str, ether_type: u16) -> io::R
         return Err(io::Error::last_os_error());
     }
     // SAFETY: SIOCGIFINDEX has filled in this member of the union.
-    let index = unsafe { request.ifr_ifru.ifru_ifindex };
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex })
+}
+
+/// From now on `socket` receives the frames of interface number `index` with this EtherType, and sends there.
+///
+/// # Errors
+/// There is no such interface.
+pub fn bind_packet(socket: impl AsFd, index: i32, ether_type: u16) -> io::Result<()> {
     let address = libc::sockaddr_ll {
         sll_family: libc::sa_family_t::try_from(libc::AF_PACKET).unwrap_or(0),
         sll_protocol: ether_type.to_be(),
