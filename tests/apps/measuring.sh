@@ -30,7 +30,7 @@ main() {
 ran() {
     check "$1: runs to its end" test "$3" -eq 0
     side=client
-    rode client 99
+    rode client "$(amount 50 90)"
     rm -f "$work/counts/$form".*
 }
 

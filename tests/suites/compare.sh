@@ -12,7 +12,8 @@
 #   suite_expects   what the library must have done with both ends: `rings` carried bytes, `upgrades`
 #                   happened, or all stayed on `tcp` (and the suite says why)
 #   suite_upgrade_after  VIADUCT_UPGRADE_AFTER, if not 0
-#   suite_install   gets and builds what it needs; may use the network
+#   suite_install   gets and builds what it needs; may use the network. What cannot be had skips the suite
+#                   (`packages`, `not_here`)
 #   suite_units     prints the units, the parts that can be run alone; fewer if $quick is set
 #   suite_run       runs the units in its arguments in the pass of pass.sh; see there
 #
@@ -21,13 +22,31 @@
 # How often a difference is tried again.
 tries=3
 
+# What run_suite exits with where the suite was skipped.
+skipped_status=77
+
+# packages PACKAGE...: installs them, or skips the suite.
+packages() {
+    (apt_install "$@") || not_here "packages missing: $*"
+}
+
+# not_here WHY: skips the suite.
+not_here() {
+    say "skipped $name: $1"
+    exit "$skipped_status"
+}
+
 run_suite() {
     local name=$1 pass results=$cache/results/$1${quick:+-quick}
     local -a suite_passes=(plain both client server)
     local suite_about='' suite_ends='' suite_seconds='' suite_expects=rings
     # shellcheck source=/dev/null
     source "$root/tests/suites/$name.sh"
-    [[ -z $quick ]] || suite_passes=(both)
+    if [[ -n $quick ]]; then
+        suite_passes=(both)
+        # What hangs is to end while somebody still waits for the result.
+        suite_seconds=240
+    fi
     [[ ${#passes[@]} -eq 0 ]] || suite_passes=(plain "${passes[@]}")
     say "== $name: $suite_about"
     mkdir -p "$cache/$name" "$results"

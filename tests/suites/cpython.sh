@@ -9,7 +9,7 @@ python=/usr/bin/python3.11
 
 suite_install() {
     if [[ ! -e /usr/lib/python3.11/test/test_socket.py ]]; then
-        apt_install python3.11 libpython3.11-testsuite
+        packages python3.11 libpython3.11-testsuite
     fi
 }
 

@@ -20,7 +20,7 @@ suite_install() {
         fi
     done
     if [[ ! -e $source/Cargo.toml ]]; then
-        fetch_crate "$source" || return 1
+        fetch_crate "$source" || not_here "the crate registry gave no $crate-$version"
     fi
     # One line for each program: unit, file.
     (
@@ -50,7 +50,6 @@ fetch_crate() {
         printf '\n[workspace]\n[patch.crates-io]\n%s = { path = "." }\n' "$crate" >>"$1/Cargo.toml"
         return
     done
-    say "the crate registry gave no $crate-$version"
     return 1
 }
 

@@ -12,8 +12,8 @@ source=$cache/$name/source
 program=$source/build/uv_run_tests
 
 suite_install() {
-    have cmake || apt_install cmake
-    [[ -e $source ]] || get_source || return 1
+    have cmake make || packages cmake make
+    [[ -e $source ]] || (get_source) || not_here "its source is missing"
     [[ -x $program ]] && return
     if ! build_libuv "$source" "${program%/*}" >"$cache/$name/build.log" 2>&1; then
         say "libuv was not built: see $cache/$name/build.log"

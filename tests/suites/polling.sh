@@ -8,8 +8,7 @@ suite_expects=upgrades
 crate=polling
 version=3.11.0
 cargo_options=()
-units=(lib concurrent_modification io many_connections multiple_pollers notify other_modes precision
-    timeout)
+units=(concurrent_modification io many_connections multiple_pollers notify other_modes precision timeout)
 
 # shellcheck source-path=SCRIPTDIR source=crate.sh
 source "$root/tests/suites/crate.sh"

@@ -17,12 +17,12 @@ work=$cache/postgresql/work
 
 suite_install() {
     if [[ ! -x $bindir/initdb || ! -x $regress ]]; then
-        apt_install "postgresql-$version" "postgresql-server-dev-$version"
+        packages "postgresql-$version" "postgresql-server-dev-$version"
         # Debian starts a server; the tests start their own.
         [[ ! -d /run/systemd/system ]] || as_root systemctl disable --now postgresql
     fi
     [[ -e $source/src/test/regress/parallel_schedule ]] ||
-        debian_source "postgresql-$version" "$source" || return 1
+        (debian_source "postgresql-$version" "$source") || not_here "its source is missing"
     if [[ ! -e $work/regress.so ]]; then
         mkdir -p "$work"
         cc -O2 -shared -fPIC -I"$("$bindir/pg_config" --includedir-server)" \
