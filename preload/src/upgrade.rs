@@ -285,9 +285,15 @@ fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
 /// Receiver: arms the direction if nothing speaks against it. Under the receive lock.
 #[cold]
 pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
-    let rx = &conn.slot().rx;
+    let slot = conn.slot();
+    let rx = &slot.rx;
     if conn.shut() & SHUT_READ != 0 || conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait)
     {
+        return false;
+    }
+    // A call that finds something may come after a wait that the library did not see, of a program whose
+    // epoll calls are its own; one that finds nothing waits itself.
+    if slot.meta.delivered.load(Ordering::Relaxed) == 0 && kernel::readable(fd) != Some(0) {
         return false;
     }
     if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {

@@ -31,6 +31,7 @@ const PLAIN_CASES: &[&str] = &[
     "listener_closed/",
     "inetd/",
     "pass_fresh",
+    "polled_unseen/",
     "spawned_fresh/",
     "stdio_fresh/",
     "splice_fresh/",

@@ -10,6 +10,7 @@
 use std::os::fd::BorrowedFd;
 
 use libc::c_int;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{RecvFlags, SendFlags};
 
 use super::{Ret, size};
@@ -64,6 +65,18 @@ pub fn recv_unseen(fd: c_int, out: &mut [u8]) -> Ret {
     // SAFETY: the caller's descriptor is open during the call.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
     counted(rustix::net::recv(fd, out, RecvFlags::WAITALL).map(|(bytes, _)| bytes))
+}
+
+/// poll(2) for bytes to read: how many descriptors are ready.
+pub fn poll_unseen(fd: c_int, timeout_ms: c_int) -> usize {
+    // SAFETY: the caller's descriptor is open during the call.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    let timeout = Timespec {
+        tv_sec: i64::from(timeout_ms / 1000),
+        tv_nsec: i64::from(timeout_ms % 1000) * 1_000_000,
+    };
+    let mut wants = [PollFd::new(&fd, PollFlags::IN)];
+    poll(&mut wants, Some(&timeout)).unwrap_or(0)
 }
 
 fn counted(done: rustix::io::Result<usize>) -> Ret {

@@ -7,7 +7,7 @@ use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
 use super::{Case, Needs, once};
-use crate::end::End;
+use crate::end::{End, patience};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
@@ -15,6 +15,7 @@ use viaduct_tests::sys;
 pub(super) const CASES: &[Case] = &[
     once("calls_by_number", Needs::Steps, calls_by_number),
     once("more_by_number", Needs::Steps, more_by_number),
+    once("polled_unseen", Needs::Steps, polled_unseen),
     once("beside_io_uring", Needs::Processes, beside_io_uring),
     once("sandboxed", Needs::Processes, |stage| {
         sandboxed(stage, false);
@@ -67,6 +68,21 @@ fn calls_by_number(stage: &mut Stage) {
         show::ok(closed)
     });
     stage.b("end", |b| b.hear(1));
+}
+
+/// A blocking socket that is read only after a wait that the library does not see.
+fn polled_unseen(stage: &mut Stage) {
+    stage.connect_cold(Family::V4);
+    for _ in 0..30 {
+        stage.b("say", |b| b.say("hello"));
+        stage.a("poll", |a| sys::poll_unseen(a.fd, patience()).to_string());
+        stage.a("part", |a| a.recv(3, 0));
+        stage.a("rest is there", |a| {
+            sys::poll_unseen(a.fd, patience()).to_string()
+        });
+        stage.a("rest", |a| a.recv(9, 0));
+        stage.a("nothing more", |a| sys::poll_unseen(a.fd, 0).to_string());
+    }
 }
 
 /// Every other way of moving bytes, each after one that is seen by its name.
