@@ -15,6 +15,16 @@ use crate::{contexts, control, fds};
 /// Threads that are using a peer's doorbell or event memory right now.
 static KICKING: AtomicU32 = AtomicU32::new(0);
 
+/// How often this process has given the kernel something that a far end may be told of: bytes, a
+/// connection, an end of one.
+static BY_KERNEL: AtomicU32 = AtomicU32::new(0);
+
+/// Something went by the kernel. A set at the far end that holds its connection and others on rings
+/// reports it before what goes by ring from now on.
+pub(crate) fn went_by_kernel() {
+    BY_KERNEL.fetch_add(1, Ordering::Relaxed);
+}
+
 /// Wakes whoever waits at the far end. The caller has published and passed a full barrier (the
 /// unlocking exchange).
 #[inline(always)]
@@ -70,7 +80,12 @@ fn ring(conn: &Conn, who: WaitRef) -> bool {
         return kick_by_daemon(session, who);
     };
     if let Some(bit) = who.bit {
-        words.post(bit);
+        let by_kernel = BY_KERNEL.load(Ordering::Relaxed);
+        if peer.told_of.load(Ordering::Relaxed) == by_kernel {
+            words.post(bit);
+        } else if words.post_behind_kernel(bit) {
+            peer.told_of.store(by_kernel, Ordering::Relaxed);
+        }
     }
     if !words.take_sleeper() {
         return false;

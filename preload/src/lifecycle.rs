@@ -143,6 +143,9 @@ fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     slot.set_stage(Stage::Candidate);
     conn.begin(slot, index);
     control::bind_slot(index, Some(number));
+    if side == Side::Connected {
+        kick::went_by_kernel();
+    }
     // Before anybody finds the connection and touches what the program gives.
     faults::install();
     KNOWN.store(1, Ordering::Release);
@@ -521,6 +524,7 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
 /// shutdown(2), after the kernel's, and whatever that said: to the kernel it is an edge.
 pub(crate) fn after_shutdown(fd: c_int) {
     if let Some(index) = fds::lookup(fd).as_conn() {
+        kick::went_by_kernel();
         errno::preserved(|| epoll::post_edge(conn(index)));
     }
 }

@@ -31,6 +31,8 @@ const RESERVED: usize = if cfg!(loom) { 0 } else { 29 };
 /// Arrivals whose order is kept; of earlier ones only that they came.
 // A loom model would pay for it with each post, and learn nothing that the bitmap does not show.
 const ARRIVALS: usize = if cfg!(loom) { 0 } else { 512 };
+/// In an arrival, above the bit: its producer has used the kernel since its arrival before.
+const BEHIND_KERNEL: u32 = 1 << 16;
 
 /// Contexts of one process; further ones cannot be rung directly.
 pub const CONTEXTS: u32 = 256;
@@ -84,28 +86,42 @@ impl EventContext {
     /// `publish`; follow with [`EventContext::take_sleeper`].
     #[inline]
     pub fn post(&self, bit: u16) {
+        self.post_with(bit, 0);
+    }
+
+    /// As [`EventContext::post`], of a producer that has since its post before sent something that the
+    /// kernel reports to the owner: that comes first. False if the bit was set already, and it was not said.
+    #[inline]
+    pub fn post_behind_kernel(&self, bit: u16) -> bool {
+        self.post_with(bit, BEHIND_KERNEL)
+    }
+
+    #[inline]
+    fn post_with(&self, bit: u16, hint: u32) -> bool {
         let word = usize::from(bit) / 64;
         let mask = 1u64 << (bit % 64);
         let top = 1u64 << (word % 64);
         let (Some(pending), Some(summary)) = (self.pending.get(word), self.summary.get(word / 64))
         else {
-            return;
+            return false;
         };
         // Both already set: the owner has yet to take them, and looks at the connection after that
         // (the barrier in `take_pending` is the other half of the caller's).
-        if pending.load(Ordering::Relaxed) & mask == 0 || summary.load(Ordering::Relaxed) & top == 0
+        if pending.load(Ordering::Relaxed) & mask != 0 && summary.load(Ordering::Relaxed) & top != 0
         {
-            // The place first: who posts one after the other leaves them in that order.
-            if ARRIVALS > 0 {
-                let place = self.arrived.fetch_add(1, Ordering::Relaxed) as usize;
-                if let Some(place) = self.arrivals.get(place % ARRIVALS.max(1)) {
-                    place.store(u32::from(bit), Ordering::Relaxed);
-                }
-            }
-            pending.fetch_or(mask, Ordering::SeqCst);
-            summary.fetch_or(top, Ordering::SeqCst);
-            barrier_after_rmw();
+            return false;
         }
+        // The place first: who posts one after the other leaves them in that order.
+        if ARRIVALS > 0 {
+            let place = self.arrived.fetch_add(1, Ordering::Relaxed) as usize;
+            if let Some(place) = self.arrivals.get(place % ARRIVALS.max(1)) {
+                place.store(u32::from(bit) | hint, Ordering::Relaxed);
+            }
+        }
+        pending.fetch_or(mask, Ordering::SeqCst);
+        summary.fetch_or(top, Ordering::SeqCst);
+        barrier_after_rmw();
+        true
     }
 
     /// Producer: whether the owner sleeps and this caller is the one who must ring its doorbell. From
@@ -148,6 +164,20 @@ impl EventContext {
         self.summary
             .iter()
             .any(|word| word.load(Ordering::Acquire) != 0)
+    }
+
+    /// Owner: whether something has come of which its producer said that it comes after what the kernel
+    /// has by now. A hint, as the order of arrivals is.
+    #[inline]
+    pub fn is_behind_kernel(&self) -> bool {
+        let arrived = self.arrived.load(Ordering::Acquire);
+        let recent = arrived.wrapping_sub(self.taken.load(Ordering::Relaxed)) as usize;
+        (1..=recent.min(ARRIVALS)).any(|back| {
+            let place = (arrived as usize).wrapping_sub(back) % ARRIVALS.max(1);
+            self.arrivals
+                .get(place)
+                .is_some_and(|arrival| arrival.load(Ordering::Relaxed) & BEHIND_KERNEL != 0)
+        })
     }
 
     /// Owner: takes all pending bits and gives each to `found`, which looks at that connection: in the
@@ -195,7 +225,7 @@ impl EventContext {
             let Some(bit) = self.arrivals.get(place) else {
                 continue;
             };
-            let Ok(bit) = u16::try_from(bit.load(Ordering::Relaxed)) else {
+            let Ok(bit) = u16::try_from(bit.load(Ordering::Relaxed) & !BEHIND_KERNEL) else {
                 continue;
             };
             let Some(pending) = self.pending.get(usize::from(bit) / 64) else {
@@ -389,6 +419,25 @@ mod tests {
         seen.sort_unstable();
         assert!(seen.into_iter().eq(0..many));
         assert!(!ctx.has_pending());
+    }
+
+    #[test]
+    fn an_arrival_behind_the_kernel_is_told_once() {
+        let ctx = EventContext::standalone();
+        ctx.post(4);
+        assert!(!ctx.is_behind_kernel());
+        // Its bit is set: what came first came before the kernel's.
+        assert!(!ctx.post_behind_kernel(4));
+        assert!(!ctx.is_behind_kernel());
+        assert!(ctx.post_behind_kernel(7));
+        ctx.post(5);
+        assert!(ctx.is_behind_kernel());
+        let mut seen = Vec::new();
+        ctx.take_pending(|bit| seen.push(bit));
+        assert_eq!(seen, [4, 7, 5]);
+        assert!(!ctx.is_behind_kernel());
+        ctx.post(7);
+        assert!(!ctx.is_behind_kernel());
     }
 
     #[test]

@@ -26,7 +26,7 @@ suite_install() {
 # Fuzzing payloads for a minute, and waiting for a kernel that fails, say nothing about sockets.
 suite_units() {
     if [[ -n $quick ]]; then
-        printf 'unit/%s\n' protocol type/list querybuf networking limits introspection
+        printf 'unit/%s\n' protocol type/list pubsub querybuf networking limits introspection
         printf 'integration/%s\n' redis-cli redis-benchmark block-repl replication-buffer
         return
     fi

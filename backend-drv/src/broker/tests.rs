@@ -51,6 +51,7 @@ impl World {
             netns,
             domain: self.broker.domain_of(netns),
             ring_log2: 16,
+            port: None,
         };
         self.broker.join(process, facts, 1);
         self.run();
@@ -581,6 +582,7 @@ fn trust_is_a_tenant_or_else_a_user_of_a_namespace() {
         netns: 0,
         domain,
         ring_log2: 16,
+        port: None,
     };
     let own = UserNamespace::Own;
     let other = UserNamespace::Other(1, 2);

@@ -161,6 +161,8 @@ pub(crate) struct Peer {
     pub events: RegionCell,
     /// Its doorbells: descriptor + 1, 0 unknown.
     bells: [AtomicI32; CONTEXTS as usize],
+    /// What the kernel had been given when this peer was last told of a ring (`kick`).
+    pub told_of: AtomicU32,
 }
 
 static PEERS: [Peer; PEER_COUNT] = [const {
@@ -168,6 +170,7 @@ static PEERS: [Peer; PEER_COUNT] = [const {
         key: AtomicU64::new(0),
         events: RegionCell::new(),
         bells: [const { AtomicI32::new(0) }; CONTEXTS as usize],
+        told_of: AtomicU32::new(0),
     }
 }; PEER_COUNT];
 

@@ -3,7 +3,7 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use crate::ops::options;
-use crate::{config, errno, fds, lifecycle, real};
+use crate::{config, errno, fds, kick, lifecycle, real};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -243,6 +243,7 @@ fn close_ours(fd: c_int) -> c_int {
     // SAFETY: no pointers.
     let rc = unsafe { real::close(fd) };
     if let Some(closing) = closing {
+        kick::went_by_kernel();
         errno::preserved(|| closing.finish());
     }
     rc

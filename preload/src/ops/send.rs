@@ -261,6 +261,9 @@ pub(super) fn to_kernel(
     let sent = pins::inside(conn, fd, native);
     tx.inside.leave();
     let sent = sent?;
+    if sent > 0 {
+        kick::went_by_kernel();
+    }
     if let Ok(bytes) = usize::try_from(sent)
         && state != TxState::Done
         && fds::lookup(fd) == conn.entry()

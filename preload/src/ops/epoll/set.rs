@@ -76,7 +76,7 @@ pub(crate) struct Interest {
     /// One-shot and reported: silent until modified.
     spent: AtomicU32,
     next: AtomicU32,
-    listed: AtomicU32,
+    pub listed: AtomicU32,
     /// The far end has been asked to ring when there is space.
     pub space: AtomicU32,
     /// Bits of the last edge that was reported.

@@ -57,17 +57,13 @@ unsafe fn wait_for_both(
     let deadline = timeout_ns.map(ready::deadline_in);
     super::set::refresh_watched();
     // SAFETY: by contract; what the kernel refuses (max, addresses) it refuses.
-    let kernel = |at: usize, timeout: Option<u64>| unsafe {
-        kernel_wait(
-            epfd,
-            events.wrapping_add(at),
-            max - number_of(at),
-            timeout,
-            mask,
-        )
+    let kernel = |at: usize, end: usize, timeout: Option<u64>| unsafe {
+        let room = number_of(end) - number_of(at);
+        kernel_wait(epfd, events.wrapping_add(at), room, timeout, mask)
     };
     if max <= 0 || set.context().is_some() && !ready::is_mask(mask) {
-        return kernel(0, timeout_ns);
+        // SAFETY: by contract; what the kernel refuses it refuses.
+        return unsafe { kernel_wait(epfd, events, max, timeout_ns, mask) };
     }
     let out = Events {
         at: events,
@@ -77,7 +73,6 @@ unsafe fn wait_for_both(
     // Never 0, which no interest was reported by.
     let call = set.calls.fetch_add(1, Ordering::Relaxed) | 1 << 31;
     loop {
-        take_pending(set);
         // Half for rings first, so that busy rings do not starve what the kernel has; a single place
         // goes to either by turns.
         let share = if out.room == 1 {
@@ -85,19 +80,33 @@ unsafe fn wait_for_both(
         } else {
             out.room.div_ceil(2)
         };
-        let Some(mut count) = collect(set, call, &out, 0, share) else {
-            return fault();
-        };
-        let expired = count == 0 && ready::is_past(deadline);
-        let told = if count > 0 || expired || !set.is_quiet() || (set.context().is_some() && !spun)
-        {
-            if count < out.room {
-                kernel(count, Some(0))
-            } else {
-                0
+        let mut count = 0;
+        // Half for the kernel first, if a far end has used it before its ring.
+        let kernel_first = out.room > 1 && is_behind_kernel(set);
+        if kernel_first {
+            let told = kernel(0, share, Some(0));
+            if told < 0 {
+                return told;
             }
+            count = translate(set, call, &out, 0, told.cast_unsigned() as usize).0;
+        }
+        take_pending(set);
+        let most = if kernel_first { out.room } else { share };
+        match collect(set, call, &out, count, most) {
+            Some(all) => count = all,
+            None => return fault(),
+        }
+        if kernel_first && count > 0 {
+            return number_of(count);
+        }
+        let expired = ready::is_past(deadline);
+        let sleeps = count == 0 && !expired && set.is_quiet() && (set.context().is_none() || spun);
+        let told = if sleeps {
+            sleep(set, deadline, &|timeout| kernel(0, out.room, timeout))
+        } else if count < out.room {
+            kernel(count, out.room, Some(0))
         } else {
-            sleep(set, deadline, &kernel)
+            0
         };
         if told < 0 {
             if count > 0 {
@@ -105,11 +114,15 @@ unsafe fn wait_for_both(
             }
             return told;
         }
-        count = translate(set, call, &out, count, told.cast_unsigned() as usize);
+        let (by_kernel, rung) = translate(set, call, &out, count, told.cast_unsigned() as usize);
         take_pending(set);
-        match collect(set, call, &out, count, out.room) {
+        match collect(set, call, &out, by_kernel, out.room) {
             Some(all) => count = all,
             None => return fault(),
+        }
+        // Where the doorbell stands among what the kernel had is where the first ring's news came.
+        if let Some(rung) = rung.filter(|_| sleeps) {
+            out.turn(rung, by_kernel, count);
         }
         if count > 0 || expired {
             return number_of(count);
@@ -139,6 +152,24 @@ impl Events {
     fn told(&self, index: usize) -> Option<epoll_event> {
         // SAFETY: the kernel found it writable (packed on x86-64, so read unaligned).
         (index < self.room).then(|| unsafe { self.at.wrapping_add(index).read_unaligned() })
+    }
+
+    /// Exchanges events `from..middle` with `middle..end`.
+    fn turn(&self, from: usize, middle: usize, end: usize) {
+        let reverse = |from: usize, end: usize| {
+            for i in 0..(end - from) / 2 {
+                let (low, high) = (from + i, end - 1 - i);
+                if let (Some(first), Some(last)) = (self.told(low), self.told(high)) {
+                    self.put_back(low, last);
+                    self.put_back(high, first);
+                }
+            }
+        };
+        if from < middle && middle < end {
+            reverse(from, middle);
+            reverse(middle, end);
+            reverse(from, end);
+        }
     }
 
     /// As [`Events::put`] where the kernel has just written: events only move forward.
@@ -262,6 +293,19 @@ fn take_pending(set: &'static Set) {
     }
 }
 
+/// Whether a far end has used the kernel before what is pending.
+fn is_behind_kernel(set: &Set) -> bool {
+    set.context().is_some_and(|number| {
+        control::SESSIONS.iter().any(|session| {
+            session
+                .events
+                .get()
+                .and_then(|events| contexts::words(&events, number))
+                .is_some_and(rdma_core::event::EventContext::is_behind_kernel)
+        })
+    })
+}
+
 /// Whether a bit is pending or the list is not empty.
 pub(super) fn has_news(set: &Set) -> bool {
     let Some(number) = set.context() else {
@@ -351,42 +395,57 @@ fn collect(
             turned = turned.or(Some(interest));
             continue;
         }
-        let Some(conn) = interest.conn() else {
-            continue;
-        };
-        if catch_up(interest, conn) {
-            // On the list again, or the kernel reports it from now on.
-            continue;
-        }
-        interest.seen.store(news(conn), Ordering::Relaxed);
-        let ready = bits(conn, interest.fd());
-        if ready & OUT != 0 {
-            had_space(interest, conn);
-        } else {
-            want_space(conn);
-        }
-        let bits = ready & interest.wanted();
-        if bits == 0 {
-            continue;
-        }
-        let event = epoll_event {
-            events: bits,
-            u64: interest.data(),
-        };
-        if !out.put(count, event) {
-            // It stays ready, as in the kernel.
-            set.push(interest);
-            return (count > 0).then_some(count);
-        }
-        count += 1;
-        interest.reported.store(call, Ordering::Relaxed);
-        interest.told.store(bits, Ordering::Relaxed);
-        conn.slot().meta.delivered.store(1, Ordering::Relaxed);
-        if !interest.spend() && !interest.is_edge() {
-            set.push(interest);
+        match report(set, call, interest, out, count) {
+            Some(true) => count += 1,
+            Some(false) => {}
+            None => return (count > 0).then_some(count),
         }
     }
     Some(count)
+}
+
+/// Reports an interest as event `at`, if it is ready; `None` if the event could not be written.
+fn report(
+    set: &'static Set,
+    call: u32,
+    interest: &'static Interest,
+    out: &Events,
+    at: usize,
+) -> Option<bool> {
+    let Some(conn) = interest.conn() else {
+        return Some(false);
+    };
+    if catch_up(interest, conn) {
+        // On the list again, or the kernel reports it from now on.
+        return Some(false);
+    }
+    interest.seen.store(news(conn), Ordering::Relaxed);
+    let ready = bits(conn, interest.fd());
+    if ready & OUT != 0 {
+        had_space(interest, conn);
+    } else {
+        want_space(conn);
+    }
+    let bits = ready & interest.wanted();
+    if bits == 0 {
+        return Some(false);
+    }
+    let event = epoll_event {
+        events: bits,
+        u64: interest.data(),
+    };
+    if !out.put(at, event) {
+        // It stays ready, as in the kernel.
+        set.push(interest);
+        return None;
+    }
+    interest.reported.store(call, Ordering::Relaxed);
+    interest.told.store(bits, Ordering::Relaxed);
+    conn.slot().meta.delivered.store(1, Ordering::Relaxed);
+    if !interest.spend() && !interest.is_edge() {
+        set.push(interest);
+    }
+    Some(true)
 }
 
 /// Whether both directions are on rings and nothing announces that the kernel has something to say.
@@ -433,22 +492,32 @@ fn bits(conn: &Conn, fd: c_int) -> u32 {
     u32::from(merged.cast_unsigned())
 }
 
-/// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; events of
-/// connections on rings become entries of the ready list instead. The number of events now in `out`.
-fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usize) -> usize {
+/// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; what those of
+/// connections on rings tell is computed. The number of events now in `out`, and how many of them stood
+/// before the doorbell's.
+fn translate(
+    set: &'static Set,
+    call: u32,
+    out: &Events,
+    from: usize,
+    told: usize,
+) -> (usize, Option<usize>) {
     let mut count = from;
+    let mut rung = None;
     for i in from..from + told {
         let Some(event) = out.told(i) else {
             break;
         };
         let data = event.u64;
         if is_cookie(data) {
-            if Set::is_bell(data)
-                && set.is_watched()
-                && let Some(context) = set.context().and_then(contexts::context)
-            {
-                // Level-triggered: it would end every sleep at once.
-                context.silence();
+            if Set::is_bell(data) {
+                rung = Some(count);
+                if set.is_watched()
+                    && let Some(context) = set.context().and_then(contexts::context)
+                {
+                    // Level-triggered: it would end every sleep at once.
+                    context.silence();
+                }
             }
             let Some(interest) = interest_of_cookie(data) else {
                 continue;
@@ -475,8 +544,16 @@ fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usiz
                     let known = interest.is_edge()
                         && (announced || reported)
                         && event.events & interest.wanted() & !told == 0;
-                    if !known {
+                    if known || interest.live.load(Ordering::Acquire) == 0 {
+                        continue;
+                    }
+                    if reported || interest.listed.load(Ordering::Relaxed) != 0 {
                         set.push(interest);
+                        continue;
+                    }
+                    // In its place, so that the kernel's order is kept.
+                    if report(set, call, interest, out, count) == Some(true) {
+                        count += 1;
                     }
                     continue;
                 }
@@ -498,7 +575,7 @@ fn translate(set: &'static Set, call: u32, out: &Events, from: usize, told: usiz
         }
         count += 1;
     }
-    count
+    (count, rung)
 }
 
 /// Spins for rings while that pays.
@@ -513,16 +590,12 @@ fn spin(set: &'static Set) {
 const BLIND_NS: u64 = 8_000_000;
 
 /// Sleeps in the kernel, announced to all far ends.
-fn sleep(
-    set: &'static Set,
-    deadline: Option<u64>,
-    kernel: &dyn Fn(usize, Option<u64>) -> c_int,
-) -> c_int {
+fn sleep(set: &'static Set, deadline: Option<u64>, kernel: &dyn Fn(Option<u64>) -> c_int) -> c_int {
     let blind = set.is_blind();
     if blind {
         look_at_all(set);
         if !set.is_quiet() {
-            return kernel(0, Some(0));
+            return kernel(Some(0));
         }
     }
     let left = || {
@@ -536,7 +609,7 @@ fn sleep(
     // Counted first: who opens the event channel afterwards rings it, and we look again.
     set.sleepers.fetch_add(1, Ordering::SeqCst);
     let Some(number) = set.context() else {
-        let told = kernel(0, left());
+        let told = kernel(left());
         set.sleepers.fetch_sub(1, Ordering::SeqCst);
         return told;
     };
@@ -553,9 +626,9 @@ fn sleep(
     };
     each(&|words| words.prepare_sleep());
     let told = if has_news(set) {
-        kernel(0, Some(0))
+        kernel(Some(0))
     } else {
-        kernel(0, left())
+        kernel(left())
     };
     // Awake first, then out of the count: a thread that counts itself meanwhile sets the word again.
     each(&|words| {

@@ -7,7 +7,7 @@ use libc::{
 
 use super::{Case, Needs, once};
 use crate::end::{End, patience};
-use crate::stage::Stage;
+use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
@@ -45,6 +45,7 @@ pub(super) const CASES: &[Case] = &[
         Needs::Both,
         epoll_woken_by_other_thread,
     ),
+    once("epoll_in_order", Needs::Steps, epoll_in_order),
 ];
 
 const IN_OUT: i16 = POLLIN | POLLOUT;
@@ -671,4 +672,45 @@ fn epoll_woken_by_other_thread(stage: &mut Stage) {
         let events = soon(a);
         format!("{events} {:?}", other.join().unwrap_or(Err(-1)))
     });
+}
+
+/// Events come in the order in which their bytes were sent, whichever way each connection's went.
+fn epoll_in_order(stage: &mut Stage) {
+    stage.connect();
+    stage.set_aside();
+    stage.connect_cold(Family::V4);
+    stage.a("add", |a| {
+        a.epfd = sys::fd_of(sys::epoll_create());
+        let add = |fd, data| sys::epoll_ctl(a.epfd, EPOLL_CTL_ADD, fd, EPOLLIN, data);
+        format!("{:?} {:?}", add(a.more[0], 1), add(a.fd, 2))
+    });
+    stage.a("idle", |a| now(a));
+    stage.b("no delay", |b| {
+        let set = |fd| sys::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_NODELAY, 1);
+        format!("{:?}", [b.fd, b.more[0]].map(set))
+    });
+    for old_first in [false, false, true, false, true, true] {
+        stage.b("say on both", |b| {
+            let mut order = [b.fd, b.more[0]];
+            if old_first {
+                order.reverse();
+            }
+            let sent = order.map(|fd| sys::send(fd, b"x", 0));
+            // The kernel delivers at leisure, and a look at the sockets would be a turn of its own.
+            let_it_sleep();
+            format!("{sent:?}")
+        });
+        stage.a("in order", |a| {
+            let told = sys::epoll_wait(a.epfd, 8, 0).unwrap_or_default();
+            format!(
+                "{:?}",
+                told.iter().map(|(_, data)| data).collect::<Vec<_>>()
+            )
+        });
+        stage.a("hear both", |a| {
+            let heard = [a.fd, a.more[0]].map(|fd| sys::recv(fd, &mut [0; 4], 0));
+            format!("{heard:?}")
+        });
+        stage.a("idle", |a| now(a));
+    }
 }
