@@ -24,6 +24,8 @@ mod departure;
 mod facts;
 mod matching;
 mod remote;
+#[cfg(test)]
+mod remote_tests;
 mod revoking;
 #[cfg(test)]
 mod tests;

@@ -220,7 +220,11 @@ impl Engine {
                     self.board.close(endpoint);
                 }
             }
-            Command::End(connection) => self.board.change(connection, |entry| entry.ended = true),
+            Command::End(connection) => self.board.change(connection, |entry| {
+                entry.ended = true;
+                // Also one that went back to TCP, and so says nothing in its memory when it closes.
+                entry.mirror.get_mut().depart();
+            }),
             Command::Depart(connection, held) => self.board.change(connection, |entry| {
                 if held {
                     // Whoever holds the socket knows nothing of rings.

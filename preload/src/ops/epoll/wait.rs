@@ -469,7 +469,9 @@ fn is_put_off(conn: &Conn, events: u32) -> bool {
     events & over != 0
         && slot.rx.state() == RxState::Ring
         && slot.tx.state() != TxState::Kernel
-        && conn.view().is_some_and(|view| relayed::is_early(conn, view))
+        && conn
+            .view()
+            .is_some_and(|view| relayed::is_early(conn, view))
 }
 
 /// EPOLLOUT.
