@@ -12,7 +12,7 @@ use rdma_core::handshake::Route;
 use rdma_core::layout::ConnView;
 use rdma_core::slot::TxState;
 
-use crate::conn::{Conn, NO_FINAL};
+use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::control::monotonic_ns;
 
 /// How long the backend's word is waited for. It comes within a round trip, unless the kernel's connection was
@@ -28,6 +28,10 @@ pub(crate) fn is_early(conn: &Conn, view: &ConnView) -> bool {
 #[cold]
 fn is_early_in(conn: &Conn, view: &ConnView) -> bool {
     let far = &view.theirs.state;
+    if conn.shut() & SHUT_READ != 0 {
+        // The kernel speaks of our own shutdown as well, and nothing more is to be read.
+        return false;
+    }
     if far.ended_at().is_some() || far.broken().is_some() {
         return false;
     }

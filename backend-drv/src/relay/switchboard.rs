@@ -51,7 +51,7 @@ pub struct Switchboard {
     by_peer: HashMap<PeerId, usize>,
     pub(super) connections: Connections,
     schedule: Schedule,
-    touched: Vec<u32>,
+    touched: VecDeque<u32>,
     /// Connections that are over but for the far backend's knowing.
     closing: Vec<(u32, Time)>,
     wakes: Vec<Wake>,
@@ -75,7 +75,7 @@ impl Switchboard {
             by_peer: HashMap::new(),
             connections: Connections::new(secret),
             schedule,
-            touched: Vec::new(),
+            touched: VecDeque::new(),
             closing: Vec::new(),
             wakes: Vec::new(),
             reports: VecDeque::new(),
@@ -184,7 +184,7 @@ impl Switchboard {
         if let Some(Some(line)) = self.lines.get_mut(entry.line) {
             line.link.open(Endpoint(endpoint), far, rkey, domain, at);
         }
-        self.touched.push(endpoint);
+        self.touched.push_back(endpoint);
     }
 
     /// Changes what is known of a connection, and looks at it.
@@ -193,7 +193,7 @@ impl Switchboard {
             && let Some(entry) = self.connections.get_mut(endpoint)
         {
             how(entry);
-            self.touched.push(endpoint);
+            self.touched.push_back(endpoint);
         }
     }
 
@@ -202,7 +202,7 @@ impl Switchboard {
         for endpoint in self.connections.endpoints() {
             if let Some(entry) = self.connections.get_mut(endpoint) {
                 entry.mirror.get_mut().ask_to_leave();
-                self.touched.push(endpoint);
+                self.touched.push_back(endpoint);
             }
         }
     }
@@ -299,7 +299,7 @@ impl Switchboard {
                     && entry.mirror.get_mut().arrived(edge)
                 {
                     self.wake(endpoint, WaitFor::Data);
-                    self.touched.push(endpoint);
+                    self.touched.push_back(endpoint);
                 }
             }
             Event::Consumed {
@@ -331,7 +331,7 @@ impl Switchboard {
             {
                 entry.mirror.get_mut().break_with(reason);
                 self.wake_all(endpoint);
-                self.touched.push(endpoint);
+                self.touched.push_back(endpoint);
             }
         }
     }
@@ -340,12 +340,13 @@ impl Switchboard {
 
     /// A program has something for a connection.
     pub fn touch(&mut self, endpoint: u32) {
-        self.touched.push(endpoint);
+        self.touched.push_back(endpoint);
     }
 
     /// Looks at every connection that something may have happened to.
     pub fn serve_touched(&mut self) {
-        while let Some(endpoint) = self.touched.pop() {
+        // In the order in which it happened, which programs may see.
+        while let Some(endpoint) = self.touched.pop_front() {
             if let Some(entry) = self.connections.get_mut(endpoint) {
                 let result = entry.mirror.get_mut().look();
                 self.looked(endpoint, result);
