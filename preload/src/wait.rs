@@ -47,7 +47,9 @@ const PROBE_NS: u32 = 3_000;
 /// After so long, the processor is offered to others between looks.
 const YIELD_AFTER_NS: u64 = 4_000;
 /// A yield that takes longer was used by somebody who does not wait for us.
-const LONG_YIELD_NS: u64 = 150_000;
+const LONG_YIELD_NS: u64 = 20_000;
+/// The same where the far end may have worked on our processor meanwhile.
+const LONG_SHARED_YIELD_NS: u64 = 150_000;
 
 /// Until then (monotonic nanoseconds) the processors are crowded: nobody yields.
 static CROWDED_UNTIL_NS: AtomicU64 = AtomicU64::new(0);
@@ -136,12 +138,17 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
     if crowded && shared {
         return false;
     }
+    let long = if shared {
+        LONG_SHARED_YIELD_NS
+    } else {
+        LONG_YIELD_NS
+    };
     let mut elapsed = 0;
     while elapsed < u64::from(window) {
         if shared || elapsed > YIELD_AFTER_NS && !crowded {
             rustix::thread::sched_yield();
             let now = monotonic_ns();
-            if now - start > elapsed + LONG_YIELD_NS {
+            if now - start > elapsed + long {
                 note_crowd(now);
                 return ready();
             }
