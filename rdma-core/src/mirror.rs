@@ -97,6 +97,7 @@ pub struct Mirror {
     who: WaitRef,
     /// The program wakes us when it has read.
     waits_for_space: bool,
+    cpu: u32,
 }
 
 impl Mirror {
@@ -136,6 +137,7 @@ impl Mirror {
             asks: false,
             who: waits,
             waits_for_space: false,
+            cpu: 0,
             view,
         };
         mirror.up.tail = mirror.up.head;
@@ -389,6 +391,12 @@ impl Mirror {
         Ok(())
     }
 
+    /// The backend runs on this processor, plus one; 0: nobody knows. The program waits in another way if it is
+    /// its own.
+    pub const fn runs_on(&mut self, cpu: u32) {
+        self.cpu = cpu;
+    }
+
     /// All bytes up to `edge` have been placed: the program may read them. True: it may have to be woken.
     pub fn arrived(&mut self, edge: u64) -> bool {
         if self.down_over || edge <= self.down.tail || edge > self.placed {
@@ -396,7 +404,7 @@ impl Mirror {
         }
         self.down.tail = edge;
         let ring = Producer::of(&self.view);
-        ring.publish(&self.down, self.up.head, 0);
+        ring.publish(&self.down, self.up.head, self.cpu);
         full_barrier();
         self.settle();
         true

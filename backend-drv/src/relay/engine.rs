@@ -66,6 +66,11 @@ pub(super) struct Engine {
     wakes: Vec<Wake>,
 }
 
+/// The processor that this thread runs on, plus one; 0: nobody knows.
+fn current_cpu() -> u32 {
+    nix::sched::sched_getcpu().map_or(0, |cpu| u32::try_from(cpu + 1).unwrap_or(0))
+}
+
 /// For keys that nobody guesses.
 fn secret() -> u64 {
     use std::hash::{BuildHasher, RandomState};
@@ -148,6 +153,7 @@ impl Engine {
             busy = true;
         }
         if busy {
+            self.board.runs_on(current_cpu());
             self.board.settle(now);
             self.wake();
             self.report();

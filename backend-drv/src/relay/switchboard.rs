@@ -57,6 +57,7 @@ pub struct Switchboard {
     wakes: Vec<Wake>,
     reports: VecDeque<Report>,
     now: Time,
+    cpu: u32,
 }
 
 impl Switchboard {
@@ -80,6 +81,7 @@ impl Switchboard {
             wakes: Vec::new(),
             reports: VecDeque::new(),
             now,
+            cpu: 0,
         }
     }
 
@@ -133,6 +135,11 @@ impl Switchboard {
     }
 
     // ---- What the event loop wants ----
+
+    /// The caller runs on this processor, plus one; 0: nobody knows.
+    pub const fn runs_on(&mut self, cpu: u32) {
+        self.cpu = cpu;
+    }
 
     /// Serves a connection, whose program wakes the relay by `who`, which the caller has made for `endpoint`.
     ///
@@ -295,9 +302,12 @@ impl Switchboard {
                 endpoint: Endpoint(endpoint),
                 edge,
             } => {
-                if let Some(entry) = self.connections.get_mut(endpoint)
-                    && entry.mirror.get_mut().arrived(edge)
-                {
+                let cpu = self.cpu;
+                if let Some(entry) = self.connections.get_mut(endpoint) {
+                    entry.mirror.get_mut().runs_on(cpu);
+                    if !entry.mirror.get_mut().arrived(edge) {
+                        return;
+                    }
                     self.wake(endpoint, WaitFor::Data);
                     self.touched.push_back(endpoint);
                 }
