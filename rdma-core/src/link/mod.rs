@@ -11,8 +11,8 @@
 //!   poll_transmit(now, schedule)   <---  `transmit`: whose turn (`schedule`), how much
 //!                                        (`congestion`), how large (`probe`), sealed (`seal`)
 //!   handle_frame(now, frame)       --->  `receive`: handshake (`hello`), numbers (`received`),
-//!                                        operations
-//!   handle_timeout(now)            --->  `recovery`: what was lost (`sent`, `rtt`), keep-alive, silence
+//!                                        operations, what was lost (`recovery`, `sent`, `rtt`)
+//!   handle_timeout(now)            --->  `timeout`: the tail, keep-alive, silence
 //!   poll_event, poll_timeout       <---
 //! ```
 //!
@@ -28,9 +28,13 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 mod congestion;
 mod control;
+mod event;
+mod frame;
 mod hello;
+mod memory;
 mod probe;
 mod reassembly;
 mod receive;
@@ -44,237 +48,29 @@ mod session;
 mod stats;
 mod stream;
 mod time;
+mod timeout;
 mod transmit;
+mod turns;
 
 use std::collections::VecDeque;
 
+pub use self::config::{Config, Endpoint, FarEnd, Positions};
 pub use self::control::Full;
+pub use self::event::{DownReason, Dropped, Event};
+pub use self::frame::{Frame, Head, Payload};
+pub use self::memory::{Memory, Refusal};
 pub use self::schedule::{DomainConfig, DomainCounters, DomainId, Schedule};
 pub use self::seal::Psk;
 pub use self::stats::Stats;
 pub use self::time::{MICROSECOND, MILLISECOND, SECOND, Time};
-pub use self::transmit::{Frame, Head, Payload};
 pub use crate::wire::State;
 
 use self::control::Channel;
 use self::hello::Handshake;
-use self::schedule::{Turn, Turns};
 use self::sent::StreamRef;
 use self::session::Session;
 use self::stream::{Life, Stream, Streams};
-use crate::wire::ParseError;
-
-/// What a link is told once.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Random bytes, new for every link: session numbers and nonces come from them.
-    pub seed: [u8; 32],
-    /// This host's identity, the same over restarts.
-    pub backend: [u8; 16],
-    /// Differs between two runs of the daemon.
-    pub epoch: u64,
-    /// What this side can do; the event [`Event::Up`] tells what both can.
-    pub capabilities: u32,
-    /// Longest frame that the driver can send and receive, at least 1200.
-    pub max_frame: usize,
-    /// A size that every path carries.
-    pub min_frame: usize,
-    /// Bytes of frames that the driver can hold before the engine takes them.
-    pub window: u32,
-    /// Nanoseconds without any answer after which the link is down.
-    pub idle_timeout: u64,
-    /// The link sends no faster while the queue that it causes costs more than this, in nanoseconds.
-    pub queue_delay: u64,
-    /// HELLOs without an answer after which the link rests; 0: it never does.
-    pub hello_tries: u32,
-    /// With a key, every frame is authenticated and encrypted.
-    pub key: Option<Psk>,
-}
-
-impl Config {
-    /// A link without a key, with defaults for what need not be known.
-    pub const fn new(seed: [u8; 32], backend: [u8; 16], epoch: u64) -> Self {
-        Self {
-            seed,
-            backend,
-            epoch,
-            capabilities: 0,
-            max_frame: 1472,
-            min_frame: 1200,
-            window: 4 << 20,
-            idle_timeout: 30 * SECOND,
-            queue_delay: congestion::Limits::QUEUE_DELAY,
-            hello_tries: 0,
-            key: None,
-        }
-    }
-}
-
-/// This side's number of a stream, chosen by the engine; not used again while the far end may still
-/// send for it.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
-pub struct Endpoint(pub u32);
-
-/// The far end of a stream.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct FarEnd {
-    /// Its number there.
-    pub endpoint: u32,
-    /// The key of its memory.
-    pub rkey: u32,
-    /// Bytes of its ring, and of this side's.
-    pub capacity: u64,
-}
-
-/// Where a stream stands when it is opened: all the same, for a new one.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Positions {
-    /// The far end has everything that this side sent up to here.
-    pub sent: u64,
-    /// The far program has read up to here.
-    pub far_consumed: u64,
-    /// This side has everything up to here.
-    pub received: u64,
-    /// The local program has read up to here.
-    pub consumed: u64,
-}
-
-/// Where arriving bytes go.
-pub trait Memory {
-    /// Checks key and range, and copies. Called for bytes beyond the contiguous edge only, possibly out of
-    /// order, and possibly more than once for the same ones.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing was written then.
-    fn place(
-        &mut self,
-        endpoint: Endpoint,
-        rkey: u32,
-        offset: u64,
-        payload: &[u8],
-    ) -> Result<(), Refusal>;
-}
-
-/// Why bytes have no place.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Refusal {
-    /// The key is unknown, revoked, or not for this memory: the bytes are dropped for good.
-    Key,
-    /// The range is outside the memory: the bytes are dropped for good.
-    Range,
-    /// Not now: the bytes must come again.
-    Busy,
-}
-
-/// What the engine should know.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Event {
-    /// A session has begun.
-    Up {
-        /// Identity of the far backend.
-        far_backend: [u8; 16],
-        /// Its run.
-        far_epoch: u64,
-        /// What both sides can do.
-        capabilities: u32,
-    },
-    /// The session has ended, and with it all streams: they are closed already.
-    Down(DownReason),
-    /// The far backend is another one than before, or another run of it. All streams are closed; `Up`
-    /// follows.
-    Rebooted {
-        /// Identity of the far backend.
-        far_backend: [u8; 16],
-        /// Its run.
-        far_epoch: u64,
-    },
-    /// Nothing was heard for half the idle timeout although an answer is due.
-    Silent,
-    /// Something was heard again after `Silent`.
-    Heard,
-    /// A message of the control channel.
-    Control(Box<[u8]>),
-    /// Bytes of a stream are in place, without a gap, up to `edge`.
-    Arrived {
-        /// This side's number of the stream.
-        endpoint: Endpoint,
-        /// Behind the last byte.
-        edge: u64,
-    },
-    /// The far program has read up to `head`.
-    Consumed {
-        /// This side's number of the stream.
-        endpoint: Endpoint,
-        /// Behind the last byte.
-        head: u64,
-    },
-    /// The far end has said something.
-    State {
-        /// This side's number of the stream.
-        endpoint: Endpoint,
-        /// All that it has said.
-        state: State,
-    },
-}
-
-/// Why a session ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum DownReason {
-    /// Nobody answered for the idle timeout. HELLOs are sent again.
-    Silent,
-    /// The far end closed it, for this reason. The link rests.
-    Closed(u32),
-    /// The far end, the same run of it, has forgotten the session. `Up` follows.
-    Forgotten,
-    /// Nobody answered the HELLOs. The link rests.
-    NoAnswer,
-    /// [`Link::shut_down`] was called. The link rests.
-    ShutDown,
-}
-
-/// Why a frame changed nothing (or, for [`Dropped::Early`] and [`Dropped::NoRoom`], must come again).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum Dropped {
-    /// Not a frame.
-    #[error("malformed: {0}")]
-    Malformed(ParseError),
-    /// For a session that is not there.
-    #[error("unknown session")]
-    Session,
-    /// Not made with the key.
-    #[error("forged")]
-    Forged,
-    /// Not sealed, though there is a key.
-    #[error("not sealed")]
-    Unsealed,
-    /// Sealed, though there is no key.
-    #[error("sealed, and there is no key")]
-    Sealed,
-    /// It was here before.
-    #[error("duplicate")]
-    Duplicate,
-    /// Too old to know whether it was here before, or numbered far ahead of any other.
-    #[error("old")]
-    Old,
-    /// A HELLO of this very host.
-    #[error("own")]
-    Own,
-    /// A HELLO or RESET that says nothing new.
-    #[error("stale")]
-    Stale,
-    /// Acknowledges what was never sent.
-    #[error("acknowledges what was never sent")]
-    BadAck,
-    /// For a stream that is expected but not open yet. It will come again.
-    #[error("early")]
-    Early,
-    /// There is no room for what it brings. It will come again.
-    #[error("no room")]
-    NoRoom,
-    /// ANNOUNCE is not for a link.
-    #[error("not for a link")]
-    NotForLink,
-}
+use self::turns::{Turn, Turns};
 
 /// One link.
 #[derive(Debug)]

@@ -1,16 +1,13 @@
-//! Acknowledgements, losses and timeouts.
+//! Acknowledgements and losses.
 
 use super::receive::Done;
 use super::sent::{Fate, Item, Record};
-use super::time::{SECOND, Time};
-use super::{DownReason, Event, Link};
+use super::time::Time;
+use super::{Link, update_ready};
 use crate::wire::Ack;
 
 /// A frame is lost when so many later ones arrived (RFC 9002).
 const REORDERING: u64 = 3;
-
-/// The tail is asked for at least this often: so soon does a link notice that its path is back.
-const PROBE_PAUSE_MAX: u64 = SECOND / 2;
 
 impl Link {
     /// The far end says what has arrived.
@@ -69,7 +66,7 @@ impl Link {
     }
 
     /// Gives up for lost what later frames have overtaken, and settles the congestion window.
-    fn find_lost(&mut self, now: Time, newest_acked: Option<Time>, timeouts: u32) {
+    pub(super) fn find_lost(&mut self, now: Time, newest_acked: Option<Time>, timeouts: u32) {
         let Some(session) = &mut self.session else {
             return;
         };
@@ -140,116 +137,54 @@ impl Link {
         }
     }
 
-    /// When [`Self::handle_timeout`] should be called.
-    pub fn poll_timeout(&self) -> Option<Time> {
-        let mut next = self.handshake.next_at;
-        let mut at = |time: Option<Time>| {
-            if let Some(time) = time {
-                next = Some(next.map_or(time, |next| next.min(time)));
-            }
-        };
-        at(self.throttled_until);
-        if !self.positions_urgent {
-            at(self.positions_at);
-        }
-        if let Some(session) = &self.session {
-            if !session.ack.now {
-                at(session.ack.at);
-            }
-            at(session.lost_at);
-            at(self.tail_at());
-            at(self.look_again_at());
-            at(self.keep_alive_at());
-            at(self.silent_at());
-        }
-        next
-    }
-
-    /// The time has come, or some of it.
-    pub fn handle_timeout(&mut self, now: Time) {
-        self.now = self.now.max(now);
-        let now = self.now;
-        let due = |at: Option<Time>| at.is_some_and(|at| at <= now);
-        if due(self.silent_at()) {
-            // The link may be down then, and HELLOs due at once.
-            self.on_silence(now);
-        }
-        if due(self.handshake.next_at) && !self.handshake.on_timeout(now, self.config.hello_tries) {
-            self.events.push_back(Event::Down(DownReason::NoAnswer));
-        }
-        if due(self.throttled_until) {
-            self.throttled_until = None;
-        }
-        if due(self.positions_at) {
-            self.positions_urgent = true;
-        }
-        // What is lost first: the tail is behind it.
-        if due(self.session.as_ref().and_then(|session| session.lost_at)) {
-            self.find_lost(now, None, 0);
-        }
-        let (tail, keep_alive) = (due(self.tail_at()), due(self.keep_alive_at()));
-        let look_again = due(self.look_again_at());
+    /// The tail may be lost: what the oldest unanswered frame said is said again.
+    pub(super) fn repeat_oldest(&mut self) {
         let Some(session) = &mut self.session else {
             return;
         };
-        session.ack.now |= due(session.ack.at);
-        session.ping |= keep_alive;
-        if look_again {
-            session.path.look_again();
-        }
-        if tail {
-            session.timeouts = session.timeouts.saturating_add(1);
-            session.probes = if session.timeouts > 1 { 2 } else { 1 };
-            self.stats.tail_probes += 1;
+        if let Some(record) = session.sent.take_unrepeated()
+            && !record.probe
+        {
+            self.requeue(&record);
         }
     }
 
-    /// When the tail is asked for again.
-    fn tail_at(&self) -> Option<Time> {
-        let session = self.session.as_ref()?;
-        if session.sent.under_way() == 0 || session.probes > 0 || session.lost_at.is_some() {
-            return None;
-        }
-        let once = session.rtt.probe_timeout();
-        let pause = once << session.timeouts.min(16);
-        Some(session.asked_at.plus(pause.min(PROBE_PAUSE_MAX.max(once))))
-    }
-
-    /// When to ask whether the far end is still there: only if streams depend on it.
-    fn keep_alive_at(&self) -> Option<Time> {
-        let session = self.session.as_ref()?;
-        let idle = self.streams.open() > 0 && session.sent.under_way() == 0 && !session.ping;
-        idle.then(|| {
-            session
-                .heard_at
-                .max(session.asked_at)
-                .plus(session.idle_timeout / 3)
-        })
-    }
-
-    /// When to look whether the path carries more: only if streams would gain by it.
-    fn look_again_at(&self) -> Option<Time> {
-        let session = self.session.as_ref()?;
-        (self.streams.open() > 0).then(|| session.path.again_at())?
-    }
-
-    /// When silence becomes news.
-    fn silent_at(&self) -> Option<Time> {
-        let session = self.session.as_ref()?;
-        let share = if session.silent { 1 } else { 2 };
-        Some(session.waiting_since?.plus(session.idle_timeout / share))
-    }
-
-    /// Nothing was heard for half the idle timeout, or all of it.
-    fn on_silence(&mut self, now: Time) {
+    /// What was in a frame is to be sent again, as far as it still counts.
+    fn requeue(&mut self, record: &Record) {
         let Some(session) = &mut self.session else {
             return;
         };
-        if session.silent {
-            self.go_down(now, DownReason::Silent);
-        } else {
-            session.silent = true;
-            self.events.push_back(Event::Silent);
+        if let Some(write) = record.write
+            && let Some(stream) = self.streams.get(write.slot)
+        {
+            stream.resend(write.offset, u64::from(write.length));
+            update_ready(&mut self.turns, stream);
+        }
+        for index in 0..record.items {
+            match session.sent.item(record, index) {
+                None | Some(Item::Ack(_)) => {}
+                Some(Item::Control(sequence)) => self.control.on_lost(sequence),
+                Some(Item::State(meant, sequence)) => {
+                    if let Some(stream) = self.streams.get(meant)
+                        && stream.state_sequence == sequence
+                        && !stream.state_queued
+                    {
+                        stream.state_queued = true;
+                        self.states.push_back(meant);
+                    }
+                }
+                Some(Item::Consumed(meant, head)) => {
+                    if let Some(stream) = self.streams.get(meant)
+                        && stream.reported == head
+                    {
+                        self.positions_urgent = true;
+                        if !stream.consumed_queued {
+                            stream.consumed_queued = true;
+                            self.positions.push_back(meant);
+                        }
+                    }
+                }
+            }
         }
     }
 }

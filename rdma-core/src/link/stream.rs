@@ -4,8 +4,8 @@ use core::hash::{BuildHasherDefault, Hasher};
 use std::collections::HashMap;
 
 use super::reassembly::RangeSet;
-use super::schedule::Turn;
 use super::sent::StreamRef;
+use super::turns::Turn;
 use super::{Endpoint, FarEnd, Positions};
 use crate::wire::State;
 

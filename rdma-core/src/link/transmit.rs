@@ -1,9 +1,11 @@
 //! What a link sends.
 
-use super::schedule::{Next, Schedule, Turn};
+use super::frame::{Frame, Head, Payload};
+use super::schedule::Schedule;
 use super::sent::{Item, SentWrite, StreamRef};
 use super::time::Time;
-use super::{DownReason, Endpoint, Link, update_ready};
+use super::turns::{Next, Turn};
+use super::{DownReason, Endpoint, Link};
 use crate::wire::{
     ACK_RANGES_MAX, CONTROL_BYTES_MAX, Consumed, FRAME_MIN, HEADER_BYTES, Header, Kind, Operation,
     StateUpdate, WRITE_BYTES, Write, emit_ack, flag,
@@ -14,51 +16,6 @@ const ACK_RANGES_FEW: usize = 8;
 
 /// A frame that has room for less of a stream than this carries none of it, unless that is all.
 const PAYLOAD_MIN: usize = 256;
-
-/// The frame that is about to be sent, but for its payload. Its memory is used again and again.
-#[derive(Debug, Default)]
-pub struct Head {
-    bytes: Vec<u8>,
-}
-
-impl Head {
-    /// Empty.
-    pub fn new() -> Self {
-        Self {
-            bytes: Vec::with_capacity(256),
-        }
-    }
-
-    /// What [`Link::poll_transmit`] wrote.
-    #[inline]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-/// What to send.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Frame {
-    /// Bytes in the [`Head`].
-    pub head_len: usize,
-    /// What follows them on the wire.
-    pub payload: Option<Payload>,
-    /// Head and payload must be put together, followed by room for a tag, and go through [`Link::seal`].
-    pub sealed: bool,
-    /// Bytes in all: head, payload, tag.
-    pub size: usize,
-}
-
-/// Bytes of a stream, to be read from its ring when the frame is sent.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Payload {
-    /// This side's number of the stream.
-    pub endpoint: Endpoint,
-    /// Offset of the first byte.
-    pub offset: u64,
-    /// At least 1.
-    pub len: usize,
-}
 
 impl Link {
     /// The next frame to send: fills `head`, and says what payload follows it. Successive frames of one
@@ -442,57 +399,6 @@ impl Link {
             sealed: tag > 0,
             size,
         })
-    }
-
-    /// The tail may be lost: what the oldest unanswered frame said is said again.
-    fn repeat_oldest(&mut self) {
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        if let Some(record) = session.sent.take_unrepeated()
-            && !record.probe
-        {
-            self.requeue(&record);
-        }
-    }
-
-    /// What was in a frame is to be sent again, as far as it still counts.
-    pub(super) fn requeue(&mut self, record: &super::sent::Record) {
-        let Some(session) = &mut self.session else {
-            return;
-        };
-        if let Some(write) = record.write
-            && let Some(stream) = self.streams.get(write.slot)
-        {
-            stream.resend(write.offset, u64::from(write.length));
-            update_ready(&mut self.turns, stream);
-        }
-        for index in 0..record.items {
-            match session.sent.item(record, index) {
-                None | Some(Item::Ack(_)) => {}
-                Some(Item::Control(sequence)) => self.control.on_lost(sequence),
-                Some(Item::State(meant, sequence)) => {
-                    if let Some(stream) = self.streams.get(meant)
-                        && stream.state_sequence == sequence
-                        && !stream.state_queued
-                    {
-                        stream.state_queued = true;
-                        self.states.push_back(meant);
-                    }
-                }
-                Some(Item::Consumed(meant, head)) => {
-                    if let Some(stream) = self.streams.get(meant)
-                        && stream.reported == head
-                    {
-                        self.positions_urgent = true;
-                        if !stream.consumed_queued {
-                            stream.consumed_queued = true;
-                            self.positions.push_back(meant);
-                        }
-                    }
-                }
-            }
-        }
     }
 }
 
