@@ -163,6 +163,14 @@ impl Congestion {
         self.clamp();
     }
 
+    /// A frame that was taken for lost has arrived after all.
+    pub(super) fn on_found(&mut self, size: u64) {
+        self.lost = self.lost.saturating_sub(1);
+        self.acked += 1;
+        self.window += size;
+        self.clamp();
+    }
+
     /// Everything in one acknowledgement has been told. `newest_lost` is when the newest of the lost
     /// frames was sent.
     pub(super) fn settle(

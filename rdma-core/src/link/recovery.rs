@@ -6,9 +6,6 @@ use super::time::Time;
 use super::{Link, update_ready};
 use crate::wire::Ack;
 
-/// A frame is lost when so many later ones arrived (RFC 9002).
-const REORDERING: u64 = 3;
-
 impl Link {
     /// The far end says what has arrived.
     pub(super) fn on_ack(&mut self, now: Time, ack: &Ack<'_>) -> Done {
@@ -23,6 +20,9 @@ impl Link {
         let held = u64::from(ack.delay_us) * 1000;
         let mut newest = None;
         for (first, last) in ack.ranges.iter() {
+            if !session.given_up.is_empty() {
+                self.stats.frames_found += session.find_again(first, last);
+            }
             let mut index = session.sent.position(first);
             while let Some(record) = session.sent.record(index) {
                 if record.number > last {
@@ -73,7 +73,7 @@ impl Link {
         let Some(largest) = session.largest_acked else {
             return;
         };
-        let delay = session.rtt.loss_delay();
+        let delay = session.rtt.loss_delay(session.patience);
         session.lost_at = None;
         let (mut oldest, mut newest): (Option<Time>, Option<Time>) = (None, None);
         let mut index = 0;
@@ -87,12 +87,13 @@ impl Link {
             };
             if record.fate == Fate::UnderWay {
                 let late_at = record.at.plus(delay);
-                if largest - record.number < REORDERING && late_at > now {
+                if largest - record.number < session.reordering && late_at > now {
                     session.lost_at = Some(late_at);
                     break;
                 }
                 session.sent.settle(index);
                 if !record.probe {
+                    session.give_up(record.number, record.size);
                     oldest.get_or_insert(record.at);
                     newest = newest.max(Some(record.at));
                 }

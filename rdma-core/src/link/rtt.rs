@@ -66,10 +66,11 @@ impl Rtt {
         self.smoothed + (4 * self.deviation).max(GRANULARITY) + ACK_DELAY
     }
 
-    /// A frame is lost if a later one was answered and it is older than this.
-    pub(super) fn loss_delay(&self) -> u64 {
+    /// A frame is lost if a later one was answered and it is older than this: a round trip and so many
+    /// eighths of it.
+    pub(super) fn loss_delay(&self, eighths: u64) -> u64 {
         let base = self.smoothed.max(self.latest);
-        (base + base / 8).max(GRANULARITY)
+        (base + base / 8 * eighths).max(GRANULARITY)
     }
 }
 
@@ -90,6 +91,8 @@ mod tests {
             rtt.sample(200 * MICROSECOND, 0);
         }
         assert!(rtt.deviation < 100, "{rtt:?}");
+        assert_eq!(rtt.loss_delay(1), 225 * MICROSECOND);
+        assert_eq!(rtt.loss_delay(8), 400 * MICROSECOND);
         assert_eq!(rtt.probe_timeout(), rtt.smoothed + GRANULARITY + ACK_DELAY);
         for _ in 0..100 {
             rtt.sample(50 * MILLISECOND, 0);

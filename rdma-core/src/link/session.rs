@@ -1,5 +1,7 @@
 //! What belongs to one session: numbers, keys, timers, the path.
 
+use std::collections::VecDeque;
+
 use super::Config;
 use super::congestion::{Congestion, Limits};
 use super::hello::credentials;
@@ -11,6 +13,18 @@ use super::sent::Sent;
 use super::stats::Stats;
 use super::time::{MILLISECOND, Time};
 use crate::wire::{Hello, TAG_BYTES};
+
+/// As in RFC 9002, until the path shows that it reorders more.
+const REORDERING: u64 = 3;
+
+/// More reordering than this is taken for loss.
+const REORDERING_MAX: u64 = 1024;
+
+/// At most a second round trip.
+const PATIENCE_MAX: u64 = 8;
+
+/// So many frames that were given up are remembered.
+const GIVEN_UP_MAX: usize = 64;
 
 /// What has to be acknowledged.
 #[derive(Debug, Default)]
@@ -35,6 +49,12 @@ pub(super) struct Session {
     pub(super) received: Received,
     pub(super) ack: AckDue,
     pub(super) sent: Sent,
+    /// Frames that were given up for lost: number and size, ascending.
+    pub(super) given_up: VecDeque<(u64, u32)>,
+    /// A frame is lost when so many later ones arrived,
+    pub(super) reordering: u64,
+    /// or one, and so many eighths of a round trip passed beyond the first.
+    pub(super) patience: u64,
     /// Largest number that the far end acknowledged.
     pub(super) largest_acked: Option<u64>,
     pub(super) rtt: Rtt,
@@ -80,6 +100,9 @@ impl Session {
             received: Received::default(),
             ack: AckDue::default(),
             sent: Sent::default(),
+            given_up: VecDeque::new(),
+            reordering: REORDERING,
+            patience: 1,
             largest_acked: None,
             rtt: Rtt::new(),
             path,
@@ -101,6 +124,29 @@ impl Session {
     #[inline]
     pub(super) const fn tag(&self) -> usize {
         if self.keys.is_some() { TAG_BYTES } else { 0 }
+    }
+
+    /// A frame is given up for lost.
+    pub(super) fn give_up(&mut self, number: u64, size: u32) {
+        if self.given_up.len() == GIVEN_UP_MAX {
+            self.given_up.pop_front();
+        }
+        if self.given_up.back().is_none_or(|last| last.0 < number) {
+            self.given_up.push_back((number, size));
+        }
+    }
+
+    /// The numbers `first..=last` have arrived. Of those that were given up the window gets back what it
+    /// lost, and the path is trusted longer from now on. Gives their number.
+    pub(super) fn find_again(&mut self, first: u64, last: u64) -> u64 {
+        let from = self.given_up.partition_point(|lost| lost.0 < first);
+        let to = self.given_up.partition_point(|lost| lost.0 <= last);
+        for (_, size) in self.given_up.drain(from..to) {
+            self.congestion.on_found(u64::from(size));
+            self.reordering = (self.reordering * 2).min(REORDERING_MAX);
+            self.patience = (self.patience * 2).min(PATIENCE_MAX);
+        }
+        (to - from) as u64
     }
 
     pub(super) fn set_limit(&mut self, limit: usize) {

@@ -25,6 +25,8 @@ pub struct Stats {
     pub acks_received: u64,
     /// Frames taken for lost.
     pub frames_lost: u64,
+    /// Frames that arrived after they were taken for lost.
+    pub frames_found: u64,
     /// How often the tail was asked for again.
     pub tail_probes: u64,
     /// How often the path was silent for so long that the window started anew.

@@ -193,6 +193,21 @@ fn the_path_is_used_as_far_as_it_goes_and_may_shrink() {
 }
 
 #[test]
+fn a_path_that_reorders_is_not_taken_for_one_that_loses() {
+    let mut rig = up(17, Path::clean());
+    rig.path.reorder = 300;
+    rig.path.delay = 2 * MILLISECOND;
+    rig.open(1, 1 << 20, [8_000_000, 0], 0);
+    rig.run(50 * MILLISECOND);
+    let early = rig.hosts[0].link.stats();
+    assert!(early.frames_found > 0, "{early:?}");
+    assert!(rig.run_until(10 * SECOND, Rig::all_read));
+    let late = rig.hosts[0].link.stats();
+    let lost = late.frames_lost - early.frames_lost;
+    assert!(lost * 100 < late.frames_sent, "{early:?} {late:?}");
+}
+
+#[test]
 fn a_lost_frame_delays_only_its_stream() {
     let mut rig = up(11, Path::clean());
     rig.path.delay = 20 * MILLISECOND;
