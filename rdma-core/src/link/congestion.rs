@@ -287,7 +287,7 @@ mod tests {
 
     fn congestion() -> (Congestion, Rtt) {
         let mut rtt = Rtt::new();
-        rtt.sample(MILLISECOND, 0);
+        rtt.sample(Time(1), MILLISECOND, 0);
         let limits = Limits {
             window_max: 1 << 24,
             queue_delay: MILLISECOND,
@@ -373,7 +373,7 @@ mod tests {
         assert_eq!(c.window(), window);
         let mut now = Time(10);
         for _ in 0..3 {
-            rtt.sample(5 * MILLISECOND, 0);
+            rtt.sample(now, 5 * MILLISECOND, 0);
             round(&mut c, &rtt, &mut now, 0);
         }
         assert_eq!(c.window(), window);

@@ -102,7 +102,7 @@ pub struct Link {
 const POSITION_DELAY: u64 = MILLISECOND;
 
 impl Link {
-    /// A link that says HELLO at once.
+    /// A link that says HELLO at once: its first timeout is due now.
     pub fn new(config: Config, now: Time) -> Self {
         let mut handshake = Handshake::new(config.seed);
         handshake.start(now);

@@ -30,7 +30,7 @@ impl Link {
                 }
                 if record.fate == Fate::UnderWay {
                     if record.number == ack.largest {
-                        session.rtt.sample(now.since(record.at), held);
+                        session.rtt.sample(now, now.since(record.at), held);
                     }
                     newest = newest.max(Some(record.at));
                     let record = *record;

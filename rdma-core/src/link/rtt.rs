@@ -1,6 +1,6 @@
 //! How long an answer takes (RFC 6298, with the far end's own delay taken off).
 
-use super::time::{MICROSECOND, MILLISECOND};
+use super::time::{MICROSECOND, MILLISECOND, SECOND, Time};
 
 /// Longest time that an acknowledgement is held back.
 pub(super) const ACK_DELAY: u64 = MILLISECOND;
@@ -11,13 +11,19 @@ const INITIAL: u64 = 20 * MILLISECOND;
 /// Timers never run closer than this: the caller's clock and wake-up are no better.
 const GRANULARITY: u64 = 100 * MICROSECOND;
 
+/// The least sample is forgotten after one to two times this: the path may have become longer.
+const LEAST_AGE: u64 = 30 * SECOND;
+
 /// The estimate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rtt {
     /// The last sample.
     pub(super) latest: u64,
-    /// The least of all samples.
+    /// The least of all samples of late.
     pub(super) least: u64,
+    /// The least of this period, and when it began.
+    period_least: u64,
+    period_start: Time,
     /// Smoothed.
     pub(super) smoothed: u64,
     /// Mean deviation.
@@ -29,14 +35,22 @@ impl Rtt {
         Self {
             latest: 0,
             least: u64::MAX,
+            period_least: u64::MAX,
+            period_start: Time(0),
             smoothed: INITIAL,
             deviation: INITIAL / 2,
         }
     }
 
     /// An answer came after `sample` nanoseconds, of which the far end says it held it `held`.
-    pub(super) fn sample(&mut self, sample: u64, held: u64) {
+    pub(super) fn sample(&mut self, now: Time, sample: u64, held: u64) {
         let first = self.least == u64::MAX;
+        if now.since(self.period_start) > LEAST_AGE {
+            self.least = self.period_least;
+            self.period_least = u64::MAX;
+            self.period_start = now;
+        }
+        self.period_least = self.period_least.min(sample);
         self.least = self.least.min(sample);
         // The far end cannot make the path faster than the fastest answer ever was.
         let held = held.min(ACK_DELAY);
@@ -82,33 +96,46 @@ mod tests {
     fn follows_the_path() {
         let mut rtt = Rtt::new();
         assert!(!rtt.known());
-        rtt.sample(200 * MICROSECOND, 0);
+        rtt.sample(Time(1), 200 * MICROSECOND, 0);
         assert_eq!(
             (rtt.smoothed, rtt.deviation, rtt.least),
             (200_000, 100_000, 200_000)
         );
         for _ in 0..100 {
-            rtt.sample(200 * MICROSECOND, 0);
+            rtt.sample(Time(1), 200 * MICROSECOND, 0);
         }
         assert!(rtt.deviation < 100, "{rtt:?}");
         assert_eq!(rtt.loss_delay(1), 225 * MICROSECOND);
         assert_eq!(rtt.loss_delay(8), 400 * MICROSECOND);
         assert_eq!(rtt.probe_timeout(), rtt.smoothed + GRANULARITY + ACK_DELAY);
         for _ in 0..100 {
-            rtt.sample(50 * MILLISECOND, 0);
+            rtt.sample(Time(1), 50 * MILLISECOND, 0);
         }
         assert!(rtt.smoothed.abs_diff(50 * MILLISECOND) < MILLISECOND);
         assert_eq!(rtt.least, 200 * MICROSECOND);
     }
 
     #[test]
+    fn forgets_what_the_path_once_was() {
+        let mut rtt = Rtt::new();
+        for second in 0..200 {
+            let sample = if second < 10 { 1 } else { 40 };
+            rtt.sample(Time(second * SECOND), sample * MILLISECOND, 0);
+            if second == 15 {
+                assert_eq!(rtt.least, MILLISECOND);
+            }
+        }
+        assert_eq!(rtt.least, 40 * MILLISECOND);
+    }
+
+    #[test]
     fn takes_the_far_delay_off_but_not_more_than_is_plausible() {
         let mut rtt = Rtt::new();
-        rtt.sample(MILLISECOND, 900 * MICROSECOND);
+        rtt.sample(Time(1), MILLISECOND, 900 * MICROSECOND);
         assert_eq!(rtt.latest, MILLISECOND, "the first sample is the least");
-        rtt.sample(2 * MILLISECOND, 900 * MICROSECOND);
+        rtt.sample(Time(1), 2 * MILLISECOND, 900 * MICROSECOND);
         assert_eq!(rtt.latest, 1_100 * MICROSECOND);
-        rtt.sample(5 * MILLISECOND, 1_000 * MILLISECOND);
+        rtt.sample(Time(1), 5 * MILLISECOND, 1_000 * MILLISECOND);
         assert_eq!(rtt.latest, 4 * MILLISECOND, "held longer than is allowed");
     }
 }

@@ -10,6 +10,7 @@ use aes_gcm::{Aes256Gcm, KeyInit};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
+use zeroize::Zeroize;
 
 use crate::wire::{HEADER_BYTES, HELLO_BYTES, Header, HelloTag, TAG_BYTES, flag};
 
@@ -68,6 +69,13 @@ impl core::fmt::Debug for Psk {
     }
 }
 
+impl Drop for Psk {
+    fn drop(&mut self) {
+        self.hello.zeroize();
+        self.data.zeroize();
+    }
+}
+
 /// What one side drew for one session.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Credentials {
@@ -95,6 +103,13 @@ struct Key {
     secret: [u8; 32],
     cipher: Aes256Gcm,
     iv: [u8; 12],
+}
+
+impl Drop for Key {
+    fn drop(&mut self) {
+        self.secret.zeroize();
+        self.iv.zeroize();
+    }
 }
 
 impl Key {

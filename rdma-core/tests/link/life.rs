@@ -38,7 +38,7 @@ fn one_side_need_not_know_the_other() {
 
 #[test]
 fn an_outage_is_survived() {
-    for_seeds(10, |seed| {
+    for_seeds(3, |seed| {
         let mut rig = up(seed, Path::clean());
         rig.path.rate = 20_000_000;
         rig.open(1, 1 << 16, [4_000_000, 100_000], 0);
@@ -98,7 +98,7 @@ fn an_idle_link_stays_up_and_is_quiet() {
 
 #[test]
 fn a_reboot_is_noticed_at_once() {
-    for_seeds(20, |seed| {
+    for_seeds(8, |seed| {
         let mut rig = up(seed, Path::clean());
         rig.open(1, 1 << 16, [u64::MAX / 2, u64::MAX / 2], 0);
         rig.run(20 * MILLISECOND);
@@ -161,7 +161,7 @@ fn a_session_ends_with_a_reason() {
 
 #[test]
 fn a_session_comes_up_on_any_path() {
-    for_seeds(300, |seed| {
+    for_seeds(100, |seed| {
         let path = Path::bad(&mut Random(seed ^ 0xbad));
         let mut rig = Rig::new(seed, path, |_| {});
         assert!(rig.run_until(60 * SECOND, Rig::both_up), "{:?}", rig.path);
@@ -175,7 +175,7 @@ fn a_session_comes_up_on_any_path() {
 
 #[test]
 fn the_path_is_used_as_far_as_it_goes_and_may_shrink() {
-    for_seeds(10, |seed| {
+    for_seeds(3, |seed| {
         let mut rig = up(seed, Path::clean());
         rig.path.rate = 20_000_000;
         rig.open(1, 1 << 18, [15_000_000, 10_000], 0);
