@@ -15,7 +15,7 @@ const STEP: usize = 32;
 /// A path that was found narrow is looked at again after this long.
 const AGAIN: u64 = 30 * SECOND;
 
-/// So many large frames lost in a row, none arriving between them: the path has shrunk.
+/// So many large frames lost, and none that was sent later arrived: the path has shrunk.
 const LOST_IN_A_ROW: u32 = 8;
 
 /// The search.
@@ -31,6 +31,8 @@ pub(super) struct PathProbe {
     under_way: bool,
     again_at: Option<Time>,
     lost_in_a_row: u32,
+    /// Large frames with numbers below this need not count: a later one has arrived.
+    passed: u64,
 }
 
 impl PathProbe {
@@ -46,6 +48,7 @@ impl PathProbe {
             under_way: false,
             again_at: None,
             lost_in_a_row: 0,
+            passed: 0,
         }
     }
 
@@ -110,15 +113,16 @@ impl PathProbe {
 
     /// Data in a frame of this size arrived.
     #[inline]
-    pub(super) fn on_acked(&mut self, size: usize) {
+    pub(super) fn on_acked(&mut self, number: u64, size: usize) {
         if size > self.floor {
             self.lost_in_a_row = 0;
+            self.passed = self.passed.max(number);
         }
     }
 
     /// Data in a frame of this size was lost. True: the path has shrunk, [`Self::size`] is smaller now.
-    pub(super) fn on_lost(&mut self, size: usize) -> bool {
-        if size <= self.floor || size > self.size {
+    pub(super) fn on_lost(&mut self, number: u64, size: usize) -> bool {
+        if size <= self.floor || size > self.size || number < self.passed {
             return false;
         }
         self.lost_in_a_row += 1;
@@ -203,16 +207,19 @@ mod tests {
     fn a_path_that_shrinks_is_noticed() {
         let mut probe = PathProbe::new(1200, 8972);
         search(&mut probe, 8972);
-        for _ in 0..LOST_IN_A_ROW - 1 {
-            assert!(!probe.on_lost(8972));
+        for number in 1..LOST_IN_A_ROW {
+            assert!(!probe.on_lost(u64::from(number), 8972));
         }
-        probe.on_acked(8972);
-        for _ in 0..LOST_IN_A_ROW - 1 {
-            assert!(!probe.on_lost(8972));
-            assert!(!probe.on_lost(1200), "small ones do not count");
-            probe.on_acked(1200);
+        probe.on_acked(100, 8972);
+        for number in 50..100 {
+            assert!(!probe.on_lost(number, 8972), "a later one arrived");
         }
-        assert!(probe.on_lost(8972));
+        for number in 101..100 + u64::from(LOST_IN_A_ROW) {
+            assert!(!probe.on_lost(number, 8972));
+            assert!(!probe.on_lost(number, 1200), "small ones do not count");
+            probe.on_acked(number, 1200);
+        }
+        assert!(probe.on_lost(200, 8972));
         assert_eq!(probe.size(), 1200);
         search(&mut probe, 1472);
         assert!((1440..=1472).contains(&probe.size()));

@@ -49,7 +49,7 @@ impl Link {
                         session.congestion.set_frame(session.path.size() as u64);
                     } else {
                         session.congestion.on_acked(size, record.at);
-                        session.path.on_acked(record.size as usize);
+                        session.path.on_acked(record.number, record.size as usize);
                     }
                 }
                 index += 1;
@@ -129,7 +129,7 @@ impl Link {
         }
         self.stats.frames_lost += 1;
         session.congestion.on_lost(size as u64);
-        if session.path.on_lost(size) {
+        if session.path.on_lost(record.number, size) {
             self.stats.path_shrunk += 1;
             session.congestion.set_frame(session.path.size() as u64);
         }

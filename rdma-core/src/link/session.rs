@@ -70,6 +70,8 @@ pub(super) struct Session {
     pub(super) ping: bool,
     /// Bytes sent since an acknowledgement was last wished for at once.
     pub(super) since_wish: u64,
+    /// The frame that wished for it.
+    pub(super) wished: Option<u64>,
     /// An answer has been due since then.
     pub(super) waiting_since: Option<Time>,
     pub(super) heard_at: Time,
@@ -113,6 +115,7 @@ impl Session {
             // The far end may not know yet that the session exists.
             ping: true,
             since_wish: 0,
+            wished: None,
             waiting_since: None,
             heard_at: now,
             silent: false,
@@ -124,6 +127,11 @@ impl Session {
     #[inline]
     pub(super) const fn tag(&self) -> usize {
         if self.keys.is_some() { TAG_BYTES } else { 0 }
+    }
+
+    /// Whether the far end has still to acknowledge a frame that wishes for it at once.
+    pub(super) fn wish_is_open(&self) -> bool {
+        self.wished.is_some() && self.largest_acked < self.wished
     }
 
     /// A frame is given up for lost.

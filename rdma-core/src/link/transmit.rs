@@ -366,9 +366,10 @@ impl Link {
             if sending.probe
                 || session.probes > 0
                 || session.since_wish >= window / 4
-                || session.congestion.in_flight() + bytes >= window
+                || (session.congestion.in_flight() + bytes >= window && !session.wish_is_open())
             {
                 session.since_wish = 0;
+                session.wished = Some(number);
                 flags |= flag::ACK_NOW;
             }
             session.probes = session.probes.saturating_sub(1);

@@ -176,6 +176,6 @@ fn keys_are_rotated_while_data_flows() {
             }
         }
         assert!(rig.all_read());
-        assert!(rotated[0] > 1 && rotated[1] > 1, "{rotated:?}");
+        assert!(rotated[0] > 0 && rotated[1] > 0, "{rotated:?}");
     });
 }

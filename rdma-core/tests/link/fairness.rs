@@ -105,3 +105,24 @@ fn one_frame_lost_in_a_hundred_leaves_more_than_half() {
     assert!(clean < total * 13, "{clean}");
     assert!(lossy < 2 * clean, "{clean} {lossy}");
 }
+
+#[test]
+fn a_fast_path_is_filled_also_if_it_loses_one_in_a_hundred() {
+    for drop in [0, 10] {
+        let mut path = Path::clean();
+        path.rate = 1_250_000_000;
+        path.delay = 100_000;
+        path.queue = 2_000_000;
+        path.drop = drop;
+        let mut rig = Rig::new(1, path, |_| {});
+        assert!(rig.run_until(SECOND, Rig::both_up));
+        let total = 60_000_000;
+        rig.open(1, 1 << 22, [total, 0], 0);
+        let from = rig.now;
+        assert!(rig.run_until(10 * SECOND, Rig::all_read));
+        let rate = total * 1000 / (rig.now.since(from) / 1_000_000);
+        let stats = rig.hosts[0].link.stats();
+        assert!(rate > 1_000_000_000, "{rate} {stats:?}");
+        assert!(stats.acks_received * 5 < stats.frames_sent, "{stats:?}");
+    }
+}
