@@ -13,7 +13,7 @@ pub struct Config {
     pub backend: [u8; 16],
     /// Differs between two runs of the daemon.
     pub epoch: u64,
-    /// What this side can do; the event [`Event::Up`] tells what both can.
+    /// What this side can do; the event [`super::Event::Up`] tells what both can.
     pub capabilities: u32,
     /// Longest frame that the driver can send and receive, at least 1200.
     pub max_frame: usize,

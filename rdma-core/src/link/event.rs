@@ -65,7 +65,7 @@ pub enum DownReason {
     Forgotten,
     /// Nobody answered the HELLOs. The link rests.
     NoAnswer,
-    /// [`Link::shut_down`] was called. The link rests.
+    /// [`super::Link::shut_down`] was called. The link rests.
     ShutDown,
 }
 
