@@ -98,9 +98,8 @@ local state = {
     flags = ProtoField.uint32("viaduct.state.flags", "Flags", base.HEX),
     reason = ProtoField.uint32("viaduct.state.reason", "Reason"),
     switch_at = ProtoField.uint64("viaduct.state.switch_at", "Switch at"),
-    return_at = ProtoField.uint64("viaduct.state.return_at", "Return at"),
-    retract_at = ProtoField.uint64("viaduct.state.retract_at", "Retract at"),
     end_at = ProtoField.uint64("viaduct.state.end_at", "End at"),
+    left_at = ProtoField.uint64("viaduct.state.left_at", "Left at"),
 }
 
 local STATE_FLAGS = {
@@ -213,9 +212,8 @@ show[STATE] = function(body, tree)
     tree:add(state.flags, body(8, 4)):append_text(" (" .. names .. ")")
     tree:add(state.reason, body(12, 4))
     tree:add(state.switch_at, body(16, 8))
-    tree:add(state.return_at, body(24, 8))
-    tree:add(state.retract_at, body(32, 8))
-    tree:add(state.end_at, body(40, 8))
+    tree:add(state.end_at, body(24, 8))
+    tree:add(state.left_at, body(32, 8))
     return string.format("STATE %u %s", body(0, 4):uint(), names)
 end
 

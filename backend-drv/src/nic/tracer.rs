@@ -179,15 +179,14 @@ fn write_operation(operation: &Operation<'_>, f: &mut fmt::Formatter<'_>) -> fmt
             let state = &update.state;
             write!(
                 f,
-                "STATE {} #{} flags {:x} reason {} switch {} return {} retract {} end {}",
+                "STATE {} #{} flags {:x} reason {} switch {} end {} left {}",
                 update.endpoint,
                 update.sequence,
                 state.flags,
                 state.reason,
                 state.switch_at,
-                state.return_at,
-                state.retract_at,
-                state.end_at
+                state.end_at,
+                state.left_at
             )
         }
         Operation::Consumed(consumed) => {

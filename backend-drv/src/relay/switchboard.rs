@@ -6,8 +6,8 @@ use std::collections::{HashMap, VecDeque};
 
 use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::link::{
-    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, MILLISECOND,
-    Positions, SECOND, Schedule, State, Time,
+    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, Positions, SECOND,
+    Schedule, State, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
 use rdma_core::reason::Reason;
@@ -21,8 +21,7 @@ use crate::ids::{ConnectionId, PeerId};
 /// Messages for a backend whose link is not up yet.
 const UNSAID_MAX: usize = 1024;
 
-/// How long the far backend is given to hear the last of a connection: nanoseconds, at least and at most.
-const TELLING_MIN: u64 = MILLISECOND;
+/// How long the far backend is given to hear the last of a connection, in nanoseconds.
 const TELLING_MAX: u64 = SECOND;
 
 /// One line: a link to one backend.
@@ -425,11 +424,12 @@ impl Switchboard {
         closing.retain(|(endpoint, since)| {
             let waited = self.now.0.saturating_sub(since.0);
             let waits = self.connections.get(*endpoint).is_some_and(|entry| {
-                let line = self.lines.get(entry.line).and_then(Option::as_ref);
-                let untold = |line: &Line| {
-                    line.is_up && (waited < TELLING_MIN || line.link.stats().in_flight > 0)
-                };
-                entry.far.is_some() && waited < TELLING_MAX && line.is_some_and(untold)
+                let line = self.lines.get_mut(entry.line).and_then(Option::as_mut);
+                entry.far.is_some()
+                    && waited < TELLING_MAX
+                    && line.is_some_and(|line| {
+                        line.is_up && !line.link.is_state_known(Endpoint(*endpoint))
+                    })
             });
             if !waits {
                 self.close(*endpoint);
@@ -475,11 +475,8 @@ impl Switchboard {
             .iter()
             .flatten()
             .filter_map(|line| line.link.poll_timeout());
-        let closing = self
-            .closing
-            .iter()
-            .map(|(_, since)| since.plus(TELLING_MIN));
-        let closing = closing.map(|at| at.max(self.now.plus(TELLING_MIN)));
+        let closing = self.closing.iter();
+        let closing = closing.map(|(_, since)| since.plus(TELLING_MAX));
         links.chain(closing).min()
     }
 
@@ -538,7 +535,7 @@ fn snapshot_of(state: &State) -> Snapshot {
         reason: state.reason,
         switch_at: state.switch_at,
         end_at: state.end_at,
-        left_at: state.retract_at,
+        left_at: state.left_at,
     }
 }
 
@@ -548,7 +545,6 @@ fn state_of(snapshot: &Snapshot) -> State {
         reason: snapshot.reason,
         switch_at: snapshot.switch_at,
         end_at: snapshot.end_at,
-        return_at: 0,
-        retract_at: snapshot.left_at,
+        left_at: snapshot.left_at,
     }
 }

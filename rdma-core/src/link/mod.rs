@@ -233,6 +233,13 @@ impl Link {
         }
     }
 
+    /// Whether the far end has all that [`Self::set_state`] was told; also if the stream is not open.
+    pub fn is_state_known(&mut self, endpoint: Endpoint) -> bool {
+        self.streams
+            .of(endpoint)
+            .is_none_or(|(_, stream)| stream.state_known == stream.state_sequence)
+    }
+
     /// Drops what is unsent or unacknowledged of this stream's bytes: the far program has left its ring.
     pub fn stop_sending(&mut self, endpoint: Endpoint) {
         if let Some((_, stream)) = self.streams.of(endpoint) {

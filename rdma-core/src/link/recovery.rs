@@ -39,6 +39,11 @@ impl Link {
                         match session.sent.item(&record, item) {
                             Some(Item::Ack(number)) => session.received.forget_up_to(number),
                             Some(Item::Control(sequence)) => self.control.on_acked(sequence),
+                            Some(Item::State(meant, sequence)) => {
+                                if let Some(stream) = self.streams.get(meant) {
+                                    stream.state_known = stream.state_known.max(sequence);
+                                }
+                            }
                             _ => {}
                         }
                     }

@@ -60,6 +60,8 @@ pub(super) struct Stream {
 
     pub(super) state: State,
     pub(super) state_sequence: u32,
+    /// The far end has acknowledged this one.
+    pub(super) state_known: u32,
     pub(super) state_queued: bool,
     pub(super) far_state: State,
     pub(super) far_sequence: u32,
@@ -97,6 +99,7 @@ impl Stream {
             consumed_queued: false,
             state: State::default(),
             state_sequence: 0,
+            state_known: 0,
             state_queued: false,
             far_state: State::default(),
             far_sequence: 0,

@@ -76,18 +76,16 @@ pub struct StateUpdate {
 /// A snapshot of what the program at one end has said so far; the link only carries it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct State {
-    /// Bits: armed, switched, returned, granted, ended, gone, retracted, broken.
+    /// See the constants of [`crate::mirror::Snapshot`].
     pub flags: u32,
     /// A [`crate::Reason`] code, or 0.
     pub reason: u32,
-    /// From this offset on by ring.
+    /// Bytes that went by TCP before the first one by ring.
     pub switch_at: u64,
-    /// From this offset on by TCP again.
-    pub return_at: u64,
-    /// Up to this offset the ring was read before it was left.
-    pub retract_at: u64,
-    /// The stream ends here.
+    /// The stream ends at this offset.
     pub end_at: u64,
+    /// Up to this offset the ring was read before it was left.
+    pub left_at: u64,
 }
 
 /// CONSUMED: the largest wins.
@@ -124,9 +122,8 @@ struct RawState {
     flags: U32,
     reason: U32,
     switch_at: U64,
-    return_at: U64,
-    retract_at: U64,
     end_at: U64,
+    left_at: U64,
 }
 
 #[derive(FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -206,9 +203,8 @@ impl<'a> Operation<'a> {
                         flags: raw.flags.get(),
                         reason: raw.reason.get(),
                         switch_at: raw.switch_at.get(),
-                        return_at: raw.return_at.get(),
-                        retract_at: raw.retract_at.get(),
                         end_at: raw.end_at.get(),
+                        left_at: raw.left_at.get(),
                     },
                 })
             }
@@ -259,9 +255,8 @@ impl<'a> Operation<'a> {
                     flags: update.state.flags.into(),
                     reason: update.state.reason.into(),
                     switch_at: update.state.switch_at.into(),
-                    return_at: update.state.return_at.into(),
-                    retract_at: update.state.retract_at.into(),
                     end_at: update.state.end_at.into(),
+                    left_at: update.state.left_at.into(),
                 };
                 put_operation(kind::STATE, size_of::<RawState>(), out);
                 out.extend_from_slice(raw.as_bytes());
@@ -375,7 +370,7 @@ mod tests {
             (any::<u32>(), any::<u64>()).prop_map(move |(endpoint, head)| put(
                 Operation::Consumed(Consumed { endpoint, head })
             )),
-            (any::<[u32; 4]>(), any::<[u64; 4]>()).prop_map(move |(a, b)| put(Operation::State(
+            (any::<[u32; 4]>(), any::<[u64; 3]>()).prop_map(move |(a, b)| put(Operation::State(
                 StateUpdate {
                     endpoint: a[0],
                     sequence: a[1],
@@ -383,9 +378,8 @@ mod tests {
                         flags: a[2],
                         reason: a[3],
                         switch_at: b[0],
-                        return_at: b[1],
-                        retract_at: b[2],
-                        end_at: b[3],
+                        end_at: b[1],
+                        left_at: b[2],
                     },
                 }
             ))),
