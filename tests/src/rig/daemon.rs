@@ -1,6 +1,7 @@
 //! A private daemon, and questions to it.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
@@ -33,8 +34,34 @@ impl Daemon {
 
     /// A daemon that listens and logs to `log`.
     pub fn logging_to(log: impl Into<Stdio>) -> Self {
+        Self::with(log, "")
+    }
+
+    /// A daemon with this configuration.
+    pub fn configured(config: &str) -> Self {
+        Self::with(Stdio::piped(), config)
+    }
+
+    /// Two daemons with a link between them, as on two hosts. A program of one is paired with a program of the
+    /// other, on whatever loopback address. `more` stands in the configuration of each link.
+    pub fn linked(more: &str) -> [Self; 2] {
+        let sockets = [(); 2].map(|()| UdpSocket::bind("127.0.0.1:0").expect("a free port"));
+        let [one, other] = sockets.map(|socket| socket.local_addr().expect("bound"));
+        [(one, other), (other, one)].map(|(own, far)| {
+            let peers = ["127.0.0.0/8", "::1"]
+                .map(|prefix| format!("{{ prefix = \"{prefix}\", backend = \"{far}\" }}"));
+            Self::configured(&format!(
+                "[[link]]\nname = \"test\"\ndriver = \"udp\"\nbind = \"{own}\"\npeers = [{}]\n{more}\n",
+                peers.join(", ")
+            ))
+        })
+    }
+
+    fn with(log: impl Into<Stdio>, config: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("d.sock");
+        let file = directory.path().join("config.toml");
+        std::fs::write(&file, config).expect("a writable directory");
         let (child, log) = spawn(directory.path(), &socket, log.into());
         Self {
             child,
@@ -150,7 +177,6 @@ impl Drop for Daemon {
 fn spawn(directory: &Path, socket: &Path, log: Stdio) -> (Child, Receiver<String>) {
     let _ = std::fs::remove_file(socket);
     let config = directory.join("config.toml");
-    std::fs::write(&config, "").expect("a writable directory");
     let mut child = Command::new(build::viaductd())
         .args(["--log", "info", "--ready-fd", "1", "--socket"])
         .arg(socket)
