@@ -94,6 +94,7 @@ local write = {
 }
 
 local state = {
+    rkey = ProtoField.uint32("viaduct.state.rkey", "Key", base.HEX),
     sequence = ProtoField.uint32("viaduct.state.sequence", "Sequence"),
     flags = ProtoField.uint32("viaduct.state.flags", "Flags", base.HEX),
     reason = ProtoField.uint32("viaduct.state.reason", "Reason"),
@@ -108,7 +109,7 @@ local STATE_FLAGS = {
 }
 
 local consumed = {
-    reserved = ProtoField.uint32("viaduct.consumed.reserved", "Reserved", base.HEX),
+    rkey = ProtoField.uint32("viaduct.consumed.rkey", "Key", base.HEX),
     head = ProtoField.uint64("viaduct.consumed.head", "Head"),
 }
 
@@ -197,23 +198,24 @@ show[WRITE] = function(body, tree)
 end
 
 show[STATE] = function(body, tree)
-    if body:len() ~= 48 then
+    if body:len() ~= 44 then
         return complain(tree, body, "STATE: wrong length")
     end
     tree:add(operation.endpoint, body(0, 4))
-    tree:add(state.sequence, body(4, 4))
+    tree:add(state.rkey, body(4, 4))
+    tree:add(state.sequence, body(8, 4))
     local flags = {}
     for _, flag in ipairs(STATE_FLAGS) do
-        if bit.band(body(8, 4):uint(), flag[1]) ~= 0 then
+        if bit.band(body(12, 4):uint(), flag[1]) ~= 0 then
             table.insert(flags, flag[2])
         end
     end
     local names = table.concat(flags, " ")
-    tree:add(state.flags, body(8, 4)):append_text(" (" .. names .. ")")
-    tree:add(state.reason, body(12, 4))
-    tree:add(state.switch_at, body(16, 8))
-    tree:add(state.end_at, body(24, 8))
-    tree:add(state.left_at, body(32, 8))
+    tree:add(state.flags, body(12, 4)):append_text(" (" .. names .. ")")
+    tree:add(state.reason, body(16, 4))
+    tree:add(state.switch_at, body(20, 8))
+    tree:add(state.end_at, body(28, 8))
+    tree:add(state.left_at, body(36, 8))
     return string.format("STATE %u %s", body(0, 4):uint(), names)
 end
 
@@ -222,7 +224,7 @@ show[CONSUMED] = function(body, tree)
         return complain(tree, body, "CONSUMED: wrong length")
     end
     tree:add(operation.endpoint, body(0, 4))
-    tree:add(consumed.reserved, body(4, 4))
+    tree:add(consumed.rkey, body(4, 4))
     tree:add(consumed.head, body(8, 8))
     return string.format("CONSUMED %u %s", body(0, 4):uint(), tostring(body(8, 8):uint64()))
 end

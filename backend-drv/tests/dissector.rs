@@ -81,6 +81,7 @@ fn examples() -> Vec<(Vec<u8>, &'static str)> {
     });
     let state = StateUpdate {
         endpoint: 4,
+        rkey: 0xfeed,
         sequence: 2,
         state: State {
             flags: 0x03,
@@ -90,6 +91,7 @@ fn examples() -> Vec<(Vec<u8>, &'static str)> {
     };
     let consumed = Consumed {
         endpoint: 5,
+        rkey: 0xcafe,
         head: 123_456_789_012,
     };
     vec![

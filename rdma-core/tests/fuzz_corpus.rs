@@ -470,10 +470,12 @@ fn wire_seeds() -> Seeds {
     });
     let consumed = Operation::Consumed(Consumed {
         endpoint: 1,
+        rkey: 2,
         head: 5,
     });
     let state = Operation::State(StateUpdate {
         endpoint: 1,
+        rkey: 2,
         sequence: 2,
         state: State {
             flags: 3,

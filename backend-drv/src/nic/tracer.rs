@@ -218,8 +218,12 @@ mod tests {
         };
         let mut frame = header.emit().to_vec();
         emit_ack(12, [(3, 9), (1, 1)].into_iter(), &mut frame);
-        let head = 5000;
-        Operation::Consumed(Consumed { endpoint: 2, head }).emit(&mut frame);
+        Operation::Consumed(Consumed {
+            endpoint: 2,
+            rkey: 0x10,
+            head: 5000,
+        })
+        .emit(&mut frame);
         Operation::Write(Write {
             endpoint: 4,
             rkey: 0x11,

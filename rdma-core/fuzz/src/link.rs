@@ -222,10 +222,12 @@ impl Run {
                 1 => Operation::Probe,
                 2 => Operation::Consumed(Consumed {
                     endpoint,
+                    rkey: 70 + endpoint,
                     head: number(data)?,
                 }),
                 3 => Operation::State(StateUpdate {
                     endpoint,
+                    rkey: 70 + endpoint,
                     sequence: u32::from(take::<1>(data)?[0]),
                     state: State::default(),
                 }),

@@ -243,6 +243,10 @@ impl Link {
         let Some((slot, stream)) = self.streams.of(Endpoint(consumed.endpoint)) else {
             return self.on_unopened(consumed.endpoint);
         };
+        if consumed.rkey != stream.own_rkey {
+            self.stats.refused += 1;
+            return Done::Yes;
+        }
         let before = stream.far_head;
         if !stream.on_consumed(consumed.head) {
             self.stats.violations += 1;
@@ -262,6 +266,10 @@ impl Link {
         let Some((slot, stream)) = self.streams.of(Endpoint(update.endpoint)) else {
             return self.on_unopened(update.endpoint);
         };
+        if update.rkey != stream.own_rkey {
+            self.stats.refused += 1;
+            return Done::Yes;
+        }
         if update.sequence > stream.far_sequence {
             stream.far_sequence = update.sequence;
             stream.far_state = update.state;

@@ -45,7 +45,7 @@ pub struct Stats {
     pub strange: u64,
     /// Frames that must come again: stream not open yet, or no room.
     pub postponed: u64,
-    /// Writes dropped: key unknown or revoked, or outside the memory.
+    /// Writes and other operations dropped: key unknown or revoked, or outside the memory.
     pub refused: u64,
     /// Writes and other operations dropped: the stream is closed here.
     pub for_closed: u64,

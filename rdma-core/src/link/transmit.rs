@@ -249,6 +249,7 @@ impl Link {
             stream.state_queued = false;
             Operation::State(StateUpdate {
                 endpoint: stream.far.endpoint,
+                rkey: stream.far.rkey,
                 sequence: stream.state_sequence,
                 state: stream.state,
             })
@@ -275,6 +276,7 @@ impl Link {
             stream.reported = stream.head;
             Operation::Consumed(Consumed {
                 endpoint: stream.far.endpoint,
+                rkey: stream.far.rkey,
                 head: stream.head,
             })
             .emit(&mut head.bytes);

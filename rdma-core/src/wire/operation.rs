@@ -67,6 +67,8 @@ pub struct Write<'a> {
 pub struct StateUpdate {
     /// The receiver's endpoint.
     pub endpoint: u32,
+    /// The key of its memory: endpoints are numbered anew, keys are not.
+    pub rkey: u32,
     /// Grows with every state of this endpoint in this session.
     pub sequence: u32,
     /// What is said.
@@ -93,6 +95,8 @@ pub struct State {
 pub struct Consumed {
     /// The receiver's endpoint.
     pub endpoint: u32,
+    /// The key of its memory.
+    pub rkey: u32,
     /// The far program has read the receiver's bytes up to here.
     pub head: u64,
 }
@@ -118,6 +122,7 @@ struct RawWrite {
 #[repr(C)]
 struct RawState {
     endpoint: U32,
+    rkey: U32,
     sequence: U32,
     flags: U32,
     reason: U32,
@@ -130,7 +135,7 @@ struct RawState {
 #[repr(C)]
 struct RawConsumed {
     endpoint: U32,
-    reserved: U32,
+    rkey: U32,
     head: U64,
 }
 
@@ -198,6 +203,7 @@ impl<'a> Operation<'a> {
                 let raw: RawState = whole(body)?;
                 Self::State(StateUpdate {
                     endpoint: raw.endpoint.get(),
+                    rkey: raw.rkey.get(),
                     sequence: raw.sequence.get(),
                     state: State {
                         flags: raw.flags.get(),
@@ -212,6 +218,7 @@ impl<'a> Operation<'a> {
                 let raw: RawConsumed = whole(body)?;
                 Self::Consumed(Consumed {
                     endpoint: raw.endpoint.get(),
+                    rkey: raw.rkey.get(),
                     head: raw.head.get(),
                 })
             }
@@ -251,6 +258,7 @@ impl<'a> Operation<'a> {
             Self::State(update) => {
                 let raw = RawState {
                     endpoint: update.endpoint.into(),
+                    rkey: update.rkey.into(),
                     sequence: update.sequence.into(),
                     flags: update.state.flags.into(),
                     reason: update.state.reason.into(),
@@ -264,7 +272,7 @@ impl<'a> Operation<'a> {
             Self::Consumed(consumed) => {
                 let raw = RawConsumed {
                     endpoint: consumed.endpoint.into(),
-                    reserved: 0.into(),
+                    rkey: consumed.rkey.into(),
                     head: consumed.head.into(),
                 };
                 put_operation(kind::CONSUMED, size_of::<RawConsumed>(), out);
@@ -367,12 +375,17 @@ mod tests {
             Just(put(Operation::Ping)),
             Just(put(Operation::Probe)),
             any::<u32>().prop_map(move |reason| put(Operation::Close(reason))),
-            (any::<u32>(), any::<u64>()).prop_map(move |(endpoint, head)| put(
-                Operation::Consumed(Consumed { endpoint, head })
+            (any::<[u32; 2]>(), any::<u64>()).prop_map(move |([endpoint, rkey], head)| put(
+                Operation::Consumed(Consumed {
+                    endpoint,
+                    rkey,
+                    head
+                })
             )),
-            (any::<[u32; 4]>(), any::<[u64; 3]>()).prop_map(move |(a, b)| put(Operation::State(
+            (any::<[u32; 5]>(), any::<[u64; 3]>()).prop_map(move |(a, b)| put(Operation::State(
                 StateUpdate {
                     endpoint: a[0],
+                    rkey: a[4],
                     sequence: a[1],
                     state: State {
                         flags: a[2],

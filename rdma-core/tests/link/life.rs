@@ -307,3 +307,39 @@ fn a_link_to_itself_is_none() {
     );
     assert!(rig.hosts[0].link.stats().strange > 0);
 }
+
+#[test]
+fn what_is_meant_for_the_stream_before_does_not_reach_the_one_after() {
+    use rdma_core::link::{DomainId, Endpoint, FarEnd, Positions, State};
+    let mut rig = up(18, Path::clean());
+    rig.open(1, 1 << 14, [1000, 1000], 0);
+    assert!(rig.run_until(SECOND, Rig::all_read));
+    // The first host gives the number to another stream; the second one still speaks of the old one.
+    let link = &mut rig.hosts[0].link;
+    link.close(Endpoint(2));
+    let far = FarEnd {
+        endpoint: 99,
+        rkey: 98,
+        capacity: 1 << 14,
+    };
+    let at = Positions {
+        sent: 5000,
+        far_consumed: 0,
+        received: 0,
+        consumed: 0,
+    };
+    link.open(Endpoint(2), far, 97, DomainId(0), at);
+    rig.hosts[0].programs.ends.clear();
+    rig.hosts[1].programs.ends.clear();
+    let link = &mut rig.hosts[1].link;
+    link.set_state(
+        Endpoint(3),
+        State {
+            flags: 7,
+            ..State::default()
+        },
+    );
+    rig.run(SECOND);
+    // An event would find no program, and panic.
+    assert!(rig.hosts[0].link.stats().refused > 0);
+}
