@@ -250,7 +250,7 @@ impl Link {
     }
 
     /// Sends a message by the control channel. Before the first session it waits for it; it is lost with
-    /// the session.
+    /// the session, or when nobody answers.
     ///
     /// # Errors
     /// [`Full`]

@@ -42,6 +42,7 @@ impl Link {
             self.on_silence(now);
         }
         if due(self.handshake.next_at) && !self.handshake.on_timeout(now, self.config.hello_tries) {
+            self.control.reset();
             self.events.push_back(Event::Down(DownReason::NoAnswer));
         }
         if due(self.throttled_until) {

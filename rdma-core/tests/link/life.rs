@@ -25,6 +25,7 @@ fn one_side_need_not_know_the_other() {
     // The second link rests, as one that has given up does; the first one's HELLO wakes it.
     let mut rig = Rig::new(3, Path::clean(), |config| config.hello_tries = 3);
     rig.path.down = true;
+    assert_eq!(rig.hosts[0].link.send_control(b"of old"), Ok(()));
     rig.run(10 * SECOND);
     for host in [0, 1] {
         assert_eq!(rig.events(host), [Event::Down(DownReason::NoAnswer)]);
@@ -33,7 +34,13 @@ fn one_side_need_not_know_the_other() {
     rig.path.down = false;
     let now = rig.now;
     rig.hosts[0].link.connect(now);
+    assert_eq!(rig.hosts[0].link.send_control(b"of now"), Ok(()));
     assert!(rig.run_until(SECOND, Rig::both_up));
+    rig.run(SECOND);
+    assert_eq!(
+        rig.events(1).last(),
+        Some(&Event::Control(b"of now"[..].into()))
+    );
 }
 
 #[test]
