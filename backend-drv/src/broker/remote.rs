@@ -316,7 +316,7 @@ impl Broker {
                 }
             }
             Pairing::Paired { offer, place } => {
-                self.heard_paired(peer, RegistrationId(offer), place)
+                self.heard_paired(peer, RegistrationId(offer), place);
             }
             Pairing::Refuse { id, reason } => self.heard_refusal(peer, RegistrationId(id), reason),
             Pairing::Withdraw { offer } => {

@@ -66,7 +66,8 @@ impl Switchboard {
         for (id, share) in (0u32..).zip(shares) {
             let config = DomainConfig {
                 weight: share.weight,
-                rate: share.rate,
+                // In bits, as links count.
+                rate: share.rate.map(|bytes| bytes.saturating_mul(8)),
             };
             schedule.set_domain(DomainId(id), config, now);
         }
