@@ -172,6 +172,8 @@ pub struct Ledger {
     pub malformed: AtomicUsize,
     /// Registrations refused, by reason code.
     pub refused: [AtomicUsize; REASONS],
+    /// What the relay has counted, as it last said; null without links.
+    pub relay: Arc<Mutex<serde_json::Value>>,
     /// When the daemon started.
     pub started: Instant,
     /// Of this run of the daemon.
@@ -182,6 +184,7 @@ impl Ledger {
     /// Empty.
     pub fn new(epoch: u64) -> Self {
         Self {
+            relay: Arc::default(),
             programs: DashMap::new(),
             links: DashMap::new(),
             sessions: DashMap::new(),

@@ -3,6 +3,7 @@
 //! A program can write anything there. Values are printed as they are, and how many is bounded.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::PoisonError;
 use std::sync::atomic::Ordering as Count;
 
 use rdma_core::control::{CONTROL_VERSION, Query};
@@ -116,6 +117,7 @@ fn status(ledger: &Ledger, settings: &Settings, viewer: u32) -> Value {
         },
         "processes": processes,
         "connections": connections,
+        "relay": *ledger.relay.lock().unwrap_or_else(PoisonError::into_inner),
         "complete": complete,
     })
 }

@@ -190,7 +190,13 @@ impl Daemon {
             None
         } else {
             let backend = identity_of(listener.path());
-            let relay = Relay::start(links, &options.shares, backend, epoch)?;
+            let relay = Relay::start(
+                links,
+                &options.shares,
+                backend,
+                epoch,
+                Arc::clone(&ledger.relay),
+            )?;
             epoll.add(relay.bell(), readable(RELAY))?;
             Some(relay)
         };

@@ -32,6 +32,10 @@ const COMMANDS: u64 = 1 << 20;
 const FIRST_PORT: u64 = 1 << 21;
 /// Rounds between two looks at descriptors while the engine is busy.
 const POLL_EVERY: u32 = 64;
+/// How often counters are written down: at most while the engine goes to sleep again and again, and while it does
+/// not sleep.
+const COUNTS_MIN: Duration = Duration::from_millis(20);
+const COUNTS_MAX: Duration = Duration::from_millis(200);
 /// How long connections may take to leave the rings before the daemon ends all the same.
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Why a link ends, as the far backend is told: the daemon stops.
@@ -45,6 +49,7 @@ pub(super) struct Wires {
     pub(super) outbox: Sender<Report>,
     pub(super) report_bell: Arc<EventFd>,
     pub(super) peers: Arc<Mutex<Peers>>,
+    pub(super) counted: Arc<Mutex<serde_json::Value>>,
 }
 
 /// See the module documentation.
@@ -61,6 +66,7 @@ pub(super) struct Engine {
     started: Instant,
     rounds: u32,
     draining: Option<Instant>,
+    counted_at: Instant,
     stopping: bool,
     strangers: Vec<(Address, Vec<u8>)>,
     wakes: Vec<Wake>,
@@ -109,6 +115,7 @@ impl Engine {
             started: Instant::now(),
             rounds: 0,
             draining: None,
+            counted_at: Instant::now(),
             stopping: false,
             strangers: Vec::new(),
             wakes: Vec::new(),
@@ -129,6 +136,7 @@ impl Engine {
                 self.wait(Some(Duration::ZERO));
             }
             self.check_drain();
+            self.tell_counts(false);
             if busy {
                 self.idle.busy();
             } else if self.idle.idle() {
@@ -246,9 +254,6 @@ impl Engine {
                 if let Some(line) = self.line_to(peer) {
                     self.board.tell(line, &message);
                 }
-            }
-            Command::Count(answer) => {
-                let _ = answer.send(self.stats());
             }
             Command::Drain => {
                 self.draining = Some(Instant::now());
@@ -443,6 +448,7 @@ impl Engine {
     // ---- Waiting ----
 
     fn sleep(&mut self) {
+        self.tell_counts(true);
         for served in self.ports.values_mut() {
             if served.port.is_awake() && !served.port.doze() {
                 return;
@@ -484,6 +490,24 @@ impl Engine {
             {
                 served.port.wake_up();
             }
+        }
+    }
+
+    /// Writes the counters down, now and then; `all`: also if that was done not long ago, and nothing more will
+    /// happen for a while.
+    fn tell_counts(&mut self, all: bool) {
+        let pause = if all { COUNTS_MIN } else { COUNTS_MAX };
+        if !all && !self.rounds.is_multiple_of(POLL_EVERY) {
+            return;
+        }
+        if self.counted_at.elapsed() >= pause {
+            self.counted_at = Instant::now();
+            let counted = self.stats();
+            *self
+                .wires
+                .counted
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = counted;
         }
     }
 

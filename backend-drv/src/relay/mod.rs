@@ -92,8 +92,6 @@ pub enum Command {
     Withdraw(ConnectionId),
     /// Say something to a backend.
     Tell(PeerId, Pairing),
-    /// Fill in counters.
-    Count(Sender<serde_json::Value>),
     /// Take everything off the rings, then end.
     Drain,
     /// End.
@@ -156,7 +154,8 @@ pub struct Share {
 }
 
 impl Relay {
-    /// Starts the engine. `backend` names this host for good, `epoch` this run. The first of `shares` is of those who are in no domain.
+    /// Starts the engine, which writes its counters to `counted` now and then. `backend` names this host for good,
+    /// `epoch` this run. The first of `shares` is of those who are in no domain.
     ///
     /// # Errors
     /// There is no thread, or no descriptor.
@@ -165,6 +164,7 @@ impl Relay {
         shares: &[Share],
         backend: [u8; 16],
         epoch: u64,
+        counted: Arc<Mutex<serde_json::Value>>,
     ) -> io::Result<Self> {
         let bell = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let (commands, inbox) = channel();
@@ -186,6 +186,7 @@ impl Relay {
                 outbox,
                 report_bell: Arc::clone(&report_bell),
                 peers: Arc::clone(&peers),
+                counted,
             },
         )?;
         let thread = thread::Builder::new()
@@ -228,15 +229,6 @@ impl Relay {
     /// The table of backends.
     pub const fn peers(&self) -> &Arc<Mutex<Peers>> {
         &self.peers
-    }
-
-    /// Counters of links and NICs; `None` if the engine does not answer.
-    pub fn stats(&self) -> Option<serde_json::Value> {
-        let (sender, receiver) = channel();
-        self.send(Command::Count(sender));
-        receiver
-            .recv_timeout(std::time::Duration::from_secs(1))
-            .ok()
     }
 }
 
