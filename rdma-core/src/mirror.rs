@@ -416,14 +416,14 @@ impl Mirror {
         if head <= self.up.head || head > self.up.tail {
             return false;
         }
-        let before = self.capacity() - self.up.available();
         self.up.head = head;
         let ring = Consumer::of(&self.view);
         ring.publish(&self.up);
         full_barrier();
-        let free = self.capacity() - self.up.available();
-        let half = self.capacity() / 2;
-        before < half && free >= half || head == self.up.tail
+        // As any reader does: not at the first free byte, and whatever we knew of the tail. Nonsense in it is
+        // found by the next look.
+        ring.refresh(&mut self.up)
+            .map_or(true, |used| used <= ring.capacity() / 2)
     }
 
     /// Where the bytes of the program's ring stand, and the index of `position` among them. They are there if
