@@ -15,6 +15,8 @@ use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slic
 
 /// Frames that are prepared at once.
 const BATCH: usize = 64;
+/// Fewer frames than this in one call, and no second call is made in the same round.
+const FEW: usize = 16;
 /// Rounds of receiving before something else has its turn.
 const RECEIVE_ROUNDS: usize = 4;
 /// HELLOs to a backend that was never heard of; one to two seconds.
@@ -209,7 +211,13 @@ impl Nics {
             };
             match port.nic.receive(&mut sink) {
                 Ok(0) => break,
-                Ok(_) => some = true,
+                Ok(frames) => {
+                    some = true;
+                    // Most likely that was all; the next round sees.
+                    if frames < FEW {
+                        break;
+                    }
+                }
                 Err(error) => {
                     tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
                     break;
