@@ -1,6 +1,7 @@
 //! The relay's one thread: receive, look, send, wake, wait. What it means is decided in [`super::switchboard`].
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
@@ -165,6 +166,9 @@ impl Engine {
             self.board.settle(now);
             self.wake();
             self.report();
+        }
+        if self.rounds.is_multiple_of(POLL_EVERY) || !busy {
+            self.nics.announce();
         }
         let sent = self.nics.transmit(now, &mut self.board);
         busy | sent
@@ -423,6 +427,10 @@ impl Engine {
             let mut strangers = std::mem::take(&mut self.strangers);
             some |= self.nics.receive(nic, now, &mut self.board, &mut strangers);
             for (from, mut frame) in strangers.drain(..) {
+                if let Some(addresses) = self.nics.announced(nic, &frame) {
+                    self.note_announced(nic, from, &addresses);
+                    continue;
+                }
                 if let Some(line) = self.line_from(nic, from) {
                     let _ = self.board.handle_frame(line, now, &mut frame);
                 }
@@ -430,6 +438,15 @@ impl Engine {
             self.strangers = strangers;
         }
         some
+    }
+
+    /// A backend has said which addresses its programs have.
+    fn note_announced(&self, nic: usize, from: Address, addresses: &[IpAddr]) {
+        let peers = self.wires.peers.lock();
+        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = peers.number(nic, from) {
+            peers.announced(peer, addresses);
+        }
     }
 
     /// The line to a backend that speaks first, if it may be one.

@@ -15,8 +15,10 @@
 //! * [`connections`]: the relayed connections.
 //! * [`switchboard`]: what is decided, without I/O.
 //! * [`nics`]: the NICs, and who is reached over which.
+//! * [`announcing`]: finding each other on an Ethernet segment.
 //! * [`idle`]: how the engine waits.
 
+mod announcing;
 mod connections;
 mod counters;
 mod engine;

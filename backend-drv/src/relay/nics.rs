@@ -1,6 +1,7 @@
 //! The NICs of the links, and who is reached over which.
 
 use std::collections::{HashMap, VecDeque};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use arrayvec::ArrayVec;
 use nix::sys::epoll::{Epoll, EpollEvent, EpollFlags};
 use rdma_core::link::{Config, Frame, Head, Link, Psk, Time};
 
+use super::announcing::{Announcing, announced};
 use super::switchboard::Switchboard;
 use crate::config::{DriverConfig, LinkConfig};
 use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
@@ -17,6 +19,10 @@ use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slic
 const BATCH: usize = 64;
 /// Fewer frames than this in one call, and no second call is made in the same round.
 const FEW: usize = 16;
+/// Kind of a frame that announces.
+const ANNOUNCE: u8 = 4;
+/// Backends that are remembered to have announced themselves.
+const HEARD_MAX: usize = 4096;
 /// Rounds of receiving before something else has its turn.
 const RECEIVE_ROUNDS: usize = 4;
 /// HELLOs to a backend that was never heard of; one to two seconds.
@@ -104,6 +110,7 @@ struct Port {
     ready: VecDeque<Ready>,
     spare: Vec<Ready>,
     watches_writing: bool,
+    announcing: Option<Announcing>,
 }
 
 /// A frame that is ready to be sent. Its memory is used again and again.
@@ -122,6 +129,8 @@ pub(super) struct Nics {
     ports: Vec<Port>,
     backend: [u8; 16],
     epoch: u64,
+    /// Who has announced himself.
+    heard: Vec<[u8; 16]>,
 }
 
 impl Nics {
@@ -139,6 +148,7 @@ impl Nics {
                 EpollEvent::new(EpollFlags::EPOLLIN, token),
             )?;
             ports.push(Port {
+                announcing: Announcing::of(&link.config),
                 config: link.config,
                 nic: link.nic,
                 key: link.key,
@@ -154,6 +164,7 @@ impl Nics {
             ports,
             backend,
             epoch,
+            heard: Vec::new(),
         })
     }
 
@@ -195,15 +206,16 @@ impl Nics {
             return false;
         };
         let by_address = &port.by_address;
+        let announces = port.announcing.is_some();
         let mut some = false;
         for _ in 0..RECEIVE_ROUNDS {
             let mut sink = |from: Address, frame: &mut [u8]| match by_address.get(&from) {
-                Some(line) => {
+                Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
                     if let Err(why) = board.handle_frame(*line, now, frame) {
                         tracing::trace!(%from, %why, "frame");
                     }
                 }
-                None => {
+                _ => {
                     if strangers.len() < BATCH {
                         strangers.push((from, frame.to_vec()));
                     }
@@ -268,10 +280,36 @@ impl Nics {
 
     /// When a NIC wants to be looked at although nothing is readable.
     pub(super) fn wake_at(&self) -> Option<Instant> {
-        self.ports
+        let nics = self.ports.iter().filter_map(|port| port.nic.wake_at());
+        let announcing = self
+            .ports
             .iter()
-            .filter_map(|port| port.nic.wake_at())
-            .min()
+            .filter_map(|port| port.announcing.as_ref());
+        nics.chain(announcing.map(Announcing::due)).min()
+    }
+
+    /// Announces, where and when that is due.
+    pub(super) fn announce(&mut self) {
+        for port in &mut self.ports {
+            if let Some(announcing) = &mut port.announcing {
+                announcing.tick(&mut *port.nic, self.backend, self.epoch);
+            }
+        }
+    }
+
+    /// What a frame that came over NIC `port` announces, if it is an announcement of somebody else.
+    pub(super) fn announced(&mut self, port: usize, frame: &[u8]) -> Option<Vec<IpAddr>> {
+        let announcing = self.ports.get_mut(port)?.announcing.as_mut()?;
+        let (backend, addresses) = announced(frame)?;
+        if backend == self.backend {
+            return None;
+        }
+        let is_new = !self.heard.contains(&backend);
+        if is_new && self.heard.len() < HEARD_MAX {
+            self.heard.push(backend);
+            announcing.hurry();
+        }
+        Some(addresses)
     }
 
     /// Name, backend and counters of each line, and of its NIC.

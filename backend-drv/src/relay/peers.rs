@@ -19,6 +19,8 @@ pub const DEFAULT_PORT: u16 = 7447;
 
 /// How long a backend that did not answer is left alone.
 const SILENCE: Duration = Duration::from_secs(60);
+/// How long an announcement is believed.
+const ANNOUNCED_FOR: Duration = Duration::from_secs(35);
 /// Backends that may be known.
 const PEERS_MAX: usize = 4096;
 
@@ -28,7 +30,8 @@ pub struct Peers {
     links: Vec<Rules>,
     peers: Vec<Peer>,
     by_address: HashMap<(usize, Address), PeerId>,
-    announced: HashMap<IpAddr, PeerId>,
+    /// And when that was.
+    announced: HashMap<IpAddr, (PeerId, Instant)>,
 }
 
 /// What the configuration says of one link.
@@ -77,8 +80,8 @@ impl Peers {
     /// The backend for the programs at `ip`, if there may be one that answers.
     pub fn reach(&mut self, ip: IpAddr, now: Instant) -> Option<PeerId> {
         let id = match self.announced.get(&ip) {
-            Some(id) => *id,
-            None => {
+            Some((id, at)) if at.elapsed() < ANNOUNCED_FOR => *id,
+            _ => {
                 let (link, address) = self.rule_for(ip)?;
                 self.number(link, address)?
             }
@@ -151,7 +154,9 @@ impl Peers {
 
     /// Whether programs at `ip` may be that backend's.
     pub fn may_own(&self, id: PeerId, ip: IpAddr) -> bool {
-        if let Some(owner) = self.announced.get(&ip) {
+        if let Some((owner, at)) = self.announced.get(&ip)
+            && at.elapsed() < ANNOUNCED_FOR
+        {
             return *owner == id;
         }
         let Some(peer) = self.get(id) else {
@@ -161,7 +166,7 @@ impl Peers {
     }
 
     /// A backend has announced addresses of its programs, on a link that listens to such.
-    pub fn announced(&mut self, id: PeerId, addresses: impl Iterator<Item = IpAddr>) {
+    pub fn announced(&mut self, id: PeerId, addresses: &[IpAddr]) {
         let listens = self
             .get(id)
             .and_then(|peer| self.links.get(peer.link))
@@ -169,11 +174,12 @@ impl Peers {
         if !listens {
             return;
         }
-        self.announced.retain(|_, owner| *owner != id);
+        self.announced
+            .retain(|_, (owner, at)| *owner != id && at.elapsed() < ANNOUNCED_FOR);
         for ip in addresses {
-            let configured = self.rule_for(ip).is_some();
+            let configured = self.rule_for(*ip).is_some();
             if !configured && self.announced.len() < PEERS_MAX {
-                self.announced.entry(ip).or_insert(id);
+                self.announced.entry(*ip).or_insert((id, Instant::now()));
             }
         }
     }
@@ -185,5 +191,110 @@ impl Peers {
         {
             peer.silent_until = silent.then(|| now + SILENCE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::PeerConfig;
+
+    fn link(driver: DriverConfig, peers: &[(&str, &str)], convention: bool) -> LinkConfig {
+        LinkConfig {
+            name: "test".to_owned(),
+            announce: matches!(driver, DriverConfig::Ethernet { .. }),
+            driver,
+            peers: peers
+                .iter()
+                .map(|(prefix, backend)| PeerConfig {
+                    prefix: prefix.parse().expect("a prefix"),
+                    backend: Address::Udp(backend.parse().expect("an address")),
+                })
+                .collect(),
+            convention,
+            key_file: None,
+            max_frame: None,
+            timeout: Duration::from_secs(30),
+            faults: None,
+            pcap: None,
+        }
+    }
+
+    fn udp(peers: &[(&str, &str)], convention: bool) -> Peers {
+        let bind = "10.0.0.1:7447".parse().expect("an address");
+        Peers::new([link(DriverConfig::Udp { bind }, peers, convention)].iter())
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().expect("an address")
+    }
+
+    #[test]
+    fn the_longest_prefix_counts_and_owns() {
+        let mut peers = udp(
+            &[("10.1.0.0/16", "9.9.9.1:1"), ("10.1.2.0/24", "9.9.9.2:1")],
+            false,
+        );
+        let now = Instant::now();
+        let wide = peers.reach(ip("10.1.9.9"), now).expect("configured");
+        let narrow = peers.reach(ip("10.1.2.3"), now).expect("configured");
+        assert_ne!(wide, narrow);
+        assert!(peers.may_own(narrow, ip("10.1.2.3")) && !peers.may_own(wide, ip("10.1.2.3")));
+        assert_eq!(peers.reach(ip("10.2.0.1"), now), None);
+        assert_eq!(peers.reach(ip("127.0.0.1"), now), None);
+    }
+
+    #[test]
+    fn by_convention_a_backend_is_at_the_address_itself() {
+        let mut peers = udp(&[], true);
+        let now = Instant::now();
+        let id = peers.reach(ip("10.0.0.2"), now).expect("by convention");
+        let at = peers.get(id).expect("known").address;
+        assert_eq!(
+            at,
+            Address::Udp("10.0.0.2:7447".parse().expect("an address"))
+        );
+        assert!(peers.may_speak(0, at) && peers.may_own(id, ip("10.0.0.2")));
+        assert!(!peers.may_speak(
+            0,
+            Address::Udp("10.0.0.2:7448".parse().expect("an address"))
+        ));
+        assert_eq!(peers.reach(ip("10.0.0.1"), now), None, "this host");
+        assert_eq!(peers.reach(ip("127.0.0.1"), now), None);
+        assert_eq!(peers.reach(ip("fd00::1"), now), None, "another family");
+    }
+
+    #[test]
+    fn who_is_silent_is_left_alone_for_a_while() {
+        let mut peers = udp(&[("10.1.0.0/16", "9.9.9.1:1")], false);
+        let now = Instant::now();
+        let id = peers.reach(ip("10.1.0.1"), now).expect("configured");
+        peers.set_silent(id, true, now);
+        assert_eq!(peers.reach(ip("10.1.0.1"), now), None);
+        assert_eq!(peers.reach(ip("10.1.0.1"), now + SILENCE), Some(id));
+        peers.set_silent(id, false, now);
+        assert_eq!(peers.reach(ip("10.1.0.1"), now), Some(id));
+    }
+
+    #[test]
+    fn announcements_are_believed_where_nothing_is_configured() {
+        let interface = "eth0".to_owned();
+        let mut peers = Peers::new([link(DriverConfig::Ethernet { interface }, &[], false)].iter());
+        let now = Instant::now();
+        let [one, other] = [1, 2].map(|last| {
+            let at = Address::Mac([2, 0, 0, 0, 0, last]);
+            peers.number(0, at).expect("room")
+        });
+        peers.announced(one, &[ip("10.3.0.1")]);
+        peers.announced(other, &[ip("10.3.0.1"), ip("10.3.0.2")]);
+        assert_eq!(peers.reach(ip("10.3.0.1"), now), Some(one), "the first");
+        assert_eq!(peers.reach(ip("10.3.0.2"), now), Some(other));
+        assert!(!peers.may_own(other, ip("10.3.0.1")));
+        peers.announced(one, &[]);
+        assert_eq!(peers.reach(ip("10.3.0.1"), now), None);
+        let mut deaf = udp(&[], false);
+        let id = deaf.number(0, Address::Mac([2; 6])).expect("room");
+        deaf.announced(id, &[ip("10.3.0.1")]);
+        assert_eq!(deaf.reach(ip("10.3.0.1"), now), None);
     }
 }
