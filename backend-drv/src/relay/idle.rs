@@ -2,7 +2,8 @@
 //! others in between, and then sleeps until a NIC, a doorbell or the event loop wakes it.
 //!
 //! The engine shares its processors with the programs that it serves, so it never pauses without yielding. How long
-//! it looks adapts to what comes of it: it doubles when something came, and halves when nothing did.
+//! it looks adapts to what comes of it: it doubles when something came, and halves when nothing did. Two engines that
+//! sleep answer each other so late that a short look never pays, so now and then there is a long one.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,8 @@ use std::time::{Duration, Instant};
 const WINDOW_MAX: Duration = Duration::from_micros(100);
 /// Below this the engine sleeps at once.
 const WINDOW_MIN: Duration = Duration::from_micros(4);
-/// With the window shut, one wait in so many looks a little, to notice better times.
-const PROBE_EVERY: u32 = 16;
+/// With the window shut, one wait in so many looks for as long as any, to notice better times.
+const PROBE_EVERY: u32 = 24;
 /// A yield that takes so long has lost the processor to somebody who works.
 const YIELD_LONG: Duration = Duration::from_micros(250);
 
@@ -21,6 +22,8 @@ pub(super) struct Idle {
     window: Duration,
     since: Option<Instant>,
     waits: u32,
+    /// This look is one of those that are made although looking did not pay.
+    probes: bool,
     /// Times that looking paid, and that it did not.
     pub(super) won: u64,
     pub(super) slept: u64,
@@ -32,6 +35,7 @@ impl Idle {
             window: WINDOW_MAX,
             since: None,
             waits: 0,
+            probes: false,
             won: 0,
             slept: 0,
         }
@@ -41,6 +45,7 @@ impl Idle {
     pub(super) fn busy(&mut self) {
         if self.since.take().is_some() {
             self.won += 1;
+            self.probes = false;
             self.window = (self.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
         }
     }
@@ -57,7 +62,8 @@ impl Idle {
                     if !self.waits.is_multiple_of(PROBE_EVERY) {
                         return true;
                     }
-                    self.window = WINDOW_MIN;
+                    self.window = WINDOW_MAX;
+                    self.probes = true;
                 }
                 self.since = Some(now);
                 now
@@ -78,7 +84,11 @@ impl Idle {
 
     fn shrink(&mut self) {
         self.since = None;
-        self.window /= 2;
+        self.window = if std::mem::take(&mut self.probes) {
+            Duration::ZERO
+        } else {
+            self.window / 2
+        };
     }
 
     /// The engine has slept.
