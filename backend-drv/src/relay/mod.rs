@@ -5,18 +5,18 @@
 //!  program => ring => Mirror => Link => Nic  ----->  Nic => Link => Mirror => ring => program
 //! ```
 //!
-//! One thread, the [`engine`], does all of it and owns all of it: the NICs ([`crate::nic`]), the state machines of
+//! One thread, the `engine`, does all of it and owns all of it: the NICs ([`crate::nic`]), the state machines of
 //! the links ([`rdma_core::link`]) and the daemon's side of each relayed connection ([`rdma_core::mirror`]). The
 //! event loop hands it [`Command`]s, and takes [`Report`]s. Nothing is shared with the event loop but memory of
 //! programs and the table of [`peers`].
 //!
 //! * [`peers`]: which backends there are, and which addresses are theirs.
-//! * [`ports`]: how programs wake the relay, one port per program.
-//! * [`connections`]: the relayed connections.
+//! * `ports`: how programs wake the relay, one port per program.
+//! * `connections`: the relayed connections.
 //! * [`switchboard`]: what is decided, without I/O.
-//! * [`nics`]: the NICs, and who is reached over which.
-//! * [`announcing`]: finding each other on an Ethernet segment.
-//! * [`idle`]: how the engine waits.
+//! * `nics`: the NICs, and who is reached over which.
+//! * `announcing`: finding each other on an Ethernet segment.
+//! * `idle`: how the engine waits.
 
 mod announcing;
 mod connections;

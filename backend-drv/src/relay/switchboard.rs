@@ -1,5 +1,5 @@
 //! What the relay decides, without any I/O: which bytes go over which link, and what programs and the event loop are
-//! told. The [`engine`](super::engine) feeds it frames, times and commands; the simulation in `tests` does the same
+//! told. The `engine` feeds it frames, times and commands; the simulation in `tests` does the same
 //! with a clock of its own.
 
 use std::collections::{HashMap, VecDeque};
