@@ -37,15 +37,21 @@ pub(super) struct Connection {
 
 /// What a connection is made of.
 #[derive(Debug)]
-pub(super) struct Parts {
-    pub(super) id: ConnectionId,
-    pub(super) arena: Arc<ConnectionArena>,
-    pub(super) place: Place,
+pub struct Parts {
+    /// The event loop's number.
+    pub id: ConnectionId,
+    /// Its memory.
+    pub arena: Arc<ConnectionArena>,
+    /// Where in it.
+    pub place: Place,
     /// The program's end.
-    pub(super) end: End,
-    pub(super) process: Process,
-    pub(super) line: usize,
-    pub(super) domain: DomainId,
+    pub end: End,
+    /// The program.
+    pub process: Process,
+    /// The line that leads to the far backend.
+    pub line: usize,
+    /// The domain that is charged.
+    pub domain: DomainId,
 }
 
 /// All of them.
@@ -139,9 +145,11 @@ impl Connections {
         self.by_id.get(&id).copied()
     }
 
-    /// All endpoints in use.
+    /// All endpoints in use, in an order that a simulation can have again.
     pub(super) fn endpoints(&self) -> Vec<u32> {
-        self.by_id.values().copied().collect()
+        let slots = (0u32..).zip(&self.slots);
+        let used = slots.filter(|(_, slot)| slot.is_some());
+        used.map(|(endpoint, _)| endpoint).collect()
     }
 
     /// How many there are.

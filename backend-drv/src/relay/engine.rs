@@ -228,32 +228,11 @@ impl Engine {
                 };
                 self.send_report(Report::Opened(connection, result));
             }
-            Command::Join(connection, far) => {
-                if let Some(endpoint) = self.board.connections.endpoint(connection) {
-                    self.board.join(endpoint, far);
-                }
-            }
-            Command::Close(connection) => {
-                if let Some(endpoint) = self.board.connections.endpoint(connection) {
-                    self.board.close(endpoint);
-                }
-            }
-            Command::End(connection) => self.board.change(connection, |entry| {
-                entry.ended = true;
-                // Also one that went back to TCP, and so says nothing in its memory when it closes.
-                entry.mirror.get_mut().depart();
-            }),
-            Command::Depart(connection, held) => self.board.change(connection, |entry| {
-                if held {
-                    // Whoever holds the socket knows nothing of rings.
-                    entry.mirror.get_mut().break_with(Reason::Exec);
-                } else {
-                    entry.mirror.get_mut().depart();
-                }
-            }),
-            Command::Withdraw(connection) => self.board.change(connection, |entry| {
-                entry.mirror.get_mut().ask_to_leave();
-            }),
+            Command::Join(connection, far) => self.board.join_connection(connection, far),
+            Command::Close(connection) => self.board.close_connection(connection),
+            Command::End(connection) => self.board.end(connection),
+            Command::Depart(connection, held) => self.board.depart(connection, held),
+            Command::Withdraw(connection) => self.board.withdraw(connection),
             Command::Tell(peer, message) => {
                 if let Some(line) = self.line_to(peer) {
                     self.board.tell(line, &message);
@@ -356,9 +335,9 @@ impl Engine {
 
     fn open(&mut self, parts: Parts, far: Option<FarPlace>) -> Result<FarPlace, Reason> {
         let served = self.ports.get_mut(&parts.process).ok_or(Reason::NoMemory)?;
-        let endpoint = self.board.connections.reserve().ok_or(Reason::Quota)?;
+        let endpoint = self.board.reserve().ok_or(Reason::Quota)?;
         let Some(who) = served.port.enter(endpoint) else {
-            self.board.connections.give_back(endpoint);
+            self.board.give_back(endpoint);
             return Err(Reason::Quota);
         };
         tracing::debug!(connection = %parts.id, process = %parts.process, endpoint, "relaying");
@@ -367,7 +346,7 @@ impl Engine {
             served.connections += 1;
         } else {
             served.port.leave(who);
-            self.board.connections.give_back(endpoint);
+            self.board.give_back(endpoint);
         }
         opened
     }
@@ -385,17 +364,15 @@ impl Engine {
     fn wake(&mut self) {
         self.board.take_wakes(&mut self.wakes);
         for wake in self.wakes.drain(..) {
-            let Some(entry) = self.board.connections.get(wake.endpoint) else {
+            let Some((process, waits)) = self.board.waits(wake.endpoint) else {
                 continue;
             };
-            if let Some(served) = self.ports.get(&entry.process) {
+            if let Some(served) = self.ports.get(&process) {
                 let others = |process| {
                     let served = self.ports.get(&Process(process))?;
                     Some(Arc::clone(served.port.program()))
                 };
-                served
-                    .port
-                    .wake(entry.mirror.get().waits(), wake.what, &others);
+                served.port.wake(waits, wake.what, &others);
             }
         }
     }

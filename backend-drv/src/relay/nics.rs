@@ -395,10 +395,7 @@ impl Ready {
     }
 
     fn payload<'a>(&self, board: &'a Switchboard) -> Option<[Slice<'a>; 2]> {
-        let payload = self.frame.payload?;
-        let entry = board.connections.get(payload.endpoint.0)?;
-        let (ring, index) = entry.mirror.get().up_data(payload.offset);
-        Some(Slice::of_ring(ring, index, payload.len))
+        board.payload(&self.frame.payload?)
     }
 
     /// Puts the frame together and seals it; false: it is not to be sent.

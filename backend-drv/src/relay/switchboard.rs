@@ -5,18 +5,21 @@
 use std::collections::{HashMap, VecDeque};
 
 use rdma_core::event::{WaitFor, WaitRef};
+use rdma_core::layout::EndWaits;
 use rdma_core::link::{
-    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, Positions, SECOND,
-    Schedule, State, Time,
+    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, Payload,
+    Positions, SECOND, Schedule, State, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
 use rdma_core::reason::Reason;
 use rdma_core::ring::Corrupt;
 use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
 
-use super::connections::{Connection, Connections, Parts, Placing};
+pub use super::connections::Parts;
+use super::connections::{Connection, Connections, Placing};
 use super::{Report, Share};
-use crate::ids::{ConnectionId, PeerId};
+use crate::ids::{ConnectionId, PeerId, Process};
+use crate::nic::Slice;
 
 /// Messages for a backend whose link is not up yet.
 const UNSAID_MAX: usize = 1024;
@@ -141,11 +144,21 @@ impl Switchboard {
         self.cpu = cpu;
     }
 
+    /// A number for the next connection; to be used in [`Switchboard::open`], or given back.
+    pub fn reserve(&mut self) -> Option<u32> {
+        self.connections.reserve()
+    }
+
+    /// A number that was reserved is not needed.
+    pub fn give_back(&mut self, endpoint: u32) {
+        self.connections.give_back(endpoint);
+    }
+
     /// Serves a connection, whose program wakes the relay by `who`, which the caller has made for `endpoint`.
     ///
     /// # Errors
     /// There is no memory or no key for it.
-    pub(super) fn open(
+    pub fn open(
         &mut self,
         endpoint: u32,
         parts: Parts,
@@ -194,8 +207,49 @@ impl Switchboard {
         self.touched.push_back(endpoint);
     }
 
+    /// As [`Switchboard::join`], by the event loop's number.
+    pub fn join_connection(&mut self, id: ConnectionId, far: FarPlace) {
+        if let Some(endpoint) = self.connections.endpoint(id) {
+            self.join(endpoint, far);
+        }
+    }
+
+    /// Nobody was told of the connection: forgets it.
+    pub fn close_connection(&mut self, id: ConnectionId) {
+        if let Some(endpoint) = self.connections.endpoint(id) {
+            self.close(endpoint);
+        }
+    }
+
+    /// The program has closed its end, or never took it.
+    pub fn end(&mut self, id: ConnectionId) {
+        self.change(id, |entry| {
+            entry.ended = true;
+            // It has said so itself, unless it closed before it knew of the memory, or left its socket to somebody
+            // who knows nothing of rings.
+            entry.mirror.get_mut().depart();
+        });
+    }
+
+    /// The program has vanished; `held`: its socket lives on.
+    pub fn depart(&mut self, id: ConnectionId, held: bool) {
+        self.change(id, |entry| {
+            if held {
+                // Whoever holds the socket knows nothing of rings.
+                entry.mirror.get_mut().break_with(Reason::Exec);
+            } else {
+                entry.mirror.get_mut().depart();
+            }
+        });
+    }
+
+    /// Both directions of a connection shall leave the rings.
+    pub fn withdraw(&mut self, id: ConnectionId) {
+        self.change(id, |entry| entry.mirror.get_mut().ask_to_leave());
+    }
+
     /// Changes what is known of a connection, and looks at it.
-    pub(super) fn change(&mut self, id: ConnectionId, how: impl FnOnce(&mut Connection)) {
+    fn change(&mut self, id: ConnectionId, how: impl FnOnce(&mut Connection)) {
         if let Some(endpoint) = self.connections.endpoint(id)
             && let Some(entry) = self.connections.get_mut(endpoint)
         {
@@ -485,6 +539,19 @@ impl Switchboard {
     pub fn poll_transmit(&mut self, line: usize, now: Time, head: &mut Head) -> Option<Frame> {
         let line = self.lines.get_mut(line)?.as_mut()?;
         line.link.poll_transmit(now, &mut self.schedule, head)
+    }
+
+    /// Where the payload of a frame lies; `None` if its connection was closed meanwhile.
+    pub fn payload(&self, payload: &Payload) -> Option<[Slice<'_>; 2]> {
+        let entry = self.connections.get(payload.endpoint.0)?;
+        let (ring, index) = entry.mirror.get().up_data(payload.offset);
+        Some(Slice::of_ring(ring, index, payload.len))
+    }
+
+    /// Who waits at the near end of a connection, and its program.
+    pub fn waits(&self, endpoint: u32) -> Option<(Process, &EndWaits)> {
+        let entry = self.connections.get(endpoint)?;
+        Some((entry.process, entry.mirror.get().waits()))
     }
 
     /// Ends a line, saying so.
