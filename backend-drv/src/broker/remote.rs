@@ -67,6 +67,8 @@ struct Candidate {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Relay {
     peer: PeerId,
+    /// The registration here, which may be gone before the far backend has answered.
+    own_id: RegistrationId,
     /// The far backend's registration.
     far_id: u64,
     /// Where it takes bytes, once it has said so.
@@ -427,9 +429,16 @@ impl Broker {
         }
     }
 
-    /// The relayed connection of a registration, if it is with `peer`.
+    /// The relayed connection of a registration, if it is with `peer`. A program that closes early leaves its
+    /// relayed connection behind, so that the far backend hears of the end by it.
     fn relayed_of(&self, id: RegistrationId, peer: PeerId) -> Option<ConnectionId> {
-        let State::Attached(connection, _) = self.registrations.get(&id)?.state else {
+        let Some(registration) = self.registrations.get(&id) else {
+            let is_it = |relay: Relay| relay.own_id == id && relay.peer == peer && relay.open;
+            let mut all = self.connections.iter();
+            let found = all.find(|(_, entry)| entry.relay.is_some_and(is_it));
+            return found.map(|(connection, _)| *connection);
+        };
+        let State::Attached(connection, _) = registration.state else {
             return None;
         };
         let relay = self.connections.get(&connection)?.relay?;
@@ -468,6 +477,7 @@ impl Broker {
             Ok(place) => {
                 let relay = Relay {
                     peer,
+                    own_id: id,
                     far_id,
                     far,
                     leads: far.is_none(),

@@ -8,7 +8,7 @@ use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::layout::EndWaits;
 use rdma_core::link::{
     DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, Payload,
-    Positions, SECOND, Schedule, State, Time,
+    Positions, Schedule, State, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
 use rdma_core::reason::Reason;
@@ -23,9 +23,6 @@ use crate::nic::Slice;
 
 /// Messages for a backend whose link is not up yet.
 const UNSAID_MAX: usize = 1024;
-
-/// How long the far backend is given to hear the last of a connection, in nanoseconds.
-const TELLING_MAX: u64 = SECOND;
 
 /// One line: a link to one backend.
 #[derive(Debug)]
@@ -55,7 +52,7 @@ pub struct Switchboard {
     schedule: Schedule,
     touched: VecDeque<u32>,
     /// Connections that are over but for the far backend's knowing.
-    closing: Vec<(u32, Time)>,
+    closing: Vec<u32>,
     wakes: Vec<Wake>,
     reports: VecDeque<Report>,
     now: Time,
@@ -435,7 +432,8 @@ impl Switchboard {
         let is_granted = look.up_over && !entry.granted && !said.has(Snapshot::BROKEN);
         entry.granted |= look.up_over;
         let is_joined = entry.far.is_some();
-        let is_over = entry.ended && (entry.mirror.get().is_over() || !is_joined);
+        // Also before it is joined: the far backend, which may have told its program already, hears of the end.
+        let is_over = entry.ended && entry.mirror.get().is_over();
         let has_news = is_joined && entry.told != said;
         if has_news {
             entry.told = said;
@@ -459,8 +457,8 @@ impl Switchboard {
         if look.wake {
             self.wake_all(endpoint);
         }
-        if is_over && !self.closing.iter().any(|(known, _)| *known == endpoint) {
-            self.closing.push((endpoint, self.now));
+        if is_over && !self.closing.contains(&endpoint) {
+            self.closing.push(endpoint);
         }
     }
 
@@ -473,19 +471,14 @@ impl Switchboard {
         self.wake(endpoint, WaitFor::Space);
     }
 
-    /// Forgets connections that both programs are done with, once the far backend knows.
+    /// Forgets connections that both programs are done with, once the far backend knows. If the link ends first,
+    /// nobody has to be told.
     fn finish_closing(&mut self) {
         let mut closing = std::mem::take(&mut self.closing);
-        closing.retain(|(endpoint, since)| {
-            let waited = self.now.0.saturating_sub(since.0);
-            let waits = self.connections.get(*endpoint).is_some_and(|entry| {
-                let line = self.lines.get_mut(entry.line).and_then(Option::as_mut);
-                entry.far.is_some()
-                    && waited < TELLING_MAX
-                    && line.is_some_and(|line| {
-                        line.is_up && !line.link.is_state_known(Endpoint(*endpoint))
-                    })
-            });
+        closing.retain(|endpoint| {
+            let line = self.connections.get(*endpoint).map(|entry| entry.line);
+            let line = line.and_then(|line| self.line(line));
+            let waits = line.is_some_and(|line| !line.link.is_state_known(Endpoint(*endpoint)));
             if !waits {
                 self.close(*endpoint);
             }
@@ -530,9 +523,7 @@ impl Switchboard {
             .iter()
             .flatten()
             .filter_map(|line| line.link.poll_timeout());
-        let closing = self.closing.iter();
-        let closing = closing.map(|(_, since)| since.plus(TELLING_MAX));
-        links.chain(closing).min()
+        links.min()
     }
 
     /// The next frame for a line.
