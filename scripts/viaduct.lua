@@ -105,7 +105,7 @@ local state = {
 
 local STATE_FLAGS = {
     { 0x01, "armed" }, { 0x02, "switched" }, { 0x04, "ended" }, { 0x08, "gone" },
-    { 0x10, "asked" }, { 0x20, "left" }, { 0x40, "broken" },
+    { 0x10, "asked" }, { 0x20, "left" }, { 0x40, "broken" }, { 0x80, "off" },
 }
 
 local consumed = {

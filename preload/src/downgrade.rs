@@ -281,7 +281,7 @@ pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
     let deadline = control::monotonic_ns() + FLUSH_NS;
     loop {
         service(conn, view, fd);
-        let awaits = relayed::awaits_grant(conn, view);
+        let awaits = relayed::has_to_wait(conn, view);
         if tx.state() != TxState::Returning && !awaits {
             return true;
         }

@@ -72,3 +72,9 @@ pub(crate) fn awaits_grant(conn: &Conn, view: &ConnView) -> bool {
         && view.mine.state.route() == Route::Retracted
         && !view.theirs.state.is_granted()
 }
+
+/// Whether this end has to wait for that word: it does not come where nobody reads any more.
+pub(crate) fn has_to_wait(conn: &Conn, view: &ConnView) -> bool {
+    let far = &view.theirs.state;
+    awaits_grant(conn, view) && !far.is_closed() && far.broken().is_none()
+}

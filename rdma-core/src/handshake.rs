@@ -108,6 +108,12 @@ impl EndState {
         self.reroute(Route::Switched, Route::Retracted)
     }
 
+    /// Backend, for the sender of a relayed connection: the switch that it has just [taken back](Self::cancel) for
+    /// that sender stands after all.
+    pub fn resume_switch(&self) {
+        let _ = self.reroute(Route::Retracted, Route::Switched);
+    }
+
     /// Backend, for the sender of a relayed connection: a switch will never come. False: it has come.
     #[must_use]
     pub fn retract_never_switched(&self) -> bool {

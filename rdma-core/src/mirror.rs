@@ -19,6 +19,11 @@
 //! will leave the ring, and the near one [grants](EndState::grant) it: the program sends what lies behind
 //! that byte once more, by the kernel, as it would if the reader had left by itself.
 //!
+//! A backend that takes a connection off the ring makes each sender ask, its own and, by way of the far backend, the
+//! other one: who has asked waits for the answer before it ends. A sender that has ended already asks nothing, and its
+//! ring is read to the end. A reader that was made to leave without that might leave bytes behind that nobody
+//! sends again.
+//!
 //! Nothing that a program writes is believed further than that program's own connection.
 
 use crate::event::{WaitFor, WaitRef};
@@ -59,6 +64,8 @@ impl Snapshot {
     pub const LEFT: u32 = 32;
     /// The connection is broken.
     pub const BROKEN: u32 = 64;
+    /// Both directions are to leave the rings: the far program is to ask as well.
+    pub const OFF: u32 = 128;
 
     /// Whether `flag` is said.
     pub const fn has(&self, flag: u32) -> bool {
@@ -221,16 +228,22 @@ impl Mirror {
 
     /// The direction that the program sends.
     fn look_up(&mut self, program: &EndState) -> Result<bool, Corrupt> {
-        let route = program.route();
         if self.up_over {
             return Ok(false);
         }
+        if self.asks {
+            Self::make_ask(program);
+        }
+        let route = program.route();
         if matches!(route, Route::Switched | Route::Retracted) && !self.said.has(Snapshot::SWITCHED)
         {
-            if route == Route::Retracted || self.asks {
+            if route == Route::Retracted {
                 // Nobody was told of a switch, so nobody has read anything.
                 self.own().grant(program, 0);
                 self.up_over = true;
+                if self.asks {
+                    self.say(Snapshot::ASKED);
+                }
                 return Ok(true);
             }
             self.say(Snapshot::SWITCHED);
@@ -248,6 +261,16 @@ impl Mirror {
             self.say(Snapshot::ASKED);
         }
         Ok(false)
+    }
+
+    /// Makes the program ask to send by the kernel again, unless it has ended.
+    fn make_ask(program: &EndState) {
+        if program.ended_at().is_none() && program.cancel() && program.ended_at().is_some() {
+            // Too late: it need not have seen that it is to wait. If it has, it sees this.
+            program.resume_switch();
+        }
+        // True or false: there is nothing to do for a sender that never was on the ring.
+        let _ = program.retract_never_switched();
     }
 
     /// The direction that the program receives.
@@ -306,6 +329,9 @@ impl Mirror {
     /// It makes no sense.
     pub fn hear(&mut self, snapshot: Snapshot) -> Result<Look, Corrupt> {
         self.heard = snapshot;
+        if snapshot.has(Snapshot::OFF) {
+            self.asks = true;
+        }
         let (own, program) = (self.own(), self.program());
         let mut wake = false;
         if snapshot.has(Snapshot::ARMED) && !own.is_armed() {
@@ -350,7 +376,7 @@ impl Mirror {
             own.end(self.heard.end_at.max(self.down.tail));
             wake = true;
         }
-        if (self.heard.has(Snapshot::ASKED) || self.asks) && !self.down_over {
+        if self.heard.has(Snapshot::ASKED) && !self.down_over {
             let at = self.down.tail;
             let settled = match own.route() {
                 // Nothing was ever switched: it never will be.
@@ -442,7 +468,7 @@ impl Mirror {
     /// Both directions are to leave the ring.
     pub const fn ask_to_leave(&mut self) {
         self.asks = true;
-        self.said.flags |= Snapshot::ASKED;
+        self.said.flags |= Snapshot::OFF;
     }
 
     /// Breaks the connection for the near program, and tells the far one.
@@ -452,9 +478,10 @@ impl Mirror {
         self.said.reason = reason.code();
     }
 
-    /// Whether both directions have left the ring.
-    pub const fn is_off(&self) -> bool {
-        self.up_over && self.down_over
+    /// Whether nothing of either direction has to be carried any more.
+    pub fn is_off(&self) -> bool {
+        let read = self.said.has(Snapshot::ENDED) && self.up.head == self.said.end_at;
+        (self.up_over || read) && (self.down_over || self.own().ended_at().is_some())
     }
 
     /// Whether nothing is left to be done: both programs are gone or have ended, and each has what the other
@@ -638,8 +665,45 @@ mod tests {
         }
         assert_eq!(b.backend().returned_at(), Some(5));
         assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+        assert!(a.backend().is_granted() && a.mirror.is_off() && b.mirror.is_off());
         // The other direction was never switched, and never will be.
         assert!(!b.state().switch(1) && !a.state().is_switched());
+    }
+
+    #[test]
+    fn what_a_sender_left_behind_when_it_ended_is_read_from_the_ring() {
+        for asked_at_the_reader in [false, true] {
+            let (mut a, mut b) = switched();
+            a.send(b"last");
+            a.state().end(9);
+            a.state().leave();
+            let asked = if asked_at_the_reader { &mut b } else { &mut a };
+            asked.mirror.ask_to_leave();
+            // Only words cross at first.
+            for _ in 0..2 {
+                a.mirror.look().expect("sound");
+                b.mirror.look().expect("sound");
+                a.mirror.hear(b.mirror.said()).expect("sound");
+                b.mirror.hear(a.mirror.said()).expect("sound");
+            }
+            assert_eq!(b.backend().returned_at(), None, "nobody sends the rest");
+            assert!(!b.mirror.is_off());
+            carry(&mut a, &mut b);
+            assert_eq!(b.backend().ended_at(), Some(9));
+            assert_eq!(b.receive(9), b"llolast");
+            carry(&mut b, &mut a);
+            carry(&mut a, &mut b);
+            assert!(a.mirror.is_off() && b.mirror.is_off());
+        }
+    }
+
+    #[test]
+    fn a_sender_that_was_made_to_ask_knows_it_when_it_ends() {
+        let (mut a, mut b) = switched();
+        b.mirror.ask_to_leave();
+        carry(&mut b, &mut a);
+        assert_eq!(a.state().route(), Route::Retracted);
+        assert!(!a.backend().is_granted());
     }
 
     #[test]

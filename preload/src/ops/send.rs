@@ -638,8 +638,10 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
         locked = lock::take_tx(conn).is_ok();
         // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
         view.mine.state.end(tx.cursor().tail);
-        // A receiver that left meanwhile did not know of the end, and counts on us.
-        if fd.is_none() || !locked || !downgrade::is_wanted(conn, view) {
+        // A receiver that left meanwhile did not know of the end, and counts on us; so does a backend that
+        // has made us ask where it left.
+        let counts = downgrade::is_wanted(conn, view) || relayed::has_to_wait(conn, view);
+        if fd.is_none() || !locked || !counts {
             break;
         }
         lock::free(&tx.lock);
