@@ -200,7 +200,8 @@ impl Mirror {
         self.look_down(program)?;
         if self.gone || ended.is_some() {
             let end = ended.unwrap_or(self.up.tail);
-            if end > self.up.tail {
+            // What was written after the last byte that is wanted was not looked at.
+            if end > self.up.tail && !self.up_over {
                 return Err(self.nonsense(end));
             }
             self.say(Snapshot::ENDED);
@@ -704,6 +705,18 @@ mod tests {
         carry(&mut b, &mut a);
         assert_eq!(a.state().route(), Route::Retracted);
         assert!(!a.backend().is_granted());
+    }
+
+    #[test]
+    fn a_sender_may_write_and_end_before_it_sees_that_nothing_is_wanted() {
+        let (mut a, mut b) = switched();
+        assert_eq!(b.state().retract(b.backend(), 2), Ok(()));
+        carry(&mut b, &mut a);
+        a.send(b"unseen");
+        a.state().end(11);
+        carry(&mut a, &mut b);
+        assert!(a.mirror.said().has(Snapshot::ENDED));
+        assert!(b.backend().ended_at().is_some());
     }
 
     #[test]
