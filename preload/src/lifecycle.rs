@@ -361,10 +361,12 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
         // after a FIN for a reset, and not for unread bytes.
         view.mine.state.leave();
         let mut cursor = rx.cursor();
+        // What its sender took back before we saw the switch came by the kernel.
         let unread = matches!(
             rx.state(),
             RxState::Ring | RxState::Armed | RxState::Draining
-        ) && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
+        ) && view.theirs.state.is_switched()
+            && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
         if locked {
             lock::free(&rx.lock);
         }
