@@ -354,7 +354,7 @@ impl Mirror {
             own.leave();
             wake = true;
         }
-        if snapshot.has(Snapshot::BROKEN) && own.broken().is_none() {
+        if snapshot.has(Snapshot::BROKEN) && own.broken().is_none() && !self.is_off() {
             let reason = Reason::from_code(snapshot.reason).unwrap_or(Reason::FarEnd);
             own.break_with(reason);
             wake = true;
@@ -472,9 +472,12 @@ impl Mirror {
         self.said.flags |= Snapshot::OFF;
     }
 
-    /// Breaks the connection for the near program, and tells the far one.
+    /// Breaks the connection for the near program, and tells the far one. A connection that is off the rings goes on
+    /// without us.
     pub fn break_with(&mut self, reason: Reason) {
-        self.own().break_with(reason);
+        if !self.is_off() {
+            self.own().break_with(reason);
+        }
         self.say(Snapshot::BROKEN);
         self.said.reason = reason.code();
     }
@@ -667,6 +670,11 @@ mod tests {
         assert_eq!(b.backend().returned_at(), Some(5));
         assert_eq!(a.state().retracted_at(a.backend()), Some(5));
         assert!(a.backend().is_granted() && a.mirror.is_off() && b.mirror.is_off());
+        // From now on nobody needs the backends.
+        a.mirror.break_with(Reason::LinkReset);
+        carry(&mut a, &mut b);
+        assert_eq!((a.backend().broken(), b.backend().broken()), (None, None));
+        assert!(a.mirror.is_over() && b.mirror.is_over());
         // The other direction was never switched, and never will be.
         assert!(!b.state().switch(1) && !a.state().is_switched());
     }
