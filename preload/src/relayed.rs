@@ -43,6 +43,14 @@ fn is_early_in(conn: &Conn, view: &ConnView) -> bool {
     monotonic_ns().saturating_sub(since) < PATIENCE_NS
 }
 
+/// Whether the backend's word, for which the kernel's has been put off, has come.
+#[inline]
+pub(crate) fn has_come(conn: &Conn, view: &ConnView) -> bool {
+    let far = &view.theirs.state;
+    conn.over_since.load(Ordering::Relaxed) != 0
+        && (far.ended_at().is_some() || far.broken().is_some())
+}
+
 /// Until when the kernel need not be asked about the far end: its news has come and waits for the backend's.
 #[inline]
 pub(crate) fn put_off_until(conn: &Conn, view: &ConnView) -> Option<u64> {
@@ -51,6 +59,11 @@ pub(crate) fn put_off_until(conn: &Conn, view: &ConnView) -> Option<u64> {
         return None;
     }
     Some(since + PATIENCE_NS)
+}
+
+/// Whether either end has broken the connection.
+pub(crate) fn is_broken(view: &ConnView) -> bool {
+    view.theirs.state.broken().is_some() || view.mine.state.broken().is_some()
 }
 
 /// What a call on a broken connection answers.

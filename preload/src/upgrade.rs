@@ -16,7 +16,7 @@ use crate::conn::{Conn, SHUT_READ, SHUT_WRITE};
 use crate::lifecycle::Side;
 use crate::ops::{lock, options};
 use crate::trace::{self, Level};
-use crate::{config, control, kernel, kick};
+use crate::{config, control, kernel, kick, relayed};
 
 /// A data call of `bytes` bytes went through the kernel: has the connection proved worth it?
 #[inline]
@@ -287,7 +287,10 @@ fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
 pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
     let slot = conn.slot();
     let rx = &slot.rx;
-    if conn.shut() & SHUT_READ != 0 || conn.vetoed().is_some() || !has_evidence(conn, fd, dont_wait)
+    if conn.shut() & SHUT_READ != 0
+        || conn.vetoed().is_some()
+        || relayed::is_broken(view)
+        || !has_evidence(conn, fd, dont_wait)
     {
         return false;
     }

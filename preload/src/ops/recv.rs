@@ -568,7 +568,15 @@ pub(super) fn look(
                         return (Step::Empty, false);
                     }
                 }
-                None => return (kernel_now(conn, fd, buffers, flags, usize::MAX).0, false),
+                None => {
+                    let step = kernel_now(conn, fd, buffers, flags, usize::MAX).0;
+                    if !matches!(step, Step::End) {
+                        return (step, false);
+                    }
+                    if let Some(step) = end_before_switch(conn, view) {
+                        return (step, false);
+                    }
+                }
             },
             RxState::Draining => {
                 let left = rx.kernel_left.load(Ordering::Relaxed);
@@ -596,6 +604,30 @@ pub(super) fn look(
             RxState::Done | RxState::Returned => return (Step::Native, false),
         }
     }
+}
+
+/// The kernel's stream has ended, and no switch to the ring was seen. `None`: there is one after all.
+#[cold]
+fn end_before_switch(conn: &Conn, view: &ConnView) -> Option<Step> {
+    let far = &view.theirs.state;
+    // Ends first: what was said before is then surely seen.
+    let ended = far.ended_at().is_some();
+    if far.is_switched() {
+        return None;
+    }
+    if ended || !conn.is_relayed() {
+        return Some(Step::End);
+    }
+    if relayed::is_broken(view) {
+        // Whether anything went by ring, nobody will ever say.
+        return Some(Step::Error(relayed::errno_of_break(view)));
+    }
+    // A switch may still be on its way over the link.
+    Some(if relayed::is_early(conn, view) {
+        Step::Empty
+    } else {
+        Step::End
+    })
 }
 
 /// Takes from the kernel what is there now, at most `most` bytes; the step and the bytes.
@@ -828,7 +860,7 @@ pub(super) fn block(
     }
     let mut until = deadline;
     let mut watched = fd;
-    if state == RxState::Ring
+    if matches!(state, RxState::Ring | RxState::Armed)
         && let Some(soon) = relayed::put_off_until(conn, view)
     {
         // It would report the same again and again.
@@ -872,7 +904,7 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
     }
     match now {
         RxState::Kernel | RxState::Done | RxState::Returned => true,
-        RxState::Armed => view.theirs.state.is_switched(),
+        RxState::Armed => view.theirs.state.is_switched() || relayed::has_come(conn, view),
         RxState::Draining => false,
         RxState::Ring => {
             let ring = Consumer::of(view);

@@ -327,7 +327,10 @@ pub(super) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
     };
     downgrade::service(conn, view, fd);
     let tx = &conn.slot().tx;
-    if tx.state() == TxState::Kernel && view.theirs.state.is_armed() && lock::take_tx(conn).is_ok()
+    if tx.state() == TxState::Kernel
+        && view.theirs.state.is_armed()
+        && !relayed::is_broken(view)
+        && lock::take_tx(conn).is_ok()
     {
         if tx.state() == TxState::Kernel {
             upgrade::try_switch(conn, view, fd, false);
@@ -442,7 +445,8 @@ fn look(
         }
     }
     match tx.state() {
-        TxState::Kernel if view.theirs.state.is_armed() => {
+        // What is in the kernel stays there if the ring is of no use any more.
+        TxState::Kernel if view.theirs.state.is_armed() && !relayed::is_broken(view) => {
             if !upgrade::try_switch(conn, view, fd, dont_wait) {
                 return Step::Native;
             }
