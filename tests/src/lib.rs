@@ -7,6 +7,7 @@
 //! * [`sys`] and [`show`]: what the programs of this package call, and how they print what it did.
 //! * [`compare`]: two outputs, line by line.
 //! * [`random`]: random sequences of calls on both ends of a connection.
+//! * [`sim`]: backends and programs under a virtual clock; this alone knows how things work inside.
 //!
 //! Run with `cargo test -p viaduct-tests` after `cargo build --workspace`.
 
@@ -14,4 +15,5 @@ pub mod compare;
 pub mod random;
 pub mod rig;
 pub mod show;
+pub mod sim;
 pub mod sys;

@@ -1,0 +1,90 @@
+//! What a plan does to programs, backends and networks.
+
+use super::*;
+
+impl World {
+    pub(super) fn act(&mut self, act: Act) {
+        self.note(|| format!("{act:?}"));
+        let now = self.now;
+        match act {
+            Act::Pair(number) => self.pair(number),
+            Act::Leave(number, side) => {
+                let end = &mut self.conns[number].ends[side];
+                let closing = end.dozes[Thread::Closer as usize] != Doze::Idle;
+                if end.view().is_some() && !closing && end.begin_leaving(now) {
+                    self.set_doze(number, side, Thread::Mover, Doze::Awake);
+                    self.step_soon(number, side, Thread::Mover);
+                }
+            }
+            Act::Close(number, side) => {
+                self.conns[number].excuse.get_or_insert("closed early");
+                self.close(number, side);
+            }
+            Act::Kill(number, side) => {
+                if !self.conns[number].ends[side].closed {
+                    self.conns[number].excuse.get_or_insert("killed");
+                    self.with_end(number, side, |end, around| end.kill(around));
+                }
+            }
+            Act::Withdraw(number, side) => {
+                let host = self.conns[number].hosts[side];
+                self.hosts[host].board().withdraw(id_of(number));
+                self.round_soon(host);
+            }
+            Act::Drain(host) => {
+                self.hosts[host].board().drain();
+                self.round_soon(host);
+            }
+            Act::Restart(host) => self.restart(host),
+            Act::Cut(one, other, time) => {
+                for (from, to) in [(one, other), (other, one)] {
+                    let until = now.plus(time);
+                    self.paths[from][to].down_until = until;
+                    self.cut_until[from][to] = until;
+                }
+            }
+            Act::Narrow(one, other, mtu) => {
+                for (from, to) in [(one, other), (other, one)] {
+                    let path = &mut self.paths[from][to];
+                    path.mtu = path.mtu.min(mtu);
+                }
+            }
+            Act::Calm => {
+                for path in self.paths.iter_mut().flatten() {
+                    path.calm();
+                }
+                for until in self.cut_until.iter_mut().flatten() {
+                    *until = Time(0);
+                }
+            }
+        }
+    }
+
+    /// A backend is killed and started again. Whoever continues connections over that does it here; without, they
+    /// are broken for the near programs at once, and for the far ones when their backend hears of the new run.
+    pub(super) fn restart(&mut self, host: usize) {
+        let now = self.now;
+        self.hosts[host].restart(now);
+        self.hosts[host].round_at = None;
+        self.round_soon(host);
+        for number in 0..self.conns.len() {
+            let hosts = self.conns[number].hosts;
+            if !hosts.contains(&host) {
+                continue;
+            }
+            let side = self.side_at(number, host);
+            let conn = &mut self.conns[number];
+            conn.excuse.get_or_insert("backend restarted");
+            if matches!(conn.served[side], Served::Opened | Served::Joined) {
+                conn.served[side] = Served::Left;
+                conn.orphaned.get_or_insert(now);
+                if let Some(view) = conn.ends[side].view()
+                    && !conn.ends[side].is_back()
+                {
+                    view.theirs.state.break_with(Reason::LinkReset);
+                    self.rouse(number, side);
+                }
+            }
+        }
+    }
+}
