@@ -124,6 +124,11 @@ impl Carving {
         })
     }
 
+    /// An arena of this number exists elsewhere: no other gets it.
+    pub fn skip(&mut self, id: ArenaId) {
+        self.last = self.last.max(id.0);
+    }
+
     /// Takes a place back. `reusable`: its memory reads as zeros again. True if the arena is of no
     /// more use: drop it.
     #[must_use]

@@ -168,6 +168,8 @@ pub struct Ledger {
     pub pairs: AtomicUsize,
     /// Arenas of connection memory now.
     pub arenas: AtomicUsize,
+    /// Connections that are relayed to other hosts.
+    pub relayed: AtomicUsize,
     /// Messages that were not according to the protocol.
     pub malformed: AtomicUsize,
     /// Registrations refused, by reason code.
@@ -193,6 +195,7 @@ impl Ledger {
             clients: AtomicUsize::new(0),
             pairs: AtomicUsize::new(0),
             arenas: AtomicUsize::new(0),
+            relayed: AtomicUsize::new(0),
             malformed: AtomicUsize::new(0),
             refused: core::array::from_fn(|_| AtomicUsize::new(0)),
             started: Instant::now(),

@@ -17,6 +17,7 @@
 //! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
 //!   for idle programs what that leaves to be sent.
 //! * [`relay`]: connections to other hosts.
+//! * [`keeper`]: what outlives the daemon, so that the next one goes on with them.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
 //! * [`nic`]: how frames come to the daemons of other hosts; [`raw_bench`] measures them.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
@@ -36,6 +37,7 @@ pub mod disposal;
 pub mod doorbell;
 pub mod identity;
 pub mod ids;
+pub mod keeper;
 pub mod ledger;
 pub mod listener;
 pub mod memory;

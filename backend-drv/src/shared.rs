@@ -124,7 +124,14 @@ impl EventMemory {
     /// # Errors
     /// As [`sealed_memory`].
     pub fn create() -> io::Result<Self> {
-        let memory = sealed_memory("viaduct-events", EVENT_BYTES as u64)?;
+        Self::of(sealed_memory("viaduct-events", EVENT_BYTES as u64)?)
+    }
+
+    /// That of a daemon before us.
+    ///
+    /// # Errors
+    /// As [`Mapping::of_sealed`].
+    pub fn of(memory: OwnedFd) -> io::Result<Self> {
         let mapping = Mapping::of_sealed(&memory, EVENT_BYTES)?;
         Ok(Self {
             memory: Arc::new(memory),
@@ -156,8 +163,15 @@ impl ConnectionArena {
     /// # Errors
     /// As [`sealed_memory`].
     pub fn create(bytes: u64) -> io::Result<Self> {
+        Self::of(sealed_memory("viaduct-connections", bytes)?, bytes)
+    }
+
+    /// One of `bytes` bytes that a daemon before us has made.
+    ///
+    /// # Errors
+    /// As [`Mapping::of_sealed`].
+    pub fn of(memory: OwnedFd, bytes: u64) -> io::Result<Self> {
         let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let memory = sealed_memory("viaduct-connections", bytes)?;
         let mapping = Mapping::of_sealed(&memory, len)?;
         Ok(Self {
             memory: Arc::new(memory),

@@ -39,6 +39,15 @@ impl Waiters {
         doorbells.get(&context).cloned()
     }
 
+    /// All doorbells, by context.
+    pub fn all_doorbells(&self) -> Vec<(u32, Arc<OwnedFd>)> {
+        let doorbells = self.doorbells.read();
+        let doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
+        let all = doorbells.iter();
+        all.map(|(context, bell)| (*context, Arc::clone(bell)))
+            .collect()
+    }
+
     /// Keeps the doorbell of a context.
     pub fn add_doorbell(&self, context: u32, bell: OwnedFd) {
         let doorbells = self.doorbells.write();

@@ -160,6 +160,29 @@ impl Mirror {
         Ok(mirror)
     }
 
+    /// As [`Mirror::new`], after a restart of the backend. What the far backend may have heard of the program
+    /// before is told again.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resumed(view: ConnView, waits: WaitRef) -> Result<Self, Corrupt> {
+        let mut mirror = Self::new(view, waits)?;
+        let program = mirror.program();
+        if !mirror.up_over && matches!(program.route(), Route::Switched | Route::Retracted) {
+            // Even if the far backend has not heard of it: it says then that nothing was read.
+            mirror.say(Snapshot::SWITCHED);
+            mirror.said.switch_at = program.switch_at.load(Ordering::Relaxed);
+        }
+        if mirror.down_over && mirror.own().route() == Route::Returned {
+            let at = mirror.own().returned_at().unwrap_or(0);
+            if at > mirror.down.tail {
+                return Err(mirror.nonsense(at));
+            }
+            mirror.leave_at(at);
+        }
+        Ok(mirror)
+    }
+
     fn own(&self) -> &'static EndState {
         &self.view.mine.state
     }
@@ -182,6 +205,17 @@ impl Mirror {
     /// that the program was given.
     pub const fn positions(&self) -> (u64, u64) {
         (self.up.head, self.down.tail)
+    }
+
+    /// How many bytes of the far program's there are, and how many the program has read.
+    pub const fn taken(&self) -> (u64, u64) {
+        (self.down.tail, self.down.head)
+    }
+
+    /// Whether the far backend may have been given the program's bytes up to `received`, and its program have
+    /// read them up to `consumed`. Call after a [look](Mirror::look).
+    pub const fn may_have_sent(&self, received: u64, consumed: u64) -> bool {
+        self.up_over || self.up.head <= consumed && consumed <= received && received <= self.up.tail
     }
 
     /// Looks at the program's words.
@@ -472,6 +506,13 @@ impl Mirror {
         self.said.flags |= Snapshot::OFF;
     }
 
+    /// Whether the program has no way yet to send by the ring, and was given nothing that was: both programs can do
+    /// without the ring.
+    pub fn is_unused(&self) -> bool {
+        let (own, program) = (self.own(), self.program());
+        !own.is_armed() && own.route() == Route::Kernel && program.route() == Route::Kernel
+    }
+
     /// Breaks the connection for the near program, and tells the far one. A connection that is off the rings goes on
     /// without us.
     pub fn break_with(&mut self, reason: Reason) {
@@ -517,7 +558,7 @@ mod tests {
 
     /// A program and its backend.
     struct Host {
-        _heap: HeapRegion,
+        heap: HeapRegion,
         program: ConnView,
         mirror: Mirror,
         tx: TxCursor,
@@ -534,7 +575,7 @@ mod tests {
                 program,
                 tx: TxCursor::default(),
                 rx: RxCursor::default(),
-                _heap: heap,
+                heap,
             }
         }
 
@@ -728,6 +769,18 @@ mod tests {
     }
 
     #[test]
+    fn what_was_not_used_can_be_done_without() {
+        let (mut a, mut b) = (Host::new(), Host::new());
+        b.state().arm();
+        assert!(a.mirror.is_unused() && b.mirror.is_unused());
+        carry(&mut b, &mut a);
+        assert!(!a.mirror.is_unused(), "the program may send now");
+        assert!(b.mirror.is_unused());
+        let (a, b) = switched();
+        assert!(!a.mirror.is_unused() && !b.mirror.is_unused());
+    }
+
+    #[test]
     fn a_vanished_program_has_ended() {
         let (mut a, mut b) = switched();
         a.send(b"last");
@@ -735,6 +788,43 @@ mod tests {
         carry(&mut a, &mut b);
         assert_eq!(b.backend().ended_at(), Some(9));
         assert!(b.backend().is_closed());
+    }
+
+    /// The backend of `host` is started anew.
+    fn restart(host: &mut Host) {
+        let view = ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");
+        host.mirror = Mirror::resumed(view, WAITS).expect("sound");
+    }
+
+    #[test]
+    fn a_restarted_backend_goes_on() {
+        let (mut a, mut b) = switched();
+        a.send(b" world");
+        restart(&mut a);
+        restart(&mut b);
+        assert_eq!(b.mirror.taken(), (5, 2));
+        a.mirror.look().expect("sound");
+        assert!(a.mirror.may_have_sent(5, 2) && a.mirror.may_have_sent(11, 11));
+        for (received, consumed) in [(12, 2), (5, 1), (5, 6)] {
+            assert!(!a.mirror.may_have_sent(received, consumed));
+        }
+        carry(&mut a, &mut b);
+        carry(&mut b, &mut a);
+        assert_eq!(b.receive(99), b"llo world");
+    }
+
+    #[test]
+    fn a_switch_that_is_taken_back_after_a_restart_repeats_nothing() {
+        let (mut a, mut b) = switched();
+        assert!(a.state().cancel());
+        restart(&mut a);
+        a.mirror.look().expect("sound");
+        assert!(!a.backend().is_granted(), "some of it was read");
+        carry(&mut a, &mut b);
+        // What the reader's backend has answered is told again, too.
+        restart(&mut b);
+        carry(&mut b, &mut a);
+        assert_eq!(a.state().retracted_at(a.backend()), Some(5));
     }
 
     #[test]

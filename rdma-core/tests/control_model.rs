@@ -65,6 +65,7 @@ fn valid() -> impl Strategy<Value = Message<'static>> {
                 body.conn_id |= 1;
                 body.peer %= 1 << 22;
                 body.end %= 2;
+                body.relayed %= 2;
                 body.ring_log2 = 16 + body.ring_log2 % 15;
                 body.offset = (body.offset % (1 << 40)) & !4095;
                 body.arena_bytes = u64::MAX;

@@ -11,7 +11,7 @@ use backend_drv::daemon::{Daemon, Options};
 use backend_drv::listener::{self, Access, Listener};
 use backend_drv::raw_bench::{self, RawArgs};
 use backend_drv::relay::{Links, Share};
-use backend_drv::{memory, namespaces, privileges};
+use backend_drv::{keeper, memory, namespaces, privileges};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -53,6 +53,12 @@ enum Command {
     /// What `viaduct bench raw` runs
     #[command(hide = true, bin_name = "viaduct bench raw")]
     BenchRaw(RawArgs),
+    /// Holds what a daemon needs to go on where one before it was killed; started by the daemon
+    #[command(hide = true, name = keeper::process::SUBCOMMAND)]
+    Keeper {
+        /// Where it listens; standard input is that socket
+        path: PathBuf,
+    },
 }
 
 /// Exit code for a configuration that cannot be used.
@@ -60,8 +66,14 @@ const BAD_CONFIG: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(Command::BenchRaw(raw)) = &args.command {
-        return finish(raw_bench::run(raw).and_then(|result| say(&result)));
+    match &args.command {
+        Some(Command::BenchRaw(raw)) => {
+            return finish(raw_bench::run(raw).and_then(|result| say(&result)));
+        }
+        Some(Command::Keeper { path }) => {
+            return finish(keeper::process::run(path).context("keeper"));
+        }
+        None => {}
     }
     let config = match load(&args) {
         Ok(config) => config,

@@ -44,6 +44,7 @@ pub use revoking::{Ends, Filter, Matches, Occupant};
 use crate::accounts::{Account, Accounts, Holdings};
 use crate::carving::{Carving, Place};
 use crate::ids::{ArenaId, ConnectionId, Process, RegistrationId};
+use crate::keeper::record::Origin;
 use crate::pairing::Tuple;
 
 use remote::{Offers, Relay, Remote};
@@ -145,6 +146,8 @@ pub struct Broker {
     last_connection: u64,
     offers: Offers,
     own_netns: Option<u64>,
+    /// Inodes of sockets whose connections a daemon before us has made.
+    inherited: HashMap<Key, u32>,
     actions: VecDeque<Action>,
 }
 
@@ -167,6 +170,7 @@ impl Broker {
             last_connection: 0,
             offers: Offers::default(),
             own_netns,
+            inherited: HashMap::new(),
             actions: VecDeque::new(),
         }
     }
@@ -211,6 +215,39 @@ impl Broker {
     /// The configured domain of a network namespace.
     pub fn domain_of(&self, netns: u64) -> Option<usize> {
         self.domains.iter().position(|domain| domain.netns == netns)
+    }
+
+    /// A connection of a daemon before us goes on without the broker: its numbers are not given out, and its socket
+    /// gets no other connection.
+    pub fn inherit(&mut self, connection: ConnectionId, arena: ArenaId, origin: &Origin) {
+        self.last_connection = self.last_connection.max(connection.0);
+        self.carving.skip(arena);
+        let Origin {
+            netns,
+            tuple,
+            proof,
+            ..
+        } = *origin;
+        self.inherited.insert(Key { netns, tuple }, proof.inode);
+    }
+
+    /// An inherited connection is over.
+    pub fn disinherit(&mut self, origin: &Origin) {
+        let Origin { netns, tuple, .. } = *origin;
+        self.inherited.remove(&Key { netns, tuple });
+    }
+
+    /// The socket of a relayed connection.
+    pub fn origin(&self, connection: ConnectionId) -> Option<Origin> {
+        let entry = self.connections.get(&connection)?;
+        let id = entry.ends.into_iter().flatten().next()?;
+        let registration = self.registrations.get(&id)?;
+        Some(Origin {
+            tuple: registration.tuple,
+            netns: registration.netns,
+            uid: registration.uid,
+            proof: registration.proof,
+        })
     }
 
     /// A program has sent the doorbell of one of its contexts, which the shell keeps.
@@ -333,6 +370,9 @@ impl Broker {
     /// another socket is out of date. Two claims for *one* socket mean that two programs (or one,
     /// twice) hold it without knowing of each other: neither may leave TCP.
     fn settle_claim(&mut self, key: Key, inode: u32) -> Result<(), Reason> {
+        if self.inherited.get(&key) == Some(&inode) {
+            return Err(Reason::Ambiguous);
+        }
         let Some((&id, earlier)) = self
             .by_key
             .get(&key)

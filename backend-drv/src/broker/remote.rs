@@ -321,6 +321,8 @@ impl Broker {
                 self.heard_paired(peer, RegistrationId(offer), place);
             }
             Pairing::Refuse { id, reason } => self.heard_refusal(peer, RegistrationId(id), reason),
+            // Between the relays.
+            Pairing::Resume { .. } | Pairing::Gone { .. } => {}
             Pairing::Withdraw { offer } => {
                 self.offers.withdraw(peer, offer);
                 let known = |registration: &Registration| {

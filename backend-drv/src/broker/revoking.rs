@@ -10,6 +10,7 @@ use rdma_core::reason::Reason;
 use super::{Broker, Proof, Registration, State};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
+use crate::pairing::Tuple;
 
 /// What a tool asks for: connections of which all of it is true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,8 +49,18 @@ impl Filter {
         }
     }
 
+    /// Whether a connection with one end here is meant, as far as its program has nothing to do with it.
+    pub fn fits(&self, connection: ConnectionId, tuple: &Tuple, uid: u32) -> bool {
+        self.connection.is_none_or(|wanted| wanted == connection)
+            && self.owner.is_none_or(|owner| owner == uid)
+            && self.has_address_of(tuple)
+    }
+
     fn fits_address(&self, registration: &Registration) -> bool {
-        let tuple = registration.tuple;
+        self.has_address_of(&registration.tuple)
+    }
+
+    fn has_address_of(&self, tuple: &Tuple) -> bool {
         self.network.is_none_or(|network| {
             [tuple.own, tuple.far].into_iter().any(|address| {
                 network.contains(&address.ip()) && (self.port == 0 || self.port == address.port())

@@ -733,3 +733,43 @@ fn whatever_happens_the_books_balance() {
         assert_eq!(world.accounts.holdings(Account::User(1000)), Holdings::NONE);
     }
 }
+
+#[test]
+fn what_was_inherited_is_left_alone() {
+    let mut world = World::new(Vec::new());
+    let process = world.join(1, 7);
+    let origin = Origin {
+        tuple: Tuple {
+            own: "10.0.0.1:100".parse().unwrap(),
+            far: "10.0.0.2:2000".parse().unwrap(),
+        },
+        netns: 7,
+        uid: 1000,
+        proof: Proof {
+            inode: 5,
+            cookie: 5,
+        },
+    };
+    world.broker.inherit(ConnectionId(40), ArenaId(30), &origin);
+    let refusals = |world: &World| {
+        let sent = world.sent.iter();
+        sent.filter(|(_, message, _)| matches!(message, Message::Refused(_)))
+            .count()
+    };
+    world.register(process, 0, (100, 2000), 5);
+    assert_eq!(refusals(&world), 1, "its socket has a connection");
+    // Another socket of the same name, later.
+    world.register(process, 1, (100, 2000), 6);
+    world.register(process, 2, (2000, 100), 8);
+    assert_eq!(refusals(&world), 1);
+    let paired = world.sent.iter().find_map(|(_, message, _)| match message {
+        Message::Paired(paired) => Some(*paired),
+        _ => None,
+    });
+    let paired = paired.unwrap();
+    assert_eq!((paired.conn_id, paired.arena), (41, 31));
+    world.unregister(process, 1);
+    world.broker.disinherit(&origin);
+    world.register(process, 3, (100, 2000), 5);
+    assert_eq!(refusals(&world), 1);
+}

@@ -55,6 +55,7 @@ impl Daemon {
             } => self.prepare(connection, &place, owner),
             Action::Recycle { place } => self.recycle(place),
             Action::DropArena(arena) => {
+                self.forget_arena(arena);
                 if let Some(arena) = self.arenas.remove(&arena) {
                     self.workers.submit(arena.uid, Job::Discard(arena.memory));
                 }

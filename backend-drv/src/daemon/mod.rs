@@ -13,6 +13,7 @@ mod outbox;
 mod programs;
 mod relays;
 mod revocations;
+mod survivors;
 mod withdrawals;
 
 use std::collections::HashMap;
@@ -33,10 +34,11 @@ use crate::config::Limits;
 use crate::disposal::Disposal;
 use crate::identity::SocketFiles;
 use crate::ids::{ArenaId, Process, RegistrationId};
+use crate::keeper::Keeper;
 use crate::ledger::{Ledger, ProgramRecord};
 use crate::listener::Listener;
 use crate::packet::Inbox;
-use crate::relay::{Links, Relay, Share};
+use crate::relay::{Kept, Links, Relay, Share};
 use crate::report::Settings;
 use crate::reporter::Reporter;
 use crate::shared::ConnectionArena;
@@ -48,6 +50,7 @@ use crate::workers::Workers;
 use agenda::Agenda;
 use clients::Client;
 use revocations::Revocations;
+use survivors::Survivors;
 use withdrawals::Withdrawals;
 
 pub use withdrawals::Task;
@@ -109,6 +112,8 @@ pub struct Daemon {
     arenas: HashMap<ArenaId, Arena>,
     workers: Workers,
     relay: Option<Relay>,
+    keeper: Option<Keeper>,
+    survivors: Survivors,
     /// By the number under which a program knows the relay.
     ports: HashMap<Process, relays::Port>,
     doomed: Vec<u64>,
@@ -186,16 +191,20 @@ impl Daemon {
         epoll.add(workers.bell(), readable(WORKERS))?;
         let own_netns = crate::memory::netns_cookie(listener.socket()).ok();
         let broker = Broker::new(Arc::clone(&accounts), options.domains.clone(), own_netns);
+        let (mut keeper, mut survivors) = (None, Survivors::none());
         let relay = if links.is_empty() {
             None
         } else {
             let backend = identity_of(listener.path());
+            let kept;
+            (keeper, kept, survivors) = keep_for(listener.path());
             let relay = Relay::start(
                 links,
                 &options.shares,
                 backend,
                 epoch,
                 Arc::clone(&ledger.relay),
+                kept,
             )?;
             epoll.add(relay.bell(), readable(RELAY))?;
             Some(relay)
@@ -205,7 +214,7 @@ impl Daemon {
         if diag.works() == Some(false) {
             tracing::warn!("this kernel does not answer sock_diag: every connection stays on TCP");
         }
-        Ok(Self {
+        let mut daemon = Self {
             options,
             epoll,
             listener,
@@ -224,6 +233,8 @@ impl Daemon {
             arenas: HashMap::new(),
             workers,
             relay,
+            keeper,
+            survivors,
             ports: HashMap::new(),
             doomed: Vec::new(),
             stalled: Vec::new(),
@@ -241,7 +252,9 @@ impl Daemon {
             had_client: false,
             drain: None,
             stopping: false,
-        })
+        };
+        daemon.watch_survivors();
+        Ok(daemon)
     }
 
     /// Serves until a signal, or with `embedded` until the last client has left.
@@ -275,6 +288,10 @@ impl Daemon {
             self.tick(Instant::now());
         }
         crate::direction::retire();
+        self.relay = None;
+        if let Some(keeper) = self.keeper.take() {
+            keeper.finish();
+        }
         Ok(())
     }
 
@@ -290,6 +307,7 @@ impl Daemon {
             REPORTER => self.take_served(),
             WORKERS => self.take_results(),
             RELAY => self.take_reports(),
+            token if self.handle_survivor(token) => {}
             token => self.serve_client(token, events),
         }
     }
@@ -302,6 +320,7 @@ impl Daemon {
         self.tick_withdrawals(now);
         self.tick_revocations(now);
         self.tick_drain(now);
+        self.tick_survivors(now);
         for token in std::mem::take(&mut self.stalled) {
             self.flush(token);
         }
@@ -316,6 +335,8 @@ impl Daemon {
             .pairs
             .store(self.broker.connections(), Count::Relaxed);
         self.ledger.arenas.store(self.arenas.len(), Count::Relaxed);
+        let relayed = self.relay.as_ref().map_or(0, Relay::relayed);
+        self.ledger.relayed.store(relayed, Count::Relaxed);
     }
 
     fn timeout(&self, started: Instant) -> EpollTimeout {
@@ -326,6 +347,7 @@ impl Daemon {
             self.withdrawals.tasks.next(),
             self.withdrawals.rescues.next(),
             self.revocations.next(),
+            self.survivors.next(),
             self.drain.as_ref().map(drain::Drain::next),
             self.accepting.again_at,
             first,
@@ -369,6 +391,18 @@ fn signals() -> io::Result<SignalFd> {
     blocked.thread_block()?;
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     Ok(SignalFd::with_flags(&ending, flags)?)
+}
+
+/// Who keeps what the next daemon needs, and what one before us has left there.
+fn keep_for(socket: &Path) -> (Option<Keeper>, Kept, Survivors) {
+    let opened = Keeper::open(socket).and_then(|(mut keeper, items)| {
+        let (kept, survivors) = survivors::sort(&mut keeper, items)?;
+        Ok((Some(keeper), kept, survivors))
+    });
+    opened.unwrap_or_else(|error| {
+        tracing::warn!(%error, "no keeper: relayed connections end with this daemon");
+        (None, Kept::default(), Survivors::none())
+    })
 }
 
 /// Never 0, and another one for each run.

@@ -137,12 +137,14 @@ impl Daemon {
     }
 
     pub(super) fn free_number(&mut self) -> Option<Process> {
-        for _ in 0..=self.programs.len() + self.departed.len() + self.ports.len() {
+        let used = self.programs.len() + self.departed.len() + self.ports.len();
+        for _ in 0..=used + 2 * self.survivors.len() {
             self.last_process = self.last_process % WaitRef::PROCESS_MAX + 1;
             let process = Process(self.last_process);
             let taken = self.programs.contains_key(&process)
                 || self.departed.contains_key(&process)
-                || self.ports.contains_key(&process);
+                || self.ports.contains_key(&process)
+                || self.survivors.has_number(process);
             if !taken {
                 return Some(process);
             }
@@ -175,6 +177,7 @@ impl Daemon {
         }
         let contexts = u32::try_from(program.waiters.doorbells()).unwrap_or(u32::MAX);
         program.record.contexts.store(contexts, Count::Relaxed);
+        self.keep_doorbell(process, context.context);
         self.broker.context(process, context.context);
         Ok(())
     }

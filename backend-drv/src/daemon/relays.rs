@@ -40,6 +40,7 @@ impl Daemon {
 
     /// Nothing of a program is needed any more.
     pub(super) fn drop_port(&mut self, program: Process) {
+        self.forget_program(program);
         let relay = self.relay.as_ref();
         self.ports.retain(|_, port| {
             if port.program != program {
@@ -106,12 +107,14 @@ impl Daemon {
         let domain = domain.and_then(|index| u32::try_from(index + 1).ok());
         let opened = self.try_open_relay(process).and_then(|()| {
             let arena = self.arenas.get(&place.arena)?;
-            Some(Arc::clone(&arena.memory))
+            let origin = self.broker.origin(connection)?;
+            Some((Arc::clone(&arena.memory), origin))
         });
-        let Some(arena) = opened else {
+        let Some((arena, origin)) = opened else {
             self.broker.relay_closed(connection);
             return self.broker.relay_opened(connection, Err(Reason::NoMemory));
         };
+        self.keep_arena(place.arena, &arena);
         self.command(Command::Open {
             connection,
             arena,
@@ -121,6 +124,7 @@ impl Daemon {
             peer,
             far,
             domain: domain.unwrap_or(0),
+            origin,
         });
     }
 
@@ -143,6 +147,7 @@ impl Daemon {
         let own = Arc::new(own);
         port.waiters = Some(Arc::clone(&own));
         let program = Arc::clone(&program.waiters);
+        self.keep_program(process, &own, &kept);
         self.command(Command::AddPort {
             program,
             port: own,
@@ -175,6 +180,7 @@ impl Daemon {
             Report::Left { connection, .. } => {
                 tracing::debug!(%connection, "relayed to its end");
                 self.broker.relay_closed(connection);
+                self.survivor_left(connection);
             }
             Report::Heard(peer, message) => self.heard(peer, message),
             Report::Up(peer) => {

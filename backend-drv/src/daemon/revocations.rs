@@ -81,6 +81,8 @@ impl Daemon {
                 .map_or(0, |program| program.record.pid)
         };
         let found = self.broker.revoke(&filter, pid_of);
+        // Told to leave; the relay sees to the rest.
+        let survivors = self.revoke_survivors(&filter);
         tracing::info!(
             uid,
             connections = found.connections.len(),
@@ -92,7 +94,7 @@ impl Daemon {
             uid,
             until: Instant::now() + PATIENCE,
             left: found.connections.iter().copied().collect(),
-            revoked: 0,
+            revoked: survivors,
             already: 0,
             refused: found.refused,
         };

@@ -5,13 +5,14 @@ use std::sync::Arc;
 
 use rdma_core::event::WaitRef;
 use rdma_core::layout::End;
-use rdma_core::link::{DomainId, Endpoint, Memory, Refusal};
+use rdma_core::link::{DomainId, Endpoint, Memory, Refusal, Time};
 use rdma_core::mirror::{Mirror, Snapshot};
 use rdma_core::mr::{Counters, Keys, Regions, RemoteKey, Shape};
 use rdma_core::wire::pairing::Place as FarPlace;
 
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process};
+use crate::keeper::record::Origin;
 use crate::memory::Held;
 use crate::shared::ConnectionArena;
 
@@ -33,6 +34,22 @@ pub(super) struct Connection {
     pub(super) granted: bool,
     /// What the far backend was told last.
     pub(super) told: Snapshot,
+    /// Of a daemon before us: the program does not say by the control socket when it has closed its end.
+    pub(super) restored: bool,
+    /// The session of the link has ended, and the far backend may still have the connection.
+    pub(super) suspended: Option<Suspended>,
+    pub(super) place: Place,
+    /// The program's end.
+    pub(super) end: End,
+    pub(super) origin: Origin,
+}
+
+/// A connection that waits for the far backend to resume it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Suspended {
+    pub(super) since: Time,
+    /// How far the program had read, as the far backend was told in this session.
+    pub(super) told: Option<u64>,
 }
 
 /// What a connection is made of.
@@ -52,6 +69,8 @@ pub struct Parts {
     pub line: usize,
     /// The domain that is charged.
     pub domain: DomainId,
+    /// Who its end is, for whoever serves it after a restart.
+    pub origin: Origin,
 }
 
 /// All of them.
@@ -89,16 +108,44 @@ impl Connections {
         self.free.push(endpoint);
     }
 
+    /// Reserves this very number. False: it is in use.
+    pub(super) fn claim(&mut self, endpoint: u32) -> bool {
+        let Ok(index) = usize::try_from(endpoint) else {
+            return false;
+        };
+        while let Ok(next) = u32::try_from(self.slots.len())
+            && next <= endpoint
+        {
+            self.slots.push(None);
+            self.free.push(next);
+        }
+        if self.slots.get(index).is_none_or(Option::is_some) {
+            return false;
+        }
+        let place = self.free.iter().position(|free| *free == endpoint);
+        place.map(|place| self.free.swap_remove(place)).is_some()
+    }
+
     /// Enters a connection under a number that was reserved; `None` if its memory is not what it should be, or there
-    /// is no key.
-    pub(super) fn enter(&mut self, endpoint: u32, parts: Parts, who: WaitRef) -> Option<FarPlace> {
+    /// is no key. `key`: that of a daemon before us, who had the connection.
+    pub(super) fn enter(
+        &mut self,
+        endpoint: u32,
+        parts: Parts,
+        who: WaitRef,
+        key: Option<RemoteKey>,
+    ) -> Option<FarPlace> {
         let at = (parts.place.offset, parts.place.ring_log2, parts.end.far());
-        let mirror = parts.arena.hold(at, |view| Mirror::new(view, who).ok())?;
+        let mirror = parts.arena.hold(at, |view| match key {
+            None => Mirror::new(view, who).ok(),
+            Some(_) => Mirror::resumed(view, who).ok(),
+        })?;
         let ring = Shape::Ring(mirror.get().capacity());
-        let keys = self
-            .regions
-            .register(parts.domain, ring, u64::from(endpoint))
-            .ok()?;
+        let token = u64::from(endpoint);
+        let keys = match key {
+            None => self.regions.register(parts.domain, ring, token).ok(),
+            Some(key) => self.regions.restore(parts.domain, ring, token, key),
+        }?;
         let connection = Connection {
             id: parts.id,
             mirror,
@@ -111,6 +158,11 @@ impl Connections {
             ended: false,
             granted: false,
             told: Snapshot::default(),
+            restored: key.is_some(),
+            suspended: None,
+            place: parts.place,
+            end: parts.end,
+            origin: parts.origin,
         };
         self.by_id.insert(parts.id, endpoint);
         *self.slots.get_mut(usize::try_from(endpoint).ok()?)? = Some(connection);

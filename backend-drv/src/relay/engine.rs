@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
+use rdma_core::event::WaitRef;
 use rdma_core::link::{DomainId, Time};
+use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Place as FarPlace;
 use serde_json::json;
@@ -21,9 +23,12 @@ use super::nics::{Links, Nics};
 use super::peers::Peers;
 use super::ports::Port;
 use super::switchboard::{Switchboard, Wake};
-use super::{Command, Report, Share, Waiting};
+use super::{Command, Kept, KeptPort, Report, Share, Waiting};
 use crate::ids::{PeerId, Process};
+use crate::keeper::estate::abandon_one;
+use crate::keeper::record::{Record, Records, link_number};
 use crate::nic::Address;
+use crate::shared::ConnectionArena;
 use crate::wake::Waiters;
 
 /// Events taken from epoll at once.
@@ -57,6 +62,8 @@ pub(super) struct Wires {
 #[derive(Debug)]
 pub(super) struct Engine {
     wires: Wires,
+    /// What the next daemon has to know.
+    records: Option<Records>,
     epoll: Epoll,
     nics: Nics,
     board: Switchboard,
@@ -100,6 +107,7 @@ impl Engine {
         backend: [u8; 16],
         epoch: u64,
         wires: Wires,
+        records: Option<Records>,
     ) -> nix::Result<Self> {
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
@@ -108,6 +116,7 @@ impl Engine {
             nics: Nics::new(links, backend, epoch, &epoll)?,
             board: Switchboard::new(shares, secret(), Time(0)),
             wires,
+            records,
             epoll,
             ports: HashMap::new(),
             port_tokens: HashMap::new(),
@@ -129,7 +138,8 @@ impl Engine {
     }
 
     /// Works until it is told to stop.
-    pub(super) fn run(mut self) {
+    pub(super) fn run(mut self, kept: Kept) {
+        self.restore(kept);
         while !self.stopping {
             let busy = self.round();
             self.rounds = self.rounds.wrapping_add(1);
@@ -144,6 +154,9 @@ impl Engine {
                 self.sleep();
             }
         }
+        // Whatever was not drained would wait for ever.
+        self.board.abandon(Reason::LinkReset);
+        self.wake();
         let lines: Vec<usize> = self.board.lines().collect();
         for line in lines {
             self.board.shut_down(line, STOPPING);
@@ -210,6 +223,7 @@ impl Engine {
                 peer,
                 far,
                 domain,
+                origin,
             } => {
                 let result = match self.line_to(peer) {
                     Some(line) => {
@@ -221,6 +235,7 @@ impl Engine {
                             process,
                             line,
                             domain: DomainId(domain),
+                            origin,
                         };
                         self.open(parts, far)
                     }
@@ -228,7 +243,12 @@ impl Engine {
                 };
                 self.send_report(Report::Opened(connection, result));
             }
-            Command::Join(connection, far) => self.board.join_connection(connection, far),
+            Command::Join(connection, far) => {
+                self.board.join_connection(connection, far);
+                if let Some(endpoint) = self.board.connections.endpoint(connection) {
+                    self.record(endpoint);
+                }
+            }
             Command::Close(connection) => self.board.close_connection(connection),
             Command::End(connection) => self.board.end(connection),
             Command::Depart(connection, held) => self.board.depart(connection, held),
@@ -247,6 +267,8 @@ impl Engine {
     }
 
     fn send_report(&self, report: Report) {
+        let relayed = self.board.connections.len();
+        self.wires.waiting.relayed.store(relayed, Ordering::Relaxed);
         // Nobody listens only when the daemon ends.
         let _ = self.wires.outbox.send(report);
         let _ = self.wires.report_bell.write(1);
@@ -259,7 +281,11 @@ impl Engine {
                     connection,
                     process,
                     who,
+                    endpoint,
                 } => {
+                    if let Some(records) = &self.records {
+                        records.erase(endpoint);
+                    }
                     if let Some(served) = self.ports.get_mut(&process) {
                         served.port.leave(who);
                         served.connections = served.connections.saturating_sub(1);
@@ -269,6 +295,7 @@ impl Engine {
                         connection,
                         process,
                         who,
+                        endpoint,
                     });
                 }
                 Report::Up(peer) => {
@@ -344,11 +371,135 @@ impl Engine {
         let opened = self.board.open(endpoint, parts, who, far);
         if opened.is_ok() {
             served.connections += 1;
+            self.record(endpoint);
         } else {
             served.port.leave(who);
             self.board.give_back(endpoint);
         }
         opened
+    }
+
+    // ---- Restarts ----
+
+    /// Has the next daemon know of a connection, if both ends are there.
+    fn record(&self, endpoint: u32) {
+        if let Some(records) = &self.records
+            && let Some(record) = self.record_of(endpoint)
+            && let Err(error) = records.write(endpoint, &record)
+        {
+            tracing::warn!(endpoint, %error, "a restart will break the connection");
+        }
+    }
+
+    fn record_of(&self, endpoint: u32) -> Option<Record> {
+        let entry = self.board.connections.get(endpoint)?;
+        let (link, backend) = {
+            let peers = self.wires.peers.lock();
+            let peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let found = peers.get(self.board.peer_of(entry.line)?)?;
+            (found.link, found.address)
+        };
+        Some(Record {
+            connection: entry.id,
+            place: entry.place,
+            end: entry.end,
+            process: entry.process,
+            port: self.ports.get(&entry.process)?.port.number(),
+            bit: entry.who.bit?,
+            domain: entry.domain.0,
+            rkey: entry.keys.remote.0,
+            far: entry.far?,
+            link: link_number(self.nics.name(link)?),
+            backend,
+            origin: entry.origin,
+        })
+    }
+
+    /// Takes up what a daemon before us has left.
+    fn restore(&mut self, kept: Kept) {
+        for KeptPort {
+            program,
+            port,
+            bell,
+        } in kept.ports
+        {
+            self.add_port(program, port, bell);
+        }
+        for (endpoint, record, arena) in kept.connections {
+            if self.restore_one(endpoint, &record, &arena).is_none() {
+                self.lose(endpoint, &record, &arena);
+            }
+        }
+        self.wake();
+    }
+
+    fn restore_one(
+        &mut self,
+        endpoint: u32,
+        record: &Record,
+        arena: &Arc<ConnectionArena>,
+    ) -> Option<()> {
+        let link = (0..self.nics.len())
+            .find(|link| self.nics.name(*link).map(link_number) == Some(record.link))?;
+        let peer = {
+            let peers = self.wires.peers.lock();
+            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            peers.number(link, record.backend)?
+        };
+        let line = self.line_to(peer)?;
+        let is_share = self
+            .board
+            .schedule()
+            .domains()
+            .any(|(id, ..)| id.0 == record.domain);
+        let served = self.ports.get_mut(&record.process)?;
+        if !self.board.connections.claim(endpoint) {
+            return None;
+        }
+        let parts = Parts {
+            id: record.connection,
+            arena: Arc::clone(arena),
+            place: record.place,
+            end: record.end,
+            process: record.process,
+            line,
+            domain: DomainId(if is_share { record.domain } else { 0 }),
+            origin: record.origin,
+        };
+        let key = RemoteKey(record.rkey);
+        let who = served.port.enter_again(endpoint, record.bit);
+        let restored =
+            who.is_some_and(|who| self.board.restore(endpoint, parts, who, key, record.far));
+        if restored {
+            served.connections += 1;
+        } else {
+            if let Some(who) = who {
+                served.port.leave(who);
+            }
+            self.board.connections.give_back(endpoint);
+        }
+        restored.then_some(())
+    }
+
+    /// A connection that cannot be gone on with: the program is told.
+    fn lose(&self, endpoint: u32, record: &Record, arena: &Arc<ConnectionArena>) {
+        tracing::warn!(connection = %record.connection, "lost in the restart");
+        let served = self.ports.get(&record.process);
+        let program = served.map(|served| &**served.port.program());
+        abandon_one(record, arena, program, Reason::LinkReset);
+        if let Some(records) = &self.records {
+            records.erase(endpoint);
+        }
+        self.send_report(Report::Left {
+            connection: record.connection,
+            process: record.process,
+            who: WaitRef {
+                process: record.port.0,
+                context: 0,
+                bit: Some(record.bit),
+            },
+            endpoint,
+        });
     }
 
     fn take_bits(&mut self) -> bool {

@@ -13,7 +13,7 @@
 //! * [`peers`]: which backends there are, and which addresses are theirs.
 //! * `ports`: how programs wake the relay, one port per program.
 //! * `connections`: the relayed connections.
-//! * [`switchboard`]: what is decided, without I/O.
+//! * [`switchboard`]: what is decided, without I/O; `resume`: after a restart of either backend.
 //! * `nics`: the NICs, and who is reached over which.
 //! * `announcing`: finding each other on an Ethernet segment.
 //! * `idle`: how the engine waits.
@@ -26,11 +26,12 @@ mod idle;
 mod nics;
 pub mod peers;
 mod ports;
+mod resume;
 pub mod switchboard;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
@@ -43,6 +44,7 @@ use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use crate::carving::Place;
 use crate::ids::{ConnectionId, PeerId, Process};
+use crate::keeper::record::{Origin, Record, Records};
 use crate::shared::ConnectionArena;
 use crate::wake::Waiters;
 
@@ -81,6 +83,8 @@ pub enum Command {
         far: Option<FarPlace>,
         /// The domain that is charged.
         domain: u32,
+        /// Its socket.
+        origin: Origin,
     },
     /// The far backend has said where it takes bytes.
     Join(ConnectionId, FarPlace),
@@ -113,6 +117,8 @@ pub enum Report {
         process: Process,
         /// How that woke the relay.
         who: WaitRef,
+        /// Its number, which is free again.
+        endpoint: u32,
     },
     /// A far backend says something.
     Heard(PeerId, Pairing),
@@ -144,6 +150,30 @@ pub struct Relay {
 struct Waiting {
     there: AtomicBool,
     bell: EventFd,
+    /// Connections that are relayed.
+    relayed: AtomicUsize,
+}
+
+/// A program that is served since before the daemon was started.
+#[derive(Debug)]
+pub struct KeptPort {
+    /// As in [`Command::AddPort`].
+    pub program: Arc<Waiters>,
+    /// As there.
+    pub port: Arc<Waiters>,
+    /// As there.
+    pub bell: Arc<OwnedFd>,
+}
+
+/// What a daemon before us has left.
+#[derive(Debug, Default)]
+pub struct Kept {
+    /// Where to write down what the next one has to know.
+    pub records: Option<Records>,
+    /// Programs.
+    pub ports: Vec<KeptPort>,
+    /// Their connections, by endpoint.
+    pub connections: Vec<(u32, Record, Arc<ConnectionArena>)>,
 }
 
 /// A domain, as far as links are concerned.
@@ -167,6 +197,7 @@ impl Relay {
         backend: [u8; 16],
         epoch: u64,
         counted: Arc<Mutex<serde_json::Value>>,
+        mut kept: Kept,
     ) -> io::Result<Self> {
         let bell = || EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK);
         let (commands, inbox) = channel();
@@ -174,6 +205,7 @@ impl Relay {
         let waiting = Arc::new(Waiting {
             there: AtomicBool::new(false),
             bell: bell()?,
+            relayed: AtomicUsize::new(0),
         });
         let report_bell = Arc::new(bell()?);
         let peers = Arc::new(Mutex::new(Peers::new(links.configs())));
@@ -190,10 +222,11 @@ impl Relay {
                 peers: Arc::clone(&peers),
                 counted,
             },
+            kept.records.take(),
         )?;
         let thread = thread::Builder::new()
             .name("viaduct-relay".to_owned())
-            .spawn(move || engine.run())?;
+            .spawn(move || engine.run(kept))?;
         Ok(Self {
             commands,
             waiting,
@@ -226,6 +259,11 @@ impl Relay {
     /// What the engine has to tell.
     pub fn next_report(&self) -> Option<Report> {
         self.reports.try_recv().ok()
+    }
+
+    /// Connections that are relayed.
+    pub fn relayed(&self) -> usize {
+        self.waiting.relayed.load(Ordering::Relaxed)
     }
 
     /// The table of backends.

@@ -172,6 +172,11 @@ impl Nics {
         self.ports.len()
     }
 
+    /// The name of the link over NIC `port`.
+    pub(super) fn name(&self, port: usize) -> Option<&str> {
+        Some(self.ports.get(port)?.config.name.as_str())
+    }
+
     /// A link over NIC `port`.
     pub(super) fn new_link(&self, port: usize, now: Time) -> Option<Link> {
         let port = self.ports.get(port)?;

@@ -15,6 +15,7 @@ use rdma_core::event::{EventContext, WaitRef};
 use rdma_core::layout::EndWaits;
 
 use crate::doorbell;
+use crate::ids::Process;
 use crate::wake::Waiters;
 
 /// One program's port.
@@ -40,7 +41,7 @@ impl Port {
     ) -> nix::Result<Self> {
         let events = EpollFlags::EPOLLIN | EpollFlags::EPOLLET;
         epoll.add(bell.as_fd(), EpollEvent::new(events, token))?;
-        let port = Self {
+        let mut port = Self {
             program,
             own,
             bell,
@@ -48,12 +49,19 @@ impl Port {
             bits: Vec::new(),
             free: Vec::new(),
         };
+        // A daemon before us may have died asleep.
+        port.wake_up();
         Ok(port)
     }
 
     /// No longer rings.
     pub(super) fn close(&self, epoll: &Epoll) {
         let _ = epoll.delete(self.bell.as_fd());
+    }
+
+    /// The number under which the program knows the relay.
+    pub(super) fn number(&self) -> Process {
+        self.own.process
     }
 
     fn context(&self) -> Option<&EventContext> {
@@ -76,6 +84,20 @@ impl Port {
             context: 0,
             bit: Some(bit),
         })
+    }
+
+    /// Gives this very bit to the connection with this number, as a daemon before us did. `None`: it is in use.
+    pub(super) fn enter_again(&mut self, connection: u32, bit: u16) -> Option<WaitRef> {
+        while self.bits.len() <= usize::from(bit) {
+            let next = u16::try_from(self.bits.len()).ok()?;
+            self.bits.push(None);
+            self.free.push(next);
+        }
+        let place = self.free.iter().position(|free| *free == bit)?;
+        // `enter` takes the last of the free ones.
+        self.free.swap_remove(place);
+        self.free.push(bit);
+        self.enter(connection)
     }
 
     /// The bit is free again.

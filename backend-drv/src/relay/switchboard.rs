@@ -7,10 +7,11 @@ use std::collections::{HashMap, VecDeque};
 use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::layout::EndWaits;
 use rdma_core::link::{
-    DomainConfig, DomainId, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link, Payload,
-    Positions, Schedule, State, Time,
+    DomainConfig, DomainId, DownReason, Dropped, Endpoint, Event, FarEnd, Frame, Head, Link,
+    Payload, Positions, Schedule, State, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
+use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
 use rdma_core::ring::Corrupt;
 use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
@@ -27,11 +28,14 @@ const UNSAID_MAX: usize = 1024;
 /// One line: a link to one backend.
 #[derive(Debug)]
 pub struct Line {
-    link: Link,
+    pub(super) link: Link,
     peer: PeerId,
     /// What is said as soon as the link can take it.
     unsaid: VecDeque<Vec<u8>>,
-    is_up: bool,
+    /// Connections that are to be resumed.
+    pub(super) resuming: VecDeque<u32>,
+    pub(super) is_up: bool,
+    far_backend: Option<[u8; 16]>,
 }
 
 /// Somebody to be woken at the near end of a connection.
@@ -46,16 +50,18 @@ pub struct Wake {
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Switchboard {
-    lines: Vec<Option<Line>>,
+    pub(super) lines: Vec<Option<Line>>,
     by_peer: HashMap<PeerId, usize>,
     pub(super) connections: Connections,
     schedule: Schedule,
-    touched: VecDeque<u32>,
+    pub(super) touched: VecDeque<u32>,
     /// Connections that are over but for the far backend's knowing.
     closing: Vec<u32>,
+    /// When to look for connections that nobody has resumed.
+    pub(super) grace_until: Option<Time>,
     wakes: Vec<Wake>,
     reports: VecDeque<Report>,
-    now: Time,
+    pub(super) now: Time,
     cpu: u32,
 }
 
@@ -78,6 +84,7 @@ impl Switchboard {
             schedule,
             touched: VecDeque::new(),
             closing: Vec::new(),
+            grace_until: None,
             wakes: Vec::new(),
             reports: VecDeque::new(),
             now,
@@ -98,7 +105,9 @@ impl Switchboard {
             link,
             peer,
             unsaid: VecDeque::new(),
+            resuming: VecDeque::new(),
             is_up: false,
+            far_backend: None,
         };
         let index = self.lines.iter().position(Option::is_none);
         let index = index.unwrap_or(self.lines.len());
@@ -119,8 +128,13 @@ impl Switchboard {
         }
     }
 
-    fn line(&mut self, index: usize) -> Option<&mut Line> {
+    pub(super) fn line(&mut self, index: usize) -> Option<&mut Line> {
         self.lines.get_mut(index)?.as_mut()
+    }
+
+    /// The backend at the far end of a line.
+    pub fn peer_of(&self, line: usize) -> Option<PeerId> {
+        Some(self.lines.get(line)?.as_ref()?.peer)
     }
 
     /// The link of a line.
@@ -165,7 +179,7 @@ impl Switchboard {
         let line = parts.line;
         let place = self
             .connections
-            .enter(endpoint, parts, who)
+            .enter(endpoint, parts, who, None)
             .ok_or(Reason::NoMemory)?;
         match far {
             Some(far) => self.join(endpoint, far),
@@ -176,6 +190,24 @@ impl Switchboard {
             }
         }
         Ok(place)
+    }
+
+    /// Goes on with a connection of a daemon before us, as soon as the far backend does.
+    pub(super) fn restore(
+        &mut self,
+        endpoint: u32,
+        parts: Parts,
+        who: WaitRef,
+        key: RemoteKey,
+        far: FarPlace,
+    ) -> bool {
+        let entered = self.connections.enter(endpoint, parts, who, Some(key));
+        if let Some(entry) = self.connections.get_mut(endpoint) {
+            entry.far = Some(far);
+            self.suspend(endpoint);
+            self.touched.push_back(endpoint);
+        }
+        entered.is_some()
     }
 
     /// The far backend takes bytes at `far`.
@@ -265,11 +297,15 @@ impl Switchboard {
         }
     }
 
-    /// Whether all directions have left the rings.
-    pub fn is_drained(&self) -> bool {
+    /// Whether all directions have left the rings, and the far backends know.
+    pub fn is_drained(&mut self) -> bool {
         self.connections.endpoints().into_iter().all(|endpoint| {
-            let entry = self.connections.get(endpoint);
-            entry.is_none_or(|entry| entry.mirror.get().is_off())
+            let Some(entry) = self.connections.get(endpoint) else {
+                return true;
+            };
+            let line = self.lines.get_mut(entry.line).and_then(Option::as_mut);
+            let is_known = |line: &mut Line| line.link.is_state_known(Endpoint(endpoint));
+            entry.mirror.get().is_off() && line.is_none_or(is_known)
         })
     }
 
@@ -284,6 +320,17 @@ impl Switchboard {
             line.unsaid.push_back(message.to_vec());
             line.speak();
         }
+    }
+
+    /// Breaks what is still on the rings: nobody will serve it.
+    pub fn abandon(&mut self, reason: Reason) {
+        for endpoint in self.connections.endpoints() {
+            let entry = self.connections.get(endpoint);
+            if entry.is_some_and(|entry| !entry.mirror.get().is_off()) {
+                self.break_one(endpoint, reason);
+            }
+        }
+        self.serve_touched();
     }
 
     // ---- What comes in ----
@@ -318,6 +365,7 @@ impl Switchboard {
             if let Some(line) = self.line(index) {
                 line.speak();
             }
+            self.ask_to_resume(index);
         }
         self.serve_touched();
         self.finish_closing();
@@ -329,23 +377,44 @@ impl Switchboard {
         };
         let peer = line.peer;
         match event {
-            Event::Up { .. } => {
+            Event::Up { far_backend, .. } => {
                 line.is_up = true;
+                line.far_backend = Some(far_backend);
+                self.begin_to_resume(index);
                 self.reports.push_back(Report::Up(peer));
             }
-            Event::Rebooted { .. } => {
+            Event::Rebooted { far_backend, .. } => {
                 line.is_up = false;
-                self.break_all(index, Reason::LinkReset);
+                let is_known = line.far_backend == Some(far_backend);
+                self.suspend_all(index, is_known);
                 self.reports.push_back(Report::Renewed(peer));
             }
-            Event::Down(_) => {
+            Event::Down(DownReason::Forgotten) => {
+                line.is_up = false;
+                self.suspend_all(index, true);
+                self.reports.push_back(Report::Renewed(peer));
+            }
+            Event::Down(reason) => {
                 line.is_up = false;
                 line.unsaid.clear();
-                self.break_all(index, Reason::LinkTimeout);
+                if reason == DownReason::NoAnswer && self.has_suspended(index) {
+                    self.connect(index, self.now);
+                } else if let DownReason::Closed(_) = reason {
+                    self.break_all(index, Reason::LinkReset);
+                } else {
+                    self.break_all(index, Reason::LinkTimeout);
+                }
                 self.reports.push_back(Report::Silent(peer));
             }
             Event::Silent | Event::Heard => {}
             Event::Control(message) => match Pairing::parse(&message) {
+                Ok(Pairing::Resume {
+                    own,
+                    far,
+                    received,
+                    consumed,
+                }) => self.heard_resume(index, own, far, (received, consumed)),
+                Ok(Pairing::Gone { endpoint, reason }) => self.heard_gone(index, endpoint, reason),
                 Ok(message) => self.reports.push_back(Report::Heard(peer, message)),
                 Err(error) => tracing::warn!(%peer, %error, "link"),
             },
@@ -385,15 +454,32 @@ impl Switchboard {
         }
     }
 
-    fn break_all(&mut self, line: usize, reason: Reason) {
+    pub(super) fn break_all(&mut self, line: usize, reason: Reason) {
         for endpoint in self.connections.endpoints() {
             if let Some(entry) = self.connections.get_mut(endpoint)
                 && entry.line == line
             {
-                entry.mirror.get_mut().break_with(reason);
-                self.wake_all(endpoint);
-                self.touched.push_back(endpoint);
+                self.break_one(endpoint, reason);
             }
+        }
+    }
+
+    /// The far end is out of reach. A connection whose programs can do without the ring does; others are broken.
+    pub(super) fn break_one(&mut self, endpoint: u32, reason: Reason) {
+        if let Some(entry) = self.connections.get_mut(endpoint) {
+            entry.suspended = None;
+            let mirror = entry.mirror.get_mut();
+            if mirror.is_off() || mirror.is_unused() {
+                tracing::debug!(connection = %entry.id, endpoint, %reason, "done without");
+                mirror.ask_to_leave();
+                // Nobody will say how it ends there.
+                entry.far = None;
+            } else {
+                tracing::debug!(connection = %entry.id, endpoint, %reason, "lost");
+                mirror.break_with(reason);
+            }
+            self.wake_all(endpoint);
+            self.touched.push_back(endpoint);
         }
     }
 
@@ -431,9 +517,10 @@ impl Switchboard {
         let said = entry.mirror.get().said();
         let is_granted = look.up_over && !entry.granted && !said.has(Snapshot::BROKEN);
         entry.granted |= look.up_over;
-        let is_joined = entry.far.is_some();
+        let is_joined = entry.far.is_some() && entry.suspended.is_none();
+        let ended = entry.ended || entry.restored && said.has(Snapshot::GONE);
         // Also before it is joined: the far backend, which may have told its program already, hears of the end.
-        let is_over = entry.ended && entry.mirror.get().is_over();
+        let is_over = ended && entry.mirror.get().is_over();
         let has_news = is_joined && entry.told != said;
         if has_news {
             entry.told = said;
@@ -462,7 +549,7 @@ impl Switchboard {
         }
     }
 
-    fn wake(&mut self, endpoint: u32, what: WaitFor) {
+    pub(super) fn wake(&mut self, endpoint: u32, what: WaitFor) {
         self.wakes.push(Wake { endpoint, what });
     }
 
@@ -476,9 +563,12 @@ impl Switchboard {
     fn finish_closing(&mut self) {
         let mut closing = std::mem::take(&mut self.closing);
         closing.retain(|endpoint| {
-            let line = self.connections.get(*endpoint).map(|entry| entry.line);
+            let entry = self.connections.get(*endpoint);
+            let is_suspended = entry.is_some_and(|entry| entry.suspended.is_some());
+            let line = entry.map(|entry| entry.line);
             let line = line.and_then(|line| self.line(line));
-            let waits = line.is_some_and(|line| !line.link.is_state_known(Endpoint(*endpoint)));
+            let untold = line.is_some_and(|line| !line.link.is_state_known(Endpoint(*endpoint)));
+            let waits = is_suspended || untold;
             if !waits {
                 self.close(*endpoint);
             }
@@ -499,6 +589,7 @@ impl Switchboard {
             connection: entry.id,
             process: entry.process,
             who: entry.who,
+            endpoint,
         };
         // The memory is let go of before anybody hears of it.
         drop(entry);
@@ -514,6 +605,9 @@ impl Switchboard {
                 line.link.handle_timeout(now);
             }
         }
+        if self.grace_until.is_some_and(|at| at <= now) {
+            self.end_grace(now);
+        }
     }
 
     /// When [`Switchboard::handle_timeout`] is to be called next.
@@ -523,7 +617,7 @@ impl Switchboard {
             .iter()
             .flatten()
             .filter_map(|line| line.link.poll_timeout());
-        links.min()
+        links.chain(self.grace_until).min()
     }
 
     /// The next frame for a line.

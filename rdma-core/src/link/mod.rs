@@ -141,6 +141,11 @@ impl Link {
         self.session.is_some()
     }
 
+    /// Nanoseconds without any answer after which the link is down.
+    pub const fn idle_timeout(&self) -> u64 {
+        self.config.idle_timeout
+    }
+
     /// Counters, and what is known of the path.
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats;

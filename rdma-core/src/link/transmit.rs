@@ -104,7 +104,13 @@ impl Link {
         if self.session.as_ref()?.probes > 0 {
             self.repeat_oldest();
         }
-        let turn = self.next_turn(now, schedule);
+        // Control messages go alone: a frame with something for a stream that the far end has yet to open, which
+        // one of them may be about, has to come again, and they are few that can be under way.
+        let turn = if self.control.has_more() {
+            None
+        } else {
+            self.next_turn(now, schedule)
+        };
         let session = self.session.as_mut()?;
         if session.probes > 0
             && turn.is_none()
@@ -208,7 +214,7 @@ impl Link {
             Operation::Ping.emit(&mut head.bytes);
         }
         if self.control.has_more() {
-            self.put_control(head, limit);
+            return self.put_control(head, limit);
         }
         if !self.states.is_empty() {
             self.put_states(head, limit);

@@ -38,6 +38,17 @@ pub enum Shape {
     Flat(u64),
 }
 
+impl Shape {
+    /// Whether it is a ring, and its largest offset or its length.
+    const fn extent(self) -> Result<(bool, u64), RegisterError> {
+        match self {
+            Self::Ring(size) if size.is_power_of_two() => Ok((true, size - 1)),
+            Self::Flat(size) if size > 0 => Ok((false, size)),
+            _ => Err(RegisterError::Size),
+        }
+    }
+}
+
 /// Where bytes belong: at most two runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Place {
@@ -108,6 +119,21 @@ struct Entry {
     generation: u16,
 }
 
+impl Entry {
+    /// One of which no key was given out.
+    const fn unused(domain: DomainId) -> Self {
+        Self {
+            token: 0,
+            extent: 0,
+            domain,
+            rkey: 0,
+            ring: false,
+            live: false,
+            generation: 0,
+        }
+    }
+}
+
 /// All regions.
 #[derive(Debug)]
 pub struct Regions {
@@ -152,11 +178,7 @@ impl Regions {
         shape: Shape,
         token: u64,
     ) -> Result<Keys, RegisterError> {
-        let (ring, extent) = match shape {
-            Shape::Ring(size) if size.is_power_of_two() => (true, size - 1),
-            Shape::Flat(size) if size > 0 => (false, size),
-            _ => return Err(RegisterError::Size),
-        };
+        shape.extent()?;
         let index = match self.free.pop() {
             Some(index) => index,
             None => {
@@ -164,18 +186,22 @@ impl Regions {
                 if index >= Self::MAX {
                     return Err(RegisterError::Full);
                 }
-                self.entries.push(Entry {
-                    token: 0,
-                    extent: 0,
-                    domain,
-                    rkey: 0,
-                    ring: false,
-                    live: false,
-                    generation: 0,
-                });
+                self.entries.push(Entry::unused(domain));
                 u32::try_from(index).map_err(|_| RegisterError::Full)?
             }
         };
+        self.register_at(index, domain, shape, token)
+    }
+
+    /// Makes a region of an entry that is not in use.
+    fn register_at(
+        &mut self,
+        index: u32,
+        domain: DomainId,
+        shape: Shape,
+        token: u64,
+    ) -> Result<Keys, RegisterError> {
+        let (ring, extent) = shape.extent()?;
         let entry = &mut self.entries[index as usize];
         let generation = entry.generation + 1;
         *entry = Entry {
@@ -191,6 +217,37 @@ impl Regions {
             local: LocalKey(index | (u32::from(generation) << INDEX_BITS)),
             remote: RemoteKey(entry.rkey),
         })
+    }
+
+    /// Registers memory again, under the key that it had before this side started anew. `None`: the key or
+    /// the size is not to be had.
+    pub fn restore(
+        &mut self,
+        domain: DomainId,
+        shape: Shape,
+        token: u64,
+        remote: RemoteKey,
+    ) -> Option<Keys> {
+        let wanted = remote.0 & INDEX_MASK;
+        // Entries below that are not restored are free.
+        let mut index = u32::try_from(self.entries.len()).ok()?;
+        while index <= wanted {
+            self.entries.push(Entry::unused(domain));
+            self.free.push(index);
+            index += 1;
+        }
+        let place = self.free.iter().position(|free| *free == wanted)?;
+        self.free.swap_remove(place);
+        match self.register_at(wanted, domain, shape, token) {
+            Ok(keys) => {
+                self.entries[wanted as usize].rkey = remote.0;
+                Some(Keys { remote, ..keys })
+            }
+            Err(_) => {
+                self.free.push(wanted);
+                None
+            }
+        }
     }
 
     /// Revokes a region: its key is worth nothing from now on. False: it was not registered.
@@ -389,6 +446,33 @@ mod tests {
             old.push(keys);
         }
         assert!(regions.counters().stale > 200);
+    }
+
+    #[test]
+    fn a_restored_key_is_good_again_and_no_other_is_given_its_place() {
+        let mut old = Regions::new(1);
+        let keys: Vec<_> = (0..4)
+            .map(|token| old.register(DOMAIN, Shape::Ring(64), token).unwrap().remote)
+            .collect();
+        let mut new = Regions::new(2);
+        let ring = Shape::Ring(64);
+        let third = new.restore(DOMAIN, ring, 2, keys[2]).unwrap();
+        assert_eq!(new.restore(DOMAIN, ring, 2, keys[2]), None, "taken");
+        new.restore(DOMAIN, ring, 0, keys[0]).unwrap();
+        assert_eq!(new.look_up(DOMAIN, keys[2], 70, 2).unwrap().token, 2);
+        assert!(new.look_up(DOMAIN, keys[1], 0, 1).is_err());
+        // Others fill the gap, and go on behind it.
+        for (token, index) in [(7, 1), (8, 3)] {
+            let fresh = new.register(DOMAIN, ring, token).unwrap();
+            assert_eq!(fresh.remote.0 & INDEX_MASK, index);
+            assert_eq!(
+                new.look_up(DOMAIN, fresh.remote, 0, 1).unwrap().token,
+                token
+            );
+        }
+        assert!(new.revoke(third.local));
+        assert!(new.look_up(DOMAIN, keys[2], 0, 1).is_err());
+        assert_eq!(new.restore(DOMAIN, Shape::Ring(3), 0, keys[2]), None);
     }
 
     #[test]

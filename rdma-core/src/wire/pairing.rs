@@ -15,6 +15,10 @@
 //!
 //! Either side may say REFUSE at any time before the end, and the leader WITHDRAW. Numbers of registrations
 //! are those of the backend that gave them.
+//!
+//! When a backend has started anew and still has its connections, each side says RESUME for every connection
+//! that it had with the other, as soon as the new session of their link is up. Whoever is asked for a connection
+//! that it does not have answers GONE.
 
 #![forbid(unsafe_code)]
 
@@ -120,6 +124,24 @@ pub enum Pairing {
         /// The leader's registration.
         offer: u64,
     },
+    /// The sender still has a connection of an earlier session, and goes on from here.
+    Resume {
+        /// Where the sender takes bytes.
+        own: Place,
+        /// The receiver's endpoint.
+        far: u32,
+        /// The sender has everything up to here.
+        received: u64,
+        /// The sender's program has read up to here.
+        consumed: u64,
+    },
+    /// The sender does not have the connection that it was asked to resume.
+    Gone {
+        /// The receiver's endpoint.
+        endpoint: u32,
+        /// A [`crate::Reason`] code.
+        reason: u32,
+    },
 }
 
 /// Why bytes are not a message.
@@ -192,7 +214,19 @@ struct RawPair {
     offer: U64,
 }
 
-/// PAIRED, REFUSE and WITHDRAW; what a kind has no use for is zero.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawResume {
+    kind: u8,
+    reserved: [u8; 3],
+    endpoint: U32,
+    rkey: U32,
+    far: U32,
+    received: U64,
+    consumed: U64,
+}
+
+/// PAIRED, REFUSE, WITHDRAW and GONE; what a kind has no use for is zero.
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawShort {
@@ -209,6 +243,8 @@ const PAIR: u8 = 3;
 const PAIRED: u8 = 4;
 const REFUSE: u8 = 5;
 const WITHDRAW: u8 = 6;
+const RESUME: u8 = 7;
+const GONE: u8 = 8;
 
 impl From<Sample> for RawSample {
     fn from(sample: Sample) -> Self {
@@ -326,6 +362,24 @@ impl Pairing {
             }
             Self::Refuse { id, reason } => put(out, &short(REFUSE, id, reason, 0)),
             Self::Withdraw { offer } => put(out, &short(WITHDRAW, offer, 0, 0)),
+            Self::Resume {
+                own,
+                far,
+                received,
+                consumed,
+            } => put(
+                out,
+                &RawResume {
+                    kind: RESUME,
+                    reserved: [0; 3],
+                    endpoint: own.endpoint.into(),
+                    rkey: own.rkey.into(),
+                    far: far.into(),
+                    received: received.into(),
+                    consumed: consumed.into(),
+                },
+            ),
+            Self::Gone { endpoint, reason } => put(out, &short(GONE, 0, endpoint, reason)),
         }
     }
 
@@ -376,7 +430,23 @@ impl Pairing {
                     },
                 })
             }
-            PAIRED | REFUSE | WITHDRAW => {
+            RESUME => {
+                let raw = RawResume::read_from_bytes(bytes).map_err(|_| wrong)?;
+                let (received, consumed) = (raw.received.into(), raw.consumed.into());
+                if consumed > received {
+                    return Err(BadPairing::Field("position"));
+                }
+                Ok(Self::Resume {
+                    own: Place {
+                        endpoint: raw.endpoint.into(),
+                        rkey: raw.rkey.into(),
+                    },
+                    far: raw.far.into(),
+                    received,
+                    consumed,
+                })
+            }
+            PAIRED | REFUSE | WITHDRAW | GONE => {
                 let raw = RawShort::read_from_bytes(bytes).map_err(|_| wrong)?;
                 let id = raw.id.into();
                 let (first, second) = (raw.first.into(), raw.second.into());
@@ -389,6 +459,10 @@ impl Pairing {
                         },
                     },
                     REFUSE => Self::Refuse { id, reason: first },
+                    GONE => Self::Gone {
+                        endpoint: first,
+                        reason: second,
+                    },
                     _ => Self::Withdraw { offer: id },
                 })
             }
@@ -464,6 +538,16 @@ mod tests {
             Pairing::Paired { offer: 1, place },
             Pairing::Refuse { id: 2, reason: 10 },
             Pairing::Withdraw { offer: u64::MAX },
+            Pairing::Resume {
+                own: place,
+                far: 9,
+                received: 1 << 50,
+                consumed: 7,
+            },
+            Pairing::Gone {
+                endpoint: 9,
+                reason: 10,
+            },
         ]
     }
 
@@ -493,6 +577,18 @@ mod tests {
             bad[at] = value;
             assert_eq!(Pairing::parse(&bad[..len]), Err(BadPairing::Field(what)));
         }
+        let unread = Pairing::Resume {
+            own: Place {
+                endpoint: 1,
+                rkey: 2,
+            },
+            far: 3,
+            received: 4,
+            consumed: 5,
+        };
+        let len = unread.emit(&mut out);
+        let bad = BadPairing::Field("position");
+        assert_eq!(Pairing::parse(&out[..len]), Err(bad));
         assert_eq!(Pairing::parse(&[9]), Err(BadPairing::Kind(9)));
         assert!(Pairing::parse(&[]).is_err());
     }

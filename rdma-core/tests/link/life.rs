@@ -5,7 +5,7 @@ use rdma_core::link::{DownReason, Event, Link, MILLISECOND, SECOND, Time};
 use crate::for_seeds;
 use crate::rig::{Path, Random, Rig};
 
-fn up(seed: u64, path: Path) -> Rig {
+pub(crate) fn up(seed: u64, path: Path) -> Rig {
     let mut rig = Rig::new(seed, path, |_| {});
     assert!(rig.run_until(20 * SECOND, Rig::both_up));
     for host in [0, 1] {

@@ -1,8 +1,9 @@
 //! Streams over a bad path.
 
-use rdma_core::link::{Event, MILLISECOND, SECOND, State};
+use rdma_core::link::{DomainId, Endpoint, Event, FarEnd, MILLISECOND, Positions, SECOND, State};
 
 use crate::for_seeds;
+use crate::life::up;
 use crate::rig::{Path, Random, Rig, index};
 
 /// Several streams in both directions, and control messages, over any path.
@@ -88,4 +89,52 @@ fn everything_arrives_byte_for_byte() {
 #[test]
 fn everything_arrives_sealed() {
     for_seeds(8, |seed| everything_arrives(seed, true));
+}
+
+/// More streams than messages that can be under way: what is said of a stream too early must not hold up the message
+/// that opens it.
+#[test]
+fn streams_are_opened_by_messages_however_many() {
+    const STREAMS: u32 = 1000;
+    let mut rig = up(1, Path::clean());
+    let name = |number: u32| Endpoint(number * 2 + 1);
+    let state = State {
+        flags: 1,
+        ..State::default()
+    };
+    for number in 0..STREAMS {
+        rig.open(number, 4096, [10, 0], 0);
+        let host = &mut rig.hosts[1];
+        host.link.close(name(number));
+        host.link.expect(name(number));
+        let message = number.to_be_bytes();
+        assert_eq!(rig.hosts[0].link.send_control(&message), Ok(()));
+        rig.hosts[0].link.set_state(Endpoint(number * 2), state);
+    }
+    let mut opened = 0;
+    for _ in 0..1000 {
+        rig.run(MILLISECOND);
+        for event in rig.events(1) {
+            let Event::Control(message) = event else {
+                panic!("{event:?}");
+            };
+            let number = u32::from_be_bytes(message[..].try_into().expect("a number"));
+            let far = FarEnd {
+                endpoint: number * 2,
+                rkey: 7_000 + number * 2,
+                capacity: 4096,
+            };
+            let host = &mut rig.hosts[1];
+            let rkey = 7_000 + name(number).0;
+            let at = Positions::default();
+            host.link.open(name(number), far, rkey, DomainId(0), at);
+            opened += 1;
+        }
+    }
+    assert_eq!(opened, STREAMS);
+    assert!(rig.run_until(10 * SECOND, Rig::all_read));
+    for number in 0..STREAMS {
+        let far = &rig.hosts[1].programs.ends[&name(number).0];
+        assert_eq!(far.state, state, "{number}");
+    }
 }

@@ -15,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use super::build;
+use super::manager::Manager;
 use super::program::WATCHDOG;
 
 /// A daemon of the test's own, in a directory of its own.
@@ -23,7 +24,16 @@ pub struct Daemon {
     child: Child,
     log: Receiver<String>,
     socket: PathBuf,
+    more: More,
+    manager: Option<Manager>,
     directory: TempDir,
+}
+
+/// How it is started, besides.
+#[derive(Debug, Default)]
+struct More {
+    arguments: Vec<String>,
+    variables: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -34,12 +44,17 @@ impl Daemon {
 
     /// A daemon that listens and logs to `log`.
     pub fn logging_to(log: impl Into<Stdio>) -> Self {
-        Self::with(log, "")
+        Self::with(log, "", false)
     }
 
     /// A daemon with this configuration.
     pub fn configured(config: &str) -> Self {
-        Self::with(Stdio::piped(), config)
+        Self::with(Stdio::piped(), config, false)
+    }
+
+    /// As [`Daemon::configured`], looked after by a [`Manager`].
+    pub fn managed(config: &str) -> Self {
+        Self::with(Stdio::piped(), config, true)
     }
 
     /// Two daemons with a link between them, as on two hosts. A program of one is paired with a program of the
@@ -57,16 +72,25 @@ impl Daemon {
         })
     }
 
-    fn with(log: impl Into<Stdio>, config: &str) -> Self {
+    fn with(log: impl Into<Stdio>, config: &str, managed: bool) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory");
         let socket = directory.path().join("d.sock");
         let file = directory.path().join("config.toml");
         std::fs::write(&file, config).expect("a writable directory");
-        let (child, log) = spawn(directory.path(), &socket, log.into());
+        let manager = managed.then(|| Manager::start(directory.path()));
+        let (child, log) = spawn(
+            directory.path(),
+            &socket,
+            &More::default(),
+            manager.as_ref(),
+            log.into(),
+        );
         Self {
+            more: More::default(),
             child,
             log,
             socket,
+            manager,
             directory,
         }
     }
@@ -95,7 +119,49 @@ impl Daemon {
     /// A new daemon in place of one that was killed, on the same path.
     pub fn restart(&mut self) {
         self.kill();
-        (self.child, self.log) = spawn(self.directory.path(), &self.socket, Stdio::piped());
+        let (directory, manager) = (self.directory.path(), self.manager.as_ref());
+        let (socket, log) = (&self.socket, Stdio::piped());
+        (self.child, self.log) = spawn(directory, socket, &self.more, manager, log);
+    }
+
+    /// The same, from now on with one more argument.
+    pub fn restart_with(&mut self, argument: &str) {
+        self.more.arguments.push(argument.to_owned());
+        self.restart();
+    }
+
+    /// The same, from now on with one more environment variable.
+    pub fn restart_in(&mut self, name: &str, value: &str) {
+        self.more
+            .variables
+            .push((name.to_owned(), value.to_owned()));
+        self.restart();
+    }
+
+    /// Who looks after it.
+    pub const fn manager(&self) -> Option<&Manager> {
+        self.manager.as_ref()
+    }
+
+    /// The process that keeps for it what the next daemon needs, if there is one.
+    pub fn keeper(&self) -> Option<Pid> {
+        let socket = self.socket.with_extension("sock.keeper");
+        let processes = std::fs::read_dir("/proc").ok()?.flatten();
+        let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        numbers.find_map(|number: i32| {
+            let line = std::fs::read(format!("/proc/{number}/cmdline")).ok()?;
+            let last = line.split(|byte| *byte == 0).rev().nth(1)?;
+            let is_ours = last == socket.as_os_str().as_encoded_bytes();
+            is_ours.then(|| Pid::from_raw(number)).flatten()
+        })
+    }
+
+    /// Ends that process without giving it a chance to say goodbye.
+    pub fn kill_keeper(&self) {
+        if let Some(keeper) = self.keeper() {
+            let _ = kill_process(keeper, Signal::KILL);
+            retry("the keeper ends", || self.keeper().is_none().then_some(()));
+        }
     }
 
     /// Sends it a signal.
@@ -165,6 +231,9 @@ impl Drop for Daemon {
     fn drop(&mut self) {
         let end = self.end();
         self.kill();
+        if self.socket.with_extension("sock.keeper").exists() {
+            self.kill_keeper();
+        }
         #[expect(clippy::print_stderr, reason = "the log of a failed test")]
         if std::thread::panicking() {
             let log: Vec<String> = self.log.iter().collect();
@@ -174,19 +243,33 @@ impl Drop for Daemon {
 }
 
 /// Starts a daemon and waits until programs can connect.
-fn spawn(directory: &Path, socket: &Path, log: Stdio) -> (Child, Receiver<String>) {
+fn spawn(
+    directory: &Path,
+    socket: &Path,
+    more: &More,
+    manager: Option<&Manager>,
+    log: Stdio,
+) -> (Child, Receiver<String>) {
     let _ = std::fs::remove_file(socket);
-    let config = directory.join("config.toml");
-    let mut child = Command::new(build::viaductd())
-        .args(["--log", "info", "--ready-fd", "1", "--socket"])
-        .arg(socket)
-        .arg("--config")
-        .arg(&config)
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .expect("viaductd starts");
+    let start = |command: &mut Command| {
+        command
+            .args(["--log", "info", "--ready-fd", "1", "--socket"])
+            .arg(socket)
+            .arg("--config")
+            .arg(directory.join("config.toml"))
+            .args(&more.arguments)
+            .envs(more.variables.iter().map(|(name, value)| (name, value)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("viaductd starts")
+    };
+    let program = build::viaductd();
+    let mut child = match manager {
+        None => start(Command::new(program).env_remove("NOTIFY_SOCKET")),
+        Some(manager) => manager.launch(&program, start),
+    };
     let mut ready = [0; 1];
     let mut stdout = child.stdout.take().expect("piped");
     assert!(

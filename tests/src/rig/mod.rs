@@ -3,6 +3,8 @@
 //! * [`build`]: where the library and the daemon under test are.
 //! * [`compiler`]: programs in C.
 //! * [`daemon`]: a private daemon, and questions to it.
+//! * [`linked`]: two daemons with a link between them.
+//! * [`manager`]: what systemd is to a daemon.
 //! * [`program`]: programs, plain or under the library, with a watchdog.
 //! * [`far`]: the far end of an accelerated connection, written against the protocol itself, so that
 //!   a test can be as honest or as hostile as it likes.
@@ -14,5 +16,7 @@ pub mod build;
 pub mod compiler;
 pub mod daemon;
 pub mod far;
+pub mod linked;
+pub mod manager;
 pub mod over;
 pub mod program;

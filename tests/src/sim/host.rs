@@ -1,9 +1,13 @@
 //! One host's backend: the switchboard that decides, and a stand-in for the engine around it.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
+use backend_drv::broker::Proof;
 use backend_drv::carving::Place;
 use backend_drv::ids::{ArenaId, ConnectionId, PeerId, Process};
+use backend_drv::keeper::record::Origin;
+use backend_drv::pairing::Tuple;
 use backend_drv::relay::switchboard::{Parts, Switchboard, Wake};
 use backend_drv::relay::{Report, Share};
 use backend_drv::shared::ConnectionArena;
@@ -133,6 +137,7 @@ impl Host {
             process: Process(program_of(number)),
             line,
             domain: DomainId(0),
+            origin: origin(number),
         };
         let who = WaitRef {
             process: RELAY,
@@ -239,5 +244,22 @@ pub fn place(number: usize, ring_log2: u32) -> Place {
         ring_log2,
         arena_bytes: 0,
         fresh: false,
+    }
+}
+
+/// Whose end it is; the switchboard only keeps it.
+fn origin(number: usize) -> Origin {
+    let at = |last| SocketAddr::from(([10, 0, 0, last], 1));
+    Origin {
+        tuple: Tuple {
+            own: at(1),
+            far: at(2),
+        },
+        netns: 1,
+        uid: 0,
+        proof: Proof {
+            inode: 1,
+            cookie: number as u64,
+        },
     }
 }
