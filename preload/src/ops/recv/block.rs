@@ -1,0 +1,156 @@
+//! Waiting until another look can give more.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{MSG_DONTWAIT, MSG_PEEK};
+use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
+use rdma_core::ring::{Consumer, RxCursor};
+use rdma_core::slot::{RxState, TxState};
+
+use super::STALE;
+use super::ends::on_kernel_event;
+use crate::conn::{Conn, NO_FINAL, SHUT_READ};
+use crate::pins::Call;
+use crate::wait::{self, Pace, Woken};
+use crate::{control, downgrade, kernel, lifecycle, relayed, tls};
+
+/// Waits until there may be `need` bytes more.
+///
+/// # Errors
+/// The errno for the program: EAGAIN (non-blocking or timed out) or EINTR.
+pub(in crate::ops) fn block(
+    conn: &'static Conn,
+    fd: c_int,
+    flags: c_int,
+    need: usize,
+    call: &mut Call,
+) -> Result<(), c_int> {
+    let Some(view) = conn.view() else {
+        return Ok(());
+    };
+    let slot = conn.slot();
+    if flags & MSG_DONTWAIT != 0
+        || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
+    {
+        return Err(libc::EAGAIN);
+    }
+    let state = slot.rx.state();
+    let ready = || {
+        has_news(
+            conn,
+            view,
+            state,
+            if flags & MSG_PEEK != 0 { need } else { 1 },
+        )
+    };
+    let far = wait::far_cpu(view);
+    // Nothing was sent since the last receive: bytes are streaming in, nobody awaits an answer.
+    let streaming = conn.sent_at_recv.swap_relaxed(slot.tx.cursor().tail) == slot.tx.cursor().tail;
+    let pace = if streaming {
+        Pace::Stream
+    } else {
+        Pace::Answer
+    };
+    if wait::glance(far, pace, ready) {
+        return Ok(());
+    }
+    let started = control::monotonic_ns();
+    if wait::spin(far, pace, ready) {
+        return Ok(());
+    }
+    if !call.note(conn) {
+        return Ok(());
+    }
+    if lifecycle::is_stale(conn, fd) {
+        return Err(STALE);
+    }
+    if kernel::is_nonblocking(fd) {
+        slot.meta.nonblocking.store(1, Ordering::Relaxed);
+        return Err(libc::EAGAIN);
+    }
+    let deadline = *call
+        .deadline
+        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
+    let interrupts = tls::interrupts();
+    let mut events = libc::POLLIN | libc::POLLRDHUP;
+    if slot.tx.state() == TxState::Returning {
+        events |= libc::POLLOUT;
+    }
+    let mut until = deadline;
+    let mut watched = fd;
+    if matches!(state, RxState::Ring | RxState::Armed)
+        && let Some(soon) = relayed::put_off_until(conn, view)
+    {
+        // It would report the same again and again.
+        watched = -1;
+        until = Some(deadline.map_or(soon, |at| at.min(soon)));
+    }
+    if flags & MSG_PEEK != 0 && state == RxState::Ring && view.theirs.state.returned_at().is_some()
+    {
+        // What is missing comes by the kernel, which says at once that there is something.
+        events = 0;
+        let soon = started + NAP_NS;
+        until = Some(deadline.map_or(soon, |at| at.min(soon)));
+    }
+    match wait::sleep(conn, view, watched, WaitFor::Data, events, until, ready) {
+        Woken::Again => Ok(()),
+        Woken::Timeout if until != deadline => Ok(()),
+        // Of another file that has the number now.
+        Woken::Kernel(_) if call.descriptor(conn) != Some(fd) => Ok(()),
+        Woken::Kernel(bits) => {
+            on_kernel_event(conn, view, fd, bits & !libc::POLLOUT);
+            Ok(())
+        }
+        Woken::Timeout => Err(libc::EAGAIN),
+        // With a timeout the kernel never restarts; without, SA_RESTART decides.
+        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+            Err(libc::EINTR)
+        }
+        Woken::Interrupted => Ok(()),
+    }
+}
+
+/// Between two looks at whether the kernel has as much as is asked for.
+const NAP_NS: u64 = 1_000_000;
+
+/// Whether another look can give something new.
+fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
+    let rx = &conn.slot().rx;
+    let now = rx.state();
+    if now != state || downgrade::is_wanted(conn, view) {
+        return true;
+    }
+    match now {
+        RxState::Kernel | RxState::Done | RxState::Returned => true,
+        RxState::Armed => view.theirs.state.is_switched() || relayed::has_come(conn, view),
+        RxState::Draining => false,
+        RxState::Ring => {
+            let ring = Consumer::of(view);
+            let cursor = rx.cursor();
+            if need > 1 {
+                let mut copy = cursor;
+                if ring
+                    .refresh(&mut copy)
+                    .is_ok_and(|available| available >= need as u64)
+                {
+                    return true;
+                }
+            } else if cursor.available() > 0 || ring.moved(&cursor) {
+                return true;
+            }
+            is_over(conn, view, &cursor)
+        }
+    }
+}
+
+/// Whether no more bytes will come, for whatever reason.
+fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
+    view.theirs.state.ended_at() == Some(cursor.head)
+        || view.theirs.state.returned_at() == Some(cursor.head)
+        || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        || view.theirs.state.broken().is_some()
+        || view.mine.state.broken().is_some()
+        || conn.shut() & SHUT_READ != 0
+}

@@ -1,0 +1,117 @@
+//! Calls that the kernel serves, and the rest of those that the ring has begun.
+
+#![expect(unsafe_code, reason = "receives into the program's buffers")]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{MSG_DONTWAIT, MSG_WAITALL};
+use rdma_core::slot::RxState;
+
+use crate::conn::Conn;
+use crate::user::Buffers;
+use crate::{errno, fds, kernel, pins, real, upgrade};
+
+/// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
+pub(in crate::ops) fn from_kernel(
+    conn: &'static Conn,
+    fd: c_int,
+    native: &dyn Fn() -> isize,
+) -> Option<isize> {
+    let rx = &conn.slot().rx;
+    rx.inside.enter();
+    let state = rx.state();
+    if !matches!(state, RxState::Kernel | RxState::Done | RxState::Returned) {
+        rx.inside.leave();
+        return None;
+    }
+    let got = pins::inside(conn, fd, native);
+    rx.inside.leave();
+    let got = got?;
+    if let Ok(bytes) = usize::try_from(got)
+        && state != RxState::Done
+        && fds::lookup(fd) == conn.entry()
+    {
+        rx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        upgrade::note(conn, fd, bytes);
+    }
+    Some(got)
+}
+
+/// The program's call, which began with a descriptor that another thread has closed.
+pub(super) fn from_kept(conn: &Conn, kept: c_int, buffers: &mut Buffers, flags: c_int) -> isize {
+    let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+    // SAFETY: zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+    message.msg_iov = parts.as_mut_ptr();
+    message.msg_iovlen = used;
+    // SAFETY: the parts are the program's buffers.
+    let got = unsafe { real::recvmsg(kept, &raw mut message, flags) };
+    if let Ok(bytes) = u64::try_from(got) {
+        let total = &conn.slot().rx.tcp_bytes;
+        total.fetch_add(bytes, Ordering::Relaxed);
+    }
+    got
+}
+
+/// Whether the kernel has an error to tell, and no bytes before it.
+pub(super) fn has_only_an_error(fd: c_int) -> bool {
+    kernel::poll_now(fd, 0) & libc::POLLERR != 0 && kernel::readable(fd) == Some(0)
+}
+
+/// Whether the ring's stream goes on in the kernel after the next `bytes` bytes.
+pub(super) fn stream_returns_at(conn: &Conn, bytes: usize) -> bool {
+    let rx = &conn.slot().rx;
+    rx.state() == RxState::Ring
+        && conn
+            .view()
+            .and_then(|view| view.theirs.state.returned_at())
+            .is_some_and(|at| at == rx.cursor().head + bytes as u64)
+}
+
+/// The rest of a call whose first bytes came from the ring, which the stream has left. Waits only for what
+/// `target` lacks.
+pub(super) fn rest_from_kernel(
+    conn: &Conn,
+    fd: c_int,
+    buffers: &mut Buffers,
+    mut flags: c_int,
+    target: usize,
+) {
+    while buffers.left() > 0 {
+        if buffers.done() >= target {
+            flags |= MSG_DONTWAIT;
+        }
+        if has_only_an_error(fd) {
+            // For the next call.
+            return;
+        }
+        let (mut parts, used) = buffers.rest::<64>(usize::MAX);
+        // SAFETY: zero is a valid msghdr.
+        let mut message: libc::msghdr = unsafe { core::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = used;
+        let before = errno::get();
+        // SAFETY: the parts are the program's buffers.
+        let got = unsafe { real::recvmsg(fd, &raw mut message, flags) };
+        match usize::try_from(got) {
+            Ok(bytes) if bytes > 0 => {
+                let total = &conn.slot().rx.tcp_bytes;
+                total.fetch_add(bytes as u64, Ordering::Relaxed);
+                buffers.skip(bytes);
+            }
+            end => {
+                let error = errno::get();
+                errno::set(before);
+                // Behind the bytes that the program gets first.
+                if end.is_err() && !matches!(error, libc::EAGAIN | libc::EINTR | libc::EFAULT) {
+                    conn.defer_error(error);
+                }
+                return;
+            }
+        }
+        if flags & MSG_WAITALL == 0 {
+            return;
+        }
+    }
+}

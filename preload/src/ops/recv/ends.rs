@@ -1,0 +1,106 @@
+//! What ends the ring's stream: the kernel's word on the far end, a break, the way back to TCP.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use rdma_core::Reason;
+use rdma_core::layout::ConnView;
+use rdma_core::slot::{RxState, TxState};
+
+use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE};
+use crate::ops::{epoll, lock};
+use crate::trace::{self, Level};
+use crate::{control, kernel, kick, relayed};
+
+/// The kernel reports something on a socket whose bytes come from the ring: end of stream, an error,
+/// or a writer that nobody saw.
+pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16) {
+    let rx = &conn.slot().rx;
+    // After a far end's return to the kernel, the kernel is asked when the ring has been read.
+    if rx.state() != RxState::Ring
+        || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
+        || view.theirs.state.returned_at().is_some()
+    {
+        return;
+    }
+    let shut = conn.shut();
+    if bits & libc::POLLERR == 0
+        && bits & libc::POLLHUP != 0
+        && shut == SHUT_READ | SHUT_WRITE
+        && kernel::state(fd).is_some_and(|state| state != kernel::TCP_CLOSE)
+    {
+        // Our own shutdown of both directions.
+        return;
+    }
+    if bits & (libc::POLLERR | libc::POLLHUP) == 0 {
+        if conn.shut() & SHUT_READ != 0 {
+            return;
+        }
+        match kernel::peek(fd) {
+            Ok(false) => {}
+            // Its return was announced before it sent anything.
+            Ok(true) if view.theirs.state.returned_at().is_some() => return,
+            Ok(true) => return break_conn(conn, view, Reason::UnseenWriter),
+            Err(libc::EAGAIN | libc::EINTR) => return,
+            Err(error) => conn.pending_error.store(error, Ordering::Relaxed),
+        }
+    }
+    if relayed::is_early(conn, view) {
+        return;
+    }
+    // Hung up by RST, not by a FIN in each direction: the kernel has told or will tell.
+    let reset = bits & libc::POLLERR != 0
+        || bits & libc::POLLHUP != 0 && shut & (SHUT_READ | SHUT_WRITE) != SHUT_WRITE;
+    finish(conn, view, reset);
+}
+
+/// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before. `reset`: RST,
+/// which the kernel reports itself.
+fn finish(conn: &Conn, view: &ConnView, reset: bool) {
+    // An honest end said where its stream ends before it closed; a killed one did not.
+    let killed = view.theirs.state.ended_at().is_none();
+    let tail = view.rx_words.tail.load(Ordering::Acquire);
+    if killed && conn.pending_error.load(Ordering::Relaxed) == 0 {
+        let tx = &conn.slot().tx;
+        let sent = tx.cursor().tail;
+        let read = view.theirs.consumer.head.load(Ordering::Acquire);
+        if read < sent && !reset {
+            // Unread bytes at a dead end: TCP would have answered RST.
+            conn.pending_error
+                .store(libc::ECONNRESET, Ordering::Relaxed);
+        } else if lock::take_tx(conn).is_ok() {
+            // Nobody reads the ring: what is sent from now on, the kernel answers.
+            if tx.state() == TxState::Ring {
+                tx.set_state(TxState::Done);
+            }
+            lock::free(&tx.lock);
+        }
+    }
+    let end = view.theirs.state.ended_at().unwrap_or(tail);
+    conn.final_tail.store(end, Ordering::Release);
+}
+
+/// Breaks the connection at both ends.
+#[cold]
+pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
+    if view.mine.state.broken().is_some() {
+        return;
+    }
+    view.mine.state.break_with(reason);
+    trace::event(Level::Warn, conn, "broken:", reason.name());
+    conn.slot()
+        .meta
+        .reason
+        .store(reason.code(), Ordering::Relaxed);
+    if let Some(arena) = control::arena() {
+        arena.header().counters.count_reason(reason);
+    }
+    kick::wake_all(conn, view);
+}
+
+/// Under the receive lock: the ring has been read to where the far end's stream goes back to the kernel.
+pub(super) fn back_in_kernel(conn: &'static Conn, fd: c_int) {
+    conn.slot().rx.set_state(RxState::Returned);
+    trace::event(Level::Info, conn, "receives by TCP again", "");
+    epoll::on_change(conn, fd);
+}
