@@ -1,0 +1,145 @@
+//! One look at wherever the bytes go now, border or ring; and the end of the direction.
+
+use core::ffi::c_int;
+
+use rdma_core::Reason;
+use rdma_core::event::WaitFor;
+use rdma_core::layout::ConnView;
+use rdma_core::ring::Producer;
+use rdma_core::slot::TxState;
+
+use super::{Step, publish};
+use crate::conn::Conn;
+use crate::downgrade::{self, Resent};
+use crate::ops::{epoll, lock, recv::break_conn};
+use crate::user::Buffers;
+use crate::{kick, relayed, upgrade};
+
+/// One look at wherever the bytes go now.
+pub(super) fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
+    let tx = &conn.slot().tx;
+    let Some(view) = conn.view() else {
+        return Step::Native;
+    };
+    if lock::take_tx(conn).is_err() {
+        return Step::Error(libc::EINTR);
+    }
+    let step = look(conn, view, fd, buffers, dont_wait);
+    lock::free(&tx.lock);
+    if matches!(step, Step::Moved) {
+        kick::after_publish(conn, view, WaitFor::Data);
+    }
+    step
+}
+
+/// As [`step`], under the lock.
+fn look(
+    conn: &'static Conn,
+    view: &ConnView,
+    fd: c_int,
+    buffers: &mut Buffers,
+    dont_wait: bool,
+) -> Step {
+    let tx = &conn.slot().tx;
+    if tx.state() != TxState::Kernel {
+        if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
+            return Step::Error(relayed::errno_of_break(view));
+        }
+        let error = conn.take_error();
+        if error != 0 {
+            return Step::Error(error);
+        }
+        if conn.is_dead() {
+            return Step::Error(libc::EPIPE);
+        }
+    }
+    match tx.state() {
+        // What is in the kernel stays there if the ring is of no use any more.
+        TxState::Kernel if view.theirs.state.is_armed() && !relayed::is_broken(view) => {
+            if !upgrade::try_switch(conn, view, fd, dont_wait) {
+                return Step::Native;
+            }
+        }
+        TxState::Kernel | TxState::Switching | TxState::Done | TxState::Returned => {
+            return Step::Native;
+        }
+        TxState::Returning => return resend(conn, view, fd),
+        TxState::Ring => {}
+    }
+    if view.theirs.state.is_reader_gone() {
+        if downgrade::begin_resending(conn, view) {
+            return resend(conn, view, fd);
+        }
+        if view.mine.state.broken().is_some() {
+            return Step::Error(libc::ECONNRESET);
+        }
+        // The kernel answers: its socket is closed as well, or serves somebody without a ring.
+        tx.set_state(TxState::Done);
+        return Step::Native;
+    }
+    let ring = Producer::of(view);
+    let mut cursor = tx.cursor();
+    let Ok(free) = ring.refresh(&mut cursor) else {
+        break_conn(conn, view, Reason::RingCorrupt);
+        return Step::Error(libc::ECONNRESET);
+    };
+    tx.set_cursor(&cursor);
+    let len = buffers
+        .left()
+        .min(usize::try_from(free).unwrap_or(usize::MAX));
+    if len == 0 {
+        return Step::Full;
+    }
+    let len = buffers.sound_to_fill(len);
+    if len == 0 {
+        return Step::Error(libc::EFAULT);
+    }
+    buffers.fill(&ring, &mut cursor, len);
+    publish(conn, view, &ring, &cursor);
+    Step::Moved
+}
+
+/// As [`look`], for what the far end left in the ring.
+fn resend(conn: &'static Conn, view: &ConnView, fd: c_int) -> Step {
+    match downgrade::resend(conn, view, fd) {
+        Resent::All => {
+            epoll::on_change(conn, fd);
+            Step::Native
+        }
+        Resent::Full => {
+            epoll::on_change(conn, fd);
+            Step::KernelFull
+        }
+        Resent::Failed(error) => Step::Error(error),
+    }
+}
+
+/// Ends the direction: no byte after what was sent so far. The kernel's FIN or RST follows.
+///
+/// `fd` names the socket, if anything still does: what the far end left in the ring goes first.
+pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
+    let Some(view) = conn.view() else { return };
+    let tx = &conn.slot().tx;
+    let mut locked = false;
+    for _ in 0..2 {
+        if let Some(fd) = fd {
+            downgrade::flush(conn, view, fd);
+        }
+        locked = lock::take_tx(conn).is_ok();
+        // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
+        view.mine.state.end(tx.cursor().tail);
+        // A receiver that left meanwhile did not know of the end, and counts on us; so does a backend that
+        // has made us ask where it left.
+        let counts = downgrade::is_wanted(conn, view) || relayed::has_to_wait(conn, view);
+        if fd.is_none() || !locked || !counts {
+            break;
+        }
+        lock::free(&tx.lock);
+        locked = false;
+    }
+    tx.set_state(TxState::Done);
+    if locked {
+        lock::free(&tx.lock);
+    }
+    kick::wake_all(conn, view);
+}
