@@ -1,0 +1,230 @@
+//! The end: shutdown, and the close of the last descriptor in the last process.
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use rdma_core::Reason;
+use rdma_core::ring::Consumer;
+use rdma_core::slot::{RxState, Stage};
+
+use super::SLOT_NUMBERS;
+use super::exec::spawned;
+use super::leave::unregister;
+use crate::conn::{CONN_NUMBERS, Conn, SHUT_READ, SHUT_WRITE, conn};
+use crate::ops::{epoll, lock, send};
+use crate::{contexts, control, downgrade, errno, fds, holders, kernel, kick, pins};
+
+/// What remains to be done after a descriptor has really been closed.
+#[must_use]
+pub(crate) struct Closing {
+    conn: Option<&'static Conn>,
+}
+
+/// Before the kernel closes `fd`: takes it out of the table and, if it was the last descriptor of the
+/// last process, ends the connection. `None`: nothing of ours.
+pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
+    pins::sweep();
+    take_out(fd, Some(fd), true)
+}
+
+/// As [`begin_close`]; `socket` is the descriptor if it still names the connection's socket. `lives_on`: the
+/// socket itself may go on for those who are blocked on it.
+pub(super) fn take_out(fd: c_int, socket: Option<c_int>, lives_on: bool) -> Option<Closing> {
+    let entry = fds::lookup(fd);
+    if entry.is_none() || entry.is_internal() || !fds::take(fd, entry) {
+        return None;
+    }
+    if let Some(index) = entry.as_epoll() {
+        epoll::forget_set(fd, index);
+        return None;
+    }
+    if let Some(first) = entry.as_watched() {
+        epoll::forget_watched(fd, first);
+        return None;
+    }
+    let conn = conn(entry.as_conn()?);
+    let kept = pins::others(conn);
+    if kept {
+        pins::keep(conn, fd, lives_on && socket.is_some());
+        // They sleep on the number, which may soon be another file's.
+        if let Some(view) = conn.view() {
+            contexts::ring_own(&view.mine.waits);
+        }
+    }
+    let last = conn.refs.fetch_sub(1, Ordering::AcqRel) == 1;
+    if kept {
+        // They may all be gone already.
+        pins::settle(conn);
+    }
+    if !last {
+        return None;
+    }
+    errno::preserved(|| last_descriptor(conn, socket));
+    Some(Closing { conn: Some(conn) })
+}
+
+/// Closes `kept`, a duplicate for threads which are not blocked any more, by `close`.
+pub(crate) fn close_kept(conn: &'static Conn, kept: c_int, close: impl FnOnce()) {
+    errno::preserved(|| {
+        let last = conn.refs.fetch_sub(1, Ordering::AcqRel) == 1;
+        if last {
+            last_descriptor(conn, Some(kept));
+        }
+        close();
+        if last {
+            Closing { conn: Some(conn) }.finish();
+        }
+    });
+}
+
+/// The last descriptor of this process.
+fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
+    let slot = conn.slot();
+    epoll::forget_conn(conn, socket);
+    if !holders::leave(slot) {
+        return;
+    }
+    let by_others = slot.meta.strangers.load(Ordering::Acquire) > 0
+        || conn.spawns.load(Ordering::Relaxed) != spawned();
+    if let (Some(fd), true) = (socket, by_others) {
+        // A program without the library may hold the socket, and goes on with it.
+        downgrade::leave_ring(conn, fd, Reason::Exec);
+    } else if let Some(view) = conn.view() {
+        let rx = &slot.rx;
+        let locked = lock::take_rx(conn).is_ok();
+        // Before the end is said: who hears of that sends nothing more by ring, as TCP takes what comes
+        // after a FIN for a reset, and not for unread bytes.
+        view.mine.state.leave();
+        let mut cursor = rx.cursor();
+        // What its sender took back before we saw the switch came by the kernel.
+        let unread = matches!(
+            rx.state(),
+            RxState::Ring | RxState::Armed | RxState::Draining
+        ) && view.theirs.state.is_switched()
+            && Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0;
+        if locked {
+            lock::free(&rx.lock);
+        }
+        send::end(conn, socket);
+        kick::wake_all(conn, view);
+        // Threads of our own that sleep on the connection must not touch its memory later.
+        contexts::ring_own(&view.mine.waits);
+        if let Some(fd) = socket.filter(|_| unread) {
+            kernel::reset_on_close(fd);
+        }
+    }
+    count(conn);
+}
+
+/// Adds what the connection did to the process's counters.
+fn count(conn: &Conn) {
+    let Some(arena) = control::arena() else {
+        return;
+    };
+    let counters = &arena.header().counters;
+    let slot = conn.slot();
+    for (total, part) in [
+        (&counters.ring_tx_bytes, slot.tx.cursor().tail),
+        (&counters.ring_rx_bytes, slot.rx.cursor().head),
+        (
+            &counters.tcp_tx_bytes,
+            slot.tx.tcp_bytes.load(Ordering::Relaxed),
+        ),
+        (
+            &counters.tcp_rx_bytes,
+            slot.rx.tcp_bytes.load(Ordering::Relaxed),
+        ),
+        (
+            &counters.wakeups_sent,
+            slot.tx.kicks.load(Ordering::Relaxed),
+        ),
+        (&counters.sleeps, slot.rx.sleeps.load(Ordering::Relaxed)),
+    ] {
+        if part != 0 {
+            total.fetch_add(part, Ordering::Relaxed);
+        }
+    }
+    let never = match slot.stage() {
+        Stage::Candidate => {
+            let known = slot.meta.reason.load(Ordering::Relaxed);
+            Some(Reason::from_code(known).unwrap_or(Reason::Young))
+        }
+        Stage::Registered => Some(Reason::Unpaired),
+        // Paired, but vetoed before anything went over the ring.
+        Stage::Attached if slot.tx.cursor().tail == 0 && slot.rx.cursor().head == 0 => {
+            let told = slot.meta.reason.load(Ordering::Relaxed);
+            conn.vetoed().or_else(|| Reason::from_code(told))
+        }
+        Stage::Free | Stage::Attached | Stage::Plain => None,
+    };
+    if let Some(reason) = never {
+        counters.declined.fetch_add(1, Ordering::Relaxed);
+        counters.count_reason(reason);
+    }
+}
+
+impl Closing {
+    /// After the kernel has closed the descriptor.
+    pub(crate) fn finish(self) {
+        let Some(conn) = self.conn else { return };
+        let slot = conn.slot();
+        let index = conn.slot_index.load(Ordering::Relaxed);
+        let stage = slot.stage();
+        let last = slot.meta.holders.load(Ordering::Acquire) == 0;
+        if last && matches!(stage, Stage::Registered | Stage::Attached) {
+            unregister(conn, slot, index);
+        }
+        // From here on nobody finds the connection through a descriptor; wait for those who did.
+        conn.generation.fetch_add(1, Ordering::AcqRel);
+        if lock::take_tx(conn).is_ok() {
+            lock::free(&slot.tx.lock);
+        }
+        if lock::take_rx(conn).is_ok() {
+            lock::free(&slot.rx.lock);
+        }
+        conn.detach();
+        if last && index != u32::MAX {
+            control::bind_slot(index, None);
+            slot.set_stage(Stage::Free);
+            SLOT_NUMBERS.give(index);
+        }
+        CONN_NUMBERS.give(conn.index());
+    }
+}
+
+/// shutdown(2), before the kernel's.
+pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
+    let Some(index) = fds::lookup(fd).as_conn() else {
+        return;
+    };
+    let conn = conn(index);
+    if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
+        conn.shut_down(SHUT_WRITE);
+        errno::preserved(|| send::end(conn, Some(fd)));
+    }
+    if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
+        conn.shut_down(SHUT_READ);
+    }
+    // Linux answers what comes after both directions are shut with RST: the far end leaves its ring,
+    // and the kernel sees to it.
+    if conn.shut() == SHUT_READ | SHUT_WRITE
+        && let Some(view) = conn.view()
+    {
+        view.mine.state.leave();
+        kick::wake_all(conn, view);
+    }
+}
+
+/// shutdown(2), after the kernel's, and whatever that said: to the kernel it is an edge.
+pub(crate) fn after_shutdown(fd: c_int) {
+    if let Some(index) = fds::lookup(fd).as_conn() {
+        kick::went_by_kernel();
+        errno::preserved(|| epoll::post_edge(conn(index)));
+    }
+}
+
+/// connect(AF_UNSPEC), before the kernel's: the connection is dissolved, the descriptor stays.
+pub(crate) fn before_dissolve(fd: c_int) -> Option<Closing> {
+    fds::lookup(fd).as_conn()?;
+    take_out(fd, Some(fd), false)
+}

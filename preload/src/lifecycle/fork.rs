@@ -1,0 +1,66 @@
+//! Fork: connections get a holder more, and the child leaves alone what is its parent's.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::SLOT_NUMBERS;
+use crate::conn::{CONN_NUMBERS, Conn, conn};
+use crate::ops::{epoll, file::relay};
+use crate::{contexts, control, faults, holders, kick, pins, tls};
+
+/// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
+/// not the last.
+pub(crate) fn before_fork() {
+    each_conn(|conn| holders::expect_one(conn.slot()));
+}
+
+/// The fork failed.
+pub(crate) fn fork_failed() {
+    each_conn(|conn| holders::nobody_came(conn.slot()));
+}
+
+pub(super) fn each_conn(work: impl Fn(&'static Conn)) {
+    for number in 0..CONN_NUMBERS.used() {
+        let conn = conn(number);
+        if conn.refs.load(Ordering::Relaxed) > 0 {
+            work(conn);
+        }
+    }
+}
+
+/// In a forked child: what belongs to the parent is left alone.
+pub(crate) extern "C" fn in_forked_child() {
+    OWN_PID.store(0, Ordering::Relaxed);
+    tls::after_fork();
+    crate::retire::after_fork();
+    faults::after_fork();
+    CONN_NUMBERS.after_fork(false);
+    SLOT_NUMBERS.after_fork(true);
+    control::after_fork();
+    kick::after_fork();
+    contexts::after_fork();
+    relay::after_fork();
+    epoll::after_fork();
+    pins::after_fork();
+    each_conn(|conn| {
+        conn.inherit();
+        holders::enter(conn.slot());
+    });
+    pins::sweep();
+}
+
+/// Whether this process's memory is its own: false in a vfork child, which must not change it.
+pub(crate) fn is_own_memory() -> bool {
+    let pid = rustix::process::getpid()
+        .as_raw_nonzero()
+        .get()
+        .unsigned_abs();
+    match OWN_PID.load(Ordering::Relaxed) {
+        0 => {
+            OWN_PID.store(pid, Ordering::Relaxed);
+            true
+        }
+        own => own == pid,
+    }
+}
+
+static OWN_PID: AtomicU32 = AtomicU32::new(0);
