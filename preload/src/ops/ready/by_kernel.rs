@@ -1,0 +1,155 @@
+//! Calls none of whose descriptors involves a ring: the kernel alone is asked.
+
+#![expect(unsafe_code, reason = "arrays and sets of the program")]
+
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use libc::{fd_set, pollfd};
+
+use super::involves_ring;
+use super::select::is_set;
+use crate::conn::conn;
+use crate::fds;
+use crate::ops::epoll;
+
+/// Asks the kernel alone, for descriptors none of which involves a ring. Meanwhile the caller counts
+/// as a reader inside the kernel, so that no other thread arms a direction that it waits for.
+///
+/// # Safety
+/// As [`poll`](fn@super::poll).
+pub(crate) unsafe fn poll_in_kernel(
+    fds: *mut pollfd,
+    count: usize,
+    native: impl Fn() -> c_int,
+) -> c_int {
+    if count == 0 {
+        return native();
+    }
+    // SAFETY: by contract.
+    let entries = unsafe { core::slice::from_raw_parts(fds.cast_const(), count) };
+    let result = as_reader(&mut entries.iter().map(|entry| entry.fd), &native);
+    if result > 0 {
+        // SAFETY: by contract.
+        unsafe { delivered(fds, count) };
+    }
+    result
+}
+
+/// Answer of [`poll_in_kernel`] and [`select_in_kernel`]: some direction was armed meanwhile.
+pub(crate) const LOOK_AGAIN: c_int = c_int::MIN;
+
+/// As [`poll_in_kernel`], for select.
+///
+/// # Safety
+/// As [`select`](fn@super::select).
+pub(crate) unsafe fn select_in_kernel(
+    count: c_int,
+    sets: [*mut fd_set; 3],
+    native: impl Fn() -> c_int,
+) -> c_int {
+    let mut asked = (0..count.min(1 << 20)).filter(|&fd| {
+        usize::try_from(fd).is_ok_and(|fd| {
+            // SAFETY: fd < count.
+            (0..3).any(|i| unsafe { is_set(sets[i], fd) })
+        })
+    });
+    let result = as_reader(&mut asked, &native);
+    if result > 0 {
+        // SAFETY: by contract.
+        unsafe { delivered_sets(count, sets) };
+    }
+    result
+}
+
+/// Runs `native` with the calling thread counted as a reader of every connection among `fds`; sets among
+/// them are told that somebody watches them. The connections are remembered, because other threads may
+/// close the descriptors meanwhile.
+fn as_reader(fds: &mut dyn Iterator<Item = c_int>, native: &dyn Fn() -> c_int) -> c_int {
+    let mut counted = [0u16; READERS];
+    let mut used = 0;
+    let mut armed = false;
+    let mut complete = true;
+    for fd in fds {
+        let entry = fds::lookup(fd);
+        if entry.as_epoll().is_some() {
+            epoll::mark_polled(fd);
+        }
+        let Some(index) = entry.as_conn() else {
+            continue;
+        };
+        match (counted.get_mut(used), u16::try_from(index)) {
+            (Some(place), Ok(number)) => {
+                *place = number;
+                used += 1;
+                conn(index).slot().rx.inside.enter();
+                armed |= involves_ring(conn(index));
+            }
+            _ => complete = complete && conn(index).view().is_none(),
+        }
+    }
+    if !complete {
+        // Too many to count: those beyond must not be armed by others while we sleep.
+        SLEEPERS_UNCOUNTED.fetch_add(1, Ordering::SeqCst);
+    }
+    let result = if armed { LOOK_AGAIN } else { native() };
+    if !complete {
+        SLEEPERS_UNCOUNTED.fetch_sub(1, Ordering::SeqCst);
+    }
+    for number in counted.iter().take(used) {
+        conn(u32::from(*number)).slot().rx.inside.leave();
+    }
+    result
+}
+
+/// Connections that one waiting call is counted in.
+const READERS: usize = 1024;
+
+/// Waiting calls on more connections than are counted; while there are any, nothing is armed.
+static SLEEPERS_UNCOUNTED: AtomicU32 = AtomicU32::new(0);
+
+/// Whether arming must wait because some sleeping call is not counted.
+pub(crate) fn has_uncounted_sleepers() -> bool {
+    SLEEPERS_UNCOUNTED.load(Ordering::SeqCst) != 0
+}
+
+/// The program has been told the readiness of these descriptors, through us.
+///
+/// # Safety
+/// As [`poll`](fn@super::poll).
+unsafe fn delivered(fds: *const pollfd, count: usize) {
+    // SAFETY: by contract.
+    for entry in unsafe { core::slice::from_raw_parts(fds, count) } {
+        if entry.revents != 0
+            && let Some(index) = fds::lookup(entry.fd).as_conn()
+        {
+            conn(index)
+                .slot()
+                .meta
+                .delivered
+                .store(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The program has been told the readiness in these sets, through us.
+///
+/// # Safety
+/// As [`select`](fn@super::select).
+unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
+    for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
+        let Ok(number) = c_int::try_from(fd) else {
+            break;
+        };
+        if let Some(index) = fds::lookup(number).as_conn()
+            // SAFETY: fd < count.
+            && (0..2).any(|i| unsafe { is_set(sets[i], fd) })
+        {
+            conn(index)
+                .slot()
+                .meta
+                .delivered
+                .store(1, Ordering::Relaxed);
+        }
+    }
+}

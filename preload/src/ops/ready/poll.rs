@@ -1,0 +1,227 @@
+//! poll and ppoll with descriptors that involve a ring; the loop serves select as well.
+
+#![expect(unsafe_code, reason = "the program's array of entries")]
+#![expect(
+    clippy::cast_ptr_alignment,
+    reason = "memory from mmap is aligned to a page"
+)]
+
+use core::ffi::c_int;
+use core::sync::atomic::Ordering;
+
+use libc::{POLLERR, POLLHUP, POLLNVAL, pollfd, sigset_t};
+
+use super::sleep::sleep;
+use super::time::{deadline_in, is_past, kernel_ppoll};
+use super::{kernel_interest, merge, ring_conn, settle};
+use crate::conn::{Conn, conn};
+use crate::ops::epoll;
+use crate::{errno, fds, probe, relayed, wait};
+
+/// Entries handled without asking for memory.
+const ON_STACK: usize = 128;
+
+/// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, by
+/// [`poll_in_kernel`](super::poll_in_kernel)).
+///
+/// # Safety
+/// `fds` points to `count` entries that can be read.
+pub(crate) unsafe fn poll(
+    fds: *mut pollfd,
+    count: usize,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> Option<c_int> {
+    if count == 0 {
+        return None;
+    }
+    // SAFETY: by contract.
+    let entries = unsafe { core::slice::from_raw_parts(fds, count) };
+    let ours = entries.iter().any(|entry| ring_conn(entry.fd).is_some());
+    // SAFETY: by contract.
+    let tell = |answers: &[pollfd]| unsafe { tell(fds, answers) };
+    ours.then(|| poll_mixed(entries, timeout_ns, mask, tell))
+}
+
+/// Gives the program its `revents`; false if they cannot be written.
+///
+/// # Safety
+/// `fds` points to as many entries.
+unsafe fn tell(fds: *mut pollfd, answers: &[pollfd]) -> bool {
+    answers.iter().enumerate().all(|(i, answer)| {
+        // SAFETY: by contract an entry.
+        let place = unsafe { &raw mut (*fds.add(i)).revents };
+        // SAFETY: a word of the program's entry, which the kernel would overwrite.
+        unsafe { probe::write(place, answer.revents) }
+    })
+}
+
+/// Whether poll's arguments can be read; if not, the kernel says so.
+pub(crate) fn is_sound(fds: *const pollfd, count: usize, mask: *const sigset_t) -> bool {
+    count <= ENTRIES_MAX
+        && probe::readable(fds.cast(), count * size_of::<pollfd>())
+        && is_mask(mask)
+}
+
+/// Whether a signal mask is none or can be read.
+pub(crate) fn is_mask(mask: *const sigset_t) -> bool {
+    mask.is_null() || probe::readable(mask.cast(), KERNEL_SIGSET)
+}
+
+/// Bytes that the kernel reads of a signal mask.
+const KERNEL_SIGSET: usize = 8;
+
+/// Descriptors that we look at in one call; there cannot be more.
+const ENTRIES_MAX: usize = 1 << 20;
+
+fn poll_mixed(
+    entries: &[pollfd],
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+    tell: impl Fn(&[pollfd]) -> bool,
+) -> c_int {
+    let finish = |result: c_int, answers: &[pollfd]| {
+        if result < 0 || tell(answers) {
+            return result;
+        }
+        errno::set(libc::EFAULT);
+        -1
+    };
+    let deadline = timeout_ns.map(deadline_in);
+    if entries.len() < ON_STACK {
+        let mut copy = [pollfd {
+            fd: -1,
+            events: 0,
+            revents: 0,
+        }; ON_STACK];
+        let result = poll_with(entries, &mut copy, deadline, mask);
+        return finish(result, &copy[..entries.len()]);
+    }
+    let bytes = (entries.len() + 1) * size_of::<pollfd>();
+    let Ok(region) = frontend_drv::memory::reserve(bytes) else {
+        errno::set(libc::ENOMEM);
+        return -1;
+    };
+    // SAFETY: fresh zero memory of that size, aligned to a page.
+    let copy = unsafe {
+        core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1)
+    };
+    let result = poll_with(entries, copy, deadline, mask);
+    let result = finish(result, &copy[..entries.len()]);
+    // SAFETY: the copy is not used any more.
+    unsafe { frontend_drv::memory::unmap(region) };
+    result
+}
+
+/// Waits for `entries`; their answers are then the `revents` of `copy`, which is one longer.
+pub(super) fn poll_with(
+    entries: &[pollfd],
+    copy: &mut [pollfd],
+    deadline: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
+    let bell = entries.len();
+    let mut spun = false;
+    epoll::refresh_watched();
+    loop {
+        let ring_ready = prepare(entries, copy);
+        let at_once = ring_ready || !spun || is_past(deadline);
+        let result = if at_once {
+            // The signal mask belongs to the wait: with something ready the kernel never applies it.
+            let last = !ring_ready && is_past(deadline);
+            let mask = if last { mask } else { core::ptr::null() };
+            kernel_ppoll(&mut copy[..bell], Some(0), mask)
+        } else {
+            sleep(entries, copy, deadline, mask)
+        };
+        if let Err(error) = result {
+            errno::set(error);
+            return -1;
+        }
+        let ready = collect(entries, copy);
+        if ready > 0 || is_past(deadline) {
+            return c_int::try_from(ready).unwrap_or(c_int::MAX);
+        }
+        if !spun {
+            spun = true;
+            spin(entries);
+        }
+    }
+}
+
+/// Writes what the kernel is to be asked into `copy`; true if some ring is ready already.
+fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
+    let mut ready = false;
+    for (entry, ask) in entries.iter().zip(copy.iter_mut()) {
+        *ask = pollfd {
+            fd: entry.fd,
+            events: entry.events,
+            revents: 0,
+        };
+        if let Some(conn) = ring_conn(entry.fd) {
+            if let Some(view) = conn.view() {
+                settle(conn, view, entry.fd);
+            }
+            ask.events = asked(entry);
+            if is_put_off(conn) {
+                ask.fd = -1;
+            }
+            ready |= ring_bits(conn, entry) != 0;
+        }
+    }
+    ready
+}
+
+/// Whether the kernel would report again what waits for a backend's word.
+fn is_put_off(conn: &Conn) -> bool {
+    conn.view()
+        .is_some_and(|view| relayed::put_off_until(conn, view).is_some())
+}
+
+/// What the kernel is to be asked about an entry now.
+pub(super) fn asked(entry: &pollfd) -> i16 {
+    ring_conn(entry.fd).map_or(entry.events, |conn| kernel_interest(conn, entry.events))
+}
+
+pub(super) fn ring_bits(conn: &Conn, entry: &pollfd) -> i16 {
+    merge(conn, entry.fd, 0) & (entry.events | POLLERR | POLLHUP)
+}
+
+/// Adds what rings have to what the kernel told; how many answers are not zero.
+fn collect(entries: &[pollfd], copy: &mut [pollfd]) -> usize {
+    let mut ready = 0;
+    for (entry, told) in entries.iter().zip(copy) {
+        if let Some(conn) = ring_conn(entry.fd)
+            && told.revents & POLLNVAL == 0
+        {
+            told.revents = merge(conn, entry.fd, told.revents) & (entry.events | POLLERR | POLLHUP);
+        }
+        if told.revents != 0 {
+            ready += 1;
+            if let Some(index) = fds::lookup(entry.fd).as_conn() {
+                conn(index)
+                    .slot()
+                    .meta
+                    .delivered
+                    .store(1, Ordering::Relaxed);
+            }
+        }
+    }
+    ready
+}
+
+/// Spins on the rings of the connections asked about.
+fn spin(entries: &[pollfd]) {
+    let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else {
+        return;
+    };
+    let far = wait::far_cpu(view);
+    let ready = || {
+        entries
+            .iter()
+            .any(|entry| ring_conn(entry.fd).is_some_and(|conn| ring_bits(conn, entry) != 0))
+    };
+    if !wait::glance(far, wait::Pace::Answer, ready) {
+        wait::spin(far, wait::Pace::Answer, ready);
+    }
+}

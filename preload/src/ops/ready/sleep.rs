@@ -1,0 +1,102 @@
+//! Sleeping on everything that poll was asked about: rings by a doorbell, the rest in the kernel.
+
+use core::ffi::c_int;
+
+use libc::{POLLIN, POLLRDHUP, pollfd, sigset_t};
+use rdma_core::event::WaitFor;
+use rdma_core::slot::TxState;
+
+use super::poll::{asked, ring_bits};
+use super::time::kernel_ppoll;
+use super::{READ_BITS, WRITE_BITS, ring_conn, settle};
+use crate::conn::{Conn, conn};
+use crate::wait::Sleeper;
+use crate::{control, fds};
+
+/// Longest sleep while some far end cannot be relied on to ring.
+const BLIND_NS: u64 = 8_000_000;
+
+/// Sleeps on everything: rings by a doorbell, the rest in the kernel.
+pub(super) fn sleep(
+    entries: &[pollfd],
+    copy: &mut [pollfd],
+    deadline: Option<u64>,
+    mask: *const sigset_t,
+) -> Result<usize, c_int> {
+    let bell = entries.len();
+    let sleeper = Sleeper::borrow();
+    let mut blind = sleeper.is_none();
+    if let Some(sleeper) = sleeper {
+        for entry in entries {
+            if let Some(conn) = ring_conn(entry.fd) {
+                blind |= !enter(conn, &sleeper, entry.events);
+                if let Some(words) = sleeper.words(conn) {
+                    words.prepare_sleep();
+                }
+            }
+        }
+    }
+    // A route that has changed since the kernel's part was prepared, by whomever: look again.
+    let ready = entries.iter().zip(copy.iter()).any(|(entry, ask)| {
+        asked(entry) != ask.events
+            || ring_conn(entry.fd).is_some_and(|conn| {
+                conn.view().is_some_and(|view| settle(conn, view, entry.fd))
+                    || ring_bits(conn, entry) != 0
+            })
+    });
+    let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    if ready {
+        left = Some(0);
+    } else if blind {
+        left = Some(left.map_or(BLIND_NS, |left| left.min(BLIND_NS)));
+    }
+    copy[bell] = pollfd {
+        fd: sleeper.map_or(-1, |sleeper| sleeper.bell()),
+        events: POLLIN,
+        revents: 0,
+    };
+    let result = kernel_ppoll(&mut copy[..=bell], left, mask);
+    if let Some(sleeper) = sleeper {
+        if copy[bell].revents != 0
+            && let Some(context) = crate::contexts::context(sleeper.number)
+        {
+            context.silence();
+        }
+        for entry in entries {
+            if let Some(index) = fds::lookup(entry.fd).as_conn() {
+                leave(conn(index), &sleeper);
+            }
+        }
+        crate::contexts::give_back(sleeper.number);
+    }
+    result
+}
+
+/// Enters a sleeper into what a caller of poll waits for; false if the far end might not ring.
+fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
+    let (Some(view), Some((who, known))) = (conn.view(), sleeper.reference(conn)) else {
+        return false;
+    };
+    let mut good = known;
+    // Also for a far end that leaves the ring on which this end sends.
+    if events & (READ_BITS | POLLRDHUP) != 0
+        || conn.slot().tx.state() == TxState::Ring && events & WRITE_BITS == 0
+    {
+        good &= view.mine.waits.enter(WaitFor::Data, who);
+    }
+    if events & WRITE_BITS != 0 && conn.slot().tx.state() == TxState::Ring {
+        good &= view.mine.waits.enter(WaitFor::Space, who);
+    }
+    good
+}
+
+fn leave(conn: &Conn, sleeper: &Sleeper) {
+    let (Some(view), Some((who, _))) = (conn.view(), sleeper.reference(conn)) else {
+        return;
+    };
+    while view.mine.waits.leave(WaitFor::Data, who) {}
+    while view.mine.waits.leave(WaitFor::Space, who) {}
+    if let Some(words) = sleeper.words(conn) {
+        words.finish_sleep();
+    }
+}
