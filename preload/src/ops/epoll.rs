@@ -11,6 +11,9 @@
 
 #![expect(unsafe_code, reason = "epoll_ctl of libc with events of the program")]
 
+mod events;
+mod news;
+mod report;
 mod set;
 mod wait;
 
@@ -364,7 +367,7 @@ fn post_conn(set: &'static Set, index: u16) {
         let is_here = interest
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set));
-        if is_here && concerns(conn, interest) && !wait::is_too_little(conn, interest) {
+        if is_here && concerns(conn, interest) && !news::is_too_little(conn, interest) {
             set.push(interest);
         }
     }

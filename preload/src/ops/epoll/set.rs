@@ -529,7 +529,7 @@ impl Set {
                 }
             }
         }
-        super::wait::show_readiness(self);
+        super::report::show_readiness(self);
     }
 
     /// Something was put on the list by another thread than the sleeping one: ring our own doorbell.

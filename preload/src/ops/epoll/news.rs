@@ -1,0 +1,109 @@
+//! What far ends have to say to a set: pending bits, and what has changed since the last look.
+
+use core::sync::atomic::Ordering;
+
+use rdma_core::event::WaitFor;
+use rdma_core::ring::Consumer;
+use rdma_core::slot::RxState;
+
+use super::post_conn;
+use super::set::{Interest, Set};
+use crate::conn::Conn;
+use crate::ops::ready::involves_ring;
+use crate::{contexts, control};
+
+/// For a set that some far end cannot ring: what has changed since it was last looked at goes to the ready
+/// list.
+#[cold]
+pub(super) fn look_at_all(set: &'static Set) {
+    super::set::each_live(|interest| {
+        let Some(conn) = interest.conn() else { return };
+        let has_news = || {
+            involves_ring(conn) && interest.seen.load(Ordering::Relaxed) != news(conn)
+                || interest.is_outdated(conn)
+        };
+        if interest
+            .set()
+            .is_some_and(|owner| core::ptr::eq(owner, set))
+            && has_news()
+            && !is_too_little(conn, interest)
+        {
+            set.push(interest);
+        }
+    });
+}
+
+/// The bits of [`news`] that are not the tail.
+const OVER: u64 = 0x3f;
+
+/// A number that changes with whatever a far end may have to say.
+pub(super) fn news(conn: &Conn) -> u64 {
+    let Some(view) = conn.view() else { return 0 };
+    let state = &view.theirs.state;
+    let over = u64::from(state.ended_at().is_some())
+        | u64::from(state.is_reader_gone()) << 1
+        | u64::from(state.broken().is_some()) << 2
+        | u64::from(state.is_switched()) << 3
+        | u64::from(state.returned_at().is_some()) << 4
+        | u64::from(crate::ops::send::writable(conn) == Some(true)) << 5;
+    view.rx_words.tail.load(Ordering::Acquire) << 6 | over
+}
+
+/// Whether, for an edge-triggered interest, the far end has done nothing but send less than SO_RCVLOWAT
+/// asks for, which is no edge.
+pub(super) fn is_too_little(conn: &Conn, interest: &Interest) -> bool {
+    let rx = &conn.slot().rx;
+    let lowat = u64::from(rx.lowat.load(Ordering::Relaxed));
+    let Some(view) = conn.view().filter(|_| interest.is_edge()) else {
+        return false;
+    };
+    if lowat <= 1 || rx.state() != RxState::Ring || view.mine.waits.any(WaitFor::Space) {
+        return false;
+    }
+    let mut cursor = rx.cursor();
+    let there = Consumer::of(view).refresh(&mut cursor).unwrap_or(lowat);
+    there < lowat && (news(conn) ^ interest.seen.load(Ordering::Relaxed)) & OVER == 0
+}
+
+/// Moves pending bits to the ready list.
+pub(super) fn take_pending(set: &'static Set) {
+    let Some(number) = set.context() else { return };
+    for session in &control::SESSIONS {
+        let Some(events) = session.events.get() else {
+            continue;
+        };
+        if let Some(words) = contexts::words(&events, number)
+            && words.has_pending()
+        {
+            words.take_pending(|bit| post_conn(set, bit));
+        }
+    }
+}
+
+/// Whether a far end has used the kernel before what is pending.
+pub(super) fn is_behind_kernel(set: &Set) -> bool {
+    set.context().is_some_and(|number| {
+        control::SESSIONS.iter().any(|session| {
+            session
+                .events
+                .get()
+                .and_then(|events| contexts::words(&events, number))
+                .is_some_and(rdma_core::event::EventContext::is_behind_kernel)
+        })
+    })
+}
+
+/// Whether a bit is pending or the list is not empty.
+pub(super) fn has_news(set: &Set) -> bool {
+    let Some(number) = set.context() else {
+        return false;
+    };
+    !set.is_quiet()
+        || control::SESSIONS.iter().any(|session| {
+            session
+                .events
+                .get()
+                .and_then(|events| contexts::words(&events, number))
+                .is_some_and(rdma_core::event::EventContext::has_pending)
+        })
+}
