@@ -8,34 +8,47 @@
 //! registration is edge-triggered and only reports what the kernel knows (end of stream, errors);
 //! level, edge and one-shot behaviour are computed from the ring for the interests that a doorbell's
 //! pending bit or an edge has put on the set's ready list.
+//!
+//! * This file: epoll_ctl. [`mod@wait`]: epoll_wait, with [`events`], the program's array, and
+//!   [`report`], which decides what is ready.
+//! * [`set`], [`mod@interest`]: the tables. [`membership`]: which socket is in which set. [`list`]: a
+//!   set's ready list.
+//! * [`channel`]: the doorbell in a kernel set. [`mod@news`]: what far ends have to say to a set.
+//! * [`connection`]: the sets that hold a connection. [`shared`]: sets that two processes use.
 
 #![expect(unsafe_code, reason = "epoll_ctl of libc with events of the program")]
 
+mod channel;
+mod connection;
 mod events;
+mod interest;
+mod list;
+mod membership;
 mod news;
 mod report;
 mod set;
+mod shared;
 mod wait;
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering;
 
 use libc::epoll_event;
 use rdma_core::Reason;
-use rdma_core::event::{WaitFor, WaitRef};
 
-pub(crate) use set::{
-    Interest, adopt_watched, after_fork, create, forget_set, forget_watched, make_set, mark_polled,
-    refresh_watched, share_fd,
+pub(crate) use channel::{mark_polled, refresh_watched};
+pub(crate) use connection::{
+    dissolve_all, forget_conn, is_registered, may_arm, on_change, post_edge, want_space,
 };
+pub(crate) use membership::{adopt_watched, forget_watched};
+pub(crate) use set::{create, forget_set, make_set, share_fd};
+pub(crate) use shared::after_fork;
 pub(crate) use wait::wait;
 
-use crate::conn::{Conn, conn};
-use crate::fds::{self};
+use crate::conn::conn;
 use crate::ops::ready::involves_ring;
-use crate::ops::send;
-use crate::{control, errno, kernel, lifecycle, probe, real};
-use set::{Set, interest, interests_of, set_of};
+use crate::{errno, fds, lifecycle, probe, real};
+use connection::engage;
+use set::{Set, set_of};
 
 /// epoll_ctl(2).
 ///
@@ -50,11 +63,11 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
     }
     let is_ours = entry.as_conn().is_some()
         || entry.as_watched().is_some()
-        || set::is_unconnected_tcp(fd, entry);
+        || membership::is_unconnected_tcp(fd, entry);
     if !is_ours {
         return native();
     }
-    let Some(set) = make_set(epfd).filter(|set| !set::is_kernels_alone(set)) else {
+    let Some(set) = make_set(epfd).filter(|set| !shared::is_kernels_alone(set)) else {
         if let Some(index) = entry.as_conn() {
             lifecycle::to_kernel(conn(index), fd, Reason::UnseenWaiter);
         }
@@ -70,9 +83,9 @@ pub(crate) unsafe fn control(epfd: c_int, op: c_int, fd: c_int, event: *mut epol
         libc::EPOLL_CTL_DEL => {
             let rc = native();
             if rc == 0
-                && let Some((_, interest)) = set::find(set, fd)
+                && let Some((_, interest)) = membership::find(set, fd)
             {
-                set::drop_interest(interest);
+                membership::drop_interest(interest);
             }
             rc
         }
@@ -101,12 +114,12 @@ unsafe fn wish(epfd: c_int, op: c_int, event: *mut epoll_event) -> Option<epoll_
 }
 
 fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
-    if asked.events & set::EXCLUSIVE != 0 && asked.events & !set::WITH_EXCLUSIVE != 0 {
+    if asked.events & interest::EXCLUSIVE != 0 && asked.events & !interest::WITH_EXCLUSIVE != 0 {
         errno::set(libc::EINVAL);
         return -1;
     }
-    let known = set::find(set, fd).is_some();
-    let Some((_, interest)) = set::new_interest(set, fd, asked) else {
+    let known = membership::find(set, fd).is_some();
+    let Some((_, interest)) = membership::new_interest(set, fd, asked) else {
         // No room: the kernel serves this registration, and the connection stays there.
         if let Some(index) = fds::lookup(fd).as_conn() {
             let conn = conn(index);
@@ -124,28 +137,28 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
     // Before the call: while it returns, another thread may be told of the socket already, and of an edge
     // only once. A registration that is there twice is refused, and must not be reported meanwhile.
     if !known {
-        set::go_live(set, interest);
+        membership::go_live(set, interest);
     }
     // SAFETY: a local event.
     let rc = unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_ADD, fd, &raw mut event) };
     if rc < 0 {
-        set::drop_interest(interest);
+        membership::drop_interest(interest);
         return rc;
     }
     if known {
-        set::go_live(set, interest);
+        membership::go_live(set, interest);
     }
     engage(interest);
     rc
 }
 
 fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
-    let Some((_, interest)) = set::find(set, fd) else {
+    let Some((_, interest)) = membership::find(set, fd) else {
         let mut event = asked;
         // SAFETY: a local event.
         return unsafe { real::epoll_ctl(epfd, libc::EPOLL_CTL_MOD, fd, &raw mut event) };
     };
-    if interest.is_exclusive() || asked.events & set::EXCLUSIVE != 0 {
+    if interest.is_exclusive() || asked.events & interest::EXCLUSIVE != 0 {
         // What the kernel says of exclusive registrations, whatever it holds now.
         errno::set(libc::EINVAL);
         return -1;
@@ -158,236 +171,6 @@ fn modify(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_in
         engage(interest);
     }
     rc
-}
-
-/// Makes the far end reach an interest whose connection involves a ring, and looks at it once.
-fn engage(interest: &'static Interest) {
-    let Some(conn) = interest.conn() else { return };
-    if !involves_ring(conn) {
-        if interest.is_outdated(conn) {
-            put_in_kernel(interest);
-        }
-        return;
-    }
-    let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
-        return;
-    };
-    if set.is_given_up() {
-        // Its registrations are about to be the kernel's alone.
-        return;
-    }
-    // Until every peer surely has the channel's doorbell, the set's waits look again by themselves.
-    let session = conn.session.load(Ordering::Relaxed);
-    if !set.open_channel() || !set.channel_known(session) {
-        set.blind.store(session + 1, Ordering::Relaxed);
-    }
-    if let Some(who) = reference(set, conn) {
-        let waits = &view.mine.waits;
-        while waits.leave(WaitFor::Data, who) {}
-        while waits.leave(WaitFor::Space, who) {}
-        let mut entered = true;
-        // Also for a far end that leaves the ring on which this end sends.
-        entered &= waits.enter(WaitFor::Data, who);
-        interest.space.store(0, Ordering::Relaxed);
-        if !entered {
-            // More waiters than entries: the far end cannot ring this set.
-            set.blind.store(set::ALWAYS_BLIND, Ordering::Relaxed);
-        }
-    }
-    set.push(interest);
-    set.wake_sleepers();
-}
-
-/// A send was refused or readiness for sending was denied: from now on the sets that ask for space hear
-/// of it, once. (Asking earlier would report edges that the kernel does not.)
-pub(crate) fn want_space(conn: &Conn) {
-    let Some(view) = conn.view() else { return };
-    for interest in interests_of(conn) {
-        let Some(set) = interest.set() else { continue };
-        if !interest.asks_for_space() || interest.space.swap(1, Ordering::Relaxed) != 0 {
-            continue;
-        }
-        let entered =
-            reference(set, conn).is_some_and(|who| view.mine.waits.enter(WaitFor::Space, who));
-        if !entered {
-            set.blind.store(set::ALWAYS_BLIND, Ordering::Relaxed);
-        }
-        if send::writable(conn) == Some(true) {
-            // The space came before the entry was seen.
-            set.push(interest);
-            set.wake_sleepers();
-        }
-    }
-}
-
-/// Space was reported to the program: it is not asked for again before a send is refused.
-fn had_space(interest: &Interest, conn: &Conn) {
-    if interest.space.swap(0, Ordering::Relaxed) != 0
-        && let (Some(set), Some(view)) = (interest.set(), conn.view())
-        && let Some(who) = reference(set, conn)
-    {
-        view.mine.waits.leave(WaitFor::Space, who);
-    }
-}
-
-/// How the far end of `conn` names this set.
-fn reference(set: &Set, conn: &Conn) -> Option<WaitRef> {
-    let session = control::session(conn.session.load(Ordering::Relaxed))?;
-    let process = session.process.load(Ordering::Acquire);
-    if process == 0 || session.is_inherited() {
-        return None;
-    }
-    let bit = u16::try_from(conn.index()).ok()?;
-    Some(WaitRef {
-        process,
-        context: set.context()?,
-        bit: Some(bit),
-    })
-}
-
-/// Whether all sets that hold the connection could serve it from a ring.
-pub(crate) fn may_arm(conn: &Conn) -> bool {
-    for interest in interests_of(conn) {
-        let Some(set) = interest.set() else {
-            return false;
-        };
-        if set.is_shared() {
-            conn.veto(Reason::SharedEpoll);
-            return false;
-        }
-        let session = conn.session.load(Ordering::Relaxed);
-        if !set.open_channel() || !set.channel_known(session) {
-            return false;
-        }
-    }
-    true
-}
-
-/// Whether the connection stands in a set that this process alone uses, through us. Who waits on that set
-/// behind our back gets cookies instead of the program's data, on TCP too; so nobody does.
-pub(crate) fn is_registered(conn: &Conn) -> bool {
-    interests_of(conn).any(|interest| {
-        interest.live.load(Ordering::Acquire) != 0
-            && interest.set().is_some_and(|set| !set.is_shared())
-    })
-}
-
-/// The connection was armed, switched or has reached its ring: adjusts the kernel's registrations
-/// and posts one edge.
-pub(crate) fn on_change(conn: &'static Conn, _fd: c_int) {
-    for interest in interests_of(conn) {
-        // Closed, and the number may be another's in the same set.
-        if fds::lookup(interest.fd()) != conn.entry() {
-            engage(interest);
-            continue;
-        }
-        put_in_kernel(interest);
-        let events = libc::POLLIN | libc::POLLRDHUP | libc::POLLOUT;
-        let bits = kernel::poll_now(interest.fd(), events);
-        conn.kernel_bits
-            .store(u32::from(bits.cast_unsigned()), Ordering::Relaxed);
-        engage(interest);
-    }
-}
-
-/// As [`on_change`], if somebody else has changed the connection's states, who could not adjust anything
-/// here. True if so: the kernel reports anew what there is.
-fn catch_up(interest: &Interest, conn: &'static Conn) -> bool {
-    let outdated = interest.is_outdated(conn);
-    if outdated {
-        on_change(conn, interest.fd());
-    }
-    outdated
-}
-
-/// Adjusts the kernel's registration.
-fn put_in_kernel(interest: &Interest) {
-    let Some(set) = interest.set() else { return };
-    let mut event = interest.as_needed();
-    let (epfd, fd) = (set.epfd(), interest.fd());
-    errno::preserved(|| {
-        // An exclusive registration cannot be modified, only replaced.
-        let ops: &[c_int] = if interest.is_exclusive() {
-            &[libc::EPOLL_CTL_DEL, libc::EPOLL_CTL_ADD]
-        } else {
-            &[libc::EPOLL_CTL_MOD]
-        };
-        for op in ops {
-            // SAFETY: a local event.
-            unsafe { real::epoll_ctl(epfd, *op, fd, &raw mut event) };
-        }
-    });
-}
-
-/// Something has happened to the connection that the kernel reports to every registration.
-pub(crate) fn post_edge(conn: &Conn) {
-    if !involves_ring(conn) {
-        return;
-    }
-    for interest in interests_of(conn) {
-        if let Some(set) = interest.set() {
-            interest.told.store(0, Ordering::Relaxed);
-            set.push(interest);
-            set.wake_sleepers();
-        }
-    }
-}
-
-/// Puts the program's own registrations back into the kernel, and forgets all sets.
-pub(crate) fn dissolve_all() {
-    set::each_live(|interest| {
-        if let Some(set) = interest.set() {
-            set::dissolve(set, interest);
-        }
-    });
-}
-
-/// The last descriptor of the connection, `socket`, is about to be closed: its interests go from the kernel
-/// too. If the socket was passed on it may live, and the registration with it.
-pub(crate) fn forget_conn(conn: &Conn, socket: Option<c_int>) {
-    let passed_on = conn.vetoed() == Some(Reason::FdPassed);
-    for interest in interests_of(conn) {
-        if let (Some(set), Some(view)) = (interest.set(), conn.view())
-            && let Some(who) = reference(set, conn)
-        {
-            while view.mine.waits.leave(WaitFor::Data, who) {}
-            while view.mine.waits.leave(WaitFor::Space, who) {}
-        }
-        match interest.set() {
-            Some(set) if passed_on && socket == Some(interest.fd()) => set::dissolve(set, interest),
-            _ => set::drop_interest(interest),
-        }
-    }
-}
-
-/// Puts every interest of the connection in `set` on its ready list: a pending bit was found.
-fn post_conn(set: &'static Set, index: u16) {
-    let conn = conn(u32::from(index));
-    for interest in interests_of(conn) {
-        let is_here = interest
-            .set()
-            .is_some_and(|owner| core::ptr::eq(owner, set));
-        if is_here && concerns(conn, interest) && !news::is_too_little(conn, interest) {
-            set.push(interest);
-        }
-    }
-}
-
-/// Whether a doorbell's bit is an edge of something that the interest asks for: data, space that was
-/// missed, or an end of any kind.
-fn concerns(conn: &Conn, interest: &Interest) -> bool {
-    !interest.is_edge()
-        || interest.asks_for_data()
-        || interest.space.load(Ordering::Relaxed) != 0
-        || conn.view().is_none_or(|view| {
-            let far = &view.theirs.state;
-            far.ended_at().is_some() || far.is_reader_gone() || far.broken().is_some()
-        })
-}
-
-/// The interest behind a kernel event's data, if the data is ours.
-fn interest_of_cookie(data: u64) -> Option<&'static Interest> {
-    interest(set::number_of_cookie(data)?)
 }
 
 /// The set behind `epfd`, if it was made through us or holds sockets of ours.

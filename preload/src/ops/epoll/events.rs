@@ -7,9 +7,10 @@ use core::sync::atomic::Ordering;
 use libc::epoll_event;
 use rdma_core::slot::{RxState, TxState};
 
+use super::connection::catch_up;
+use super::interest::{interest_of_cookie, is_cookie};
 use super::report::{is_put_off, report};
-use super::set::{Set, is_cookie};
-use super::{catch_up, interest_of_cookie};
+use super::set::Set;
 use crate::ops::ready::involves_ring;
 use crate::{contexts, probe};
 

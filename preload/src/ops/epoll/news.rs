@@ -6,8 +6,9 @@ use rdma_core::event::WaitFor;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
 
-use super::post_conn;
-use super::set::{Interest, Set};
+use super::connection::post_conn;
+use super::interest::{self, Interest};
+use super::set::Set;
 use crate::conn::Conn;
 use crate::ops::ready::involves_ring;
 use crate::{contexts, control};
@@ -16,7 +17,7 @@ use crate::{contexts, control};
 /// list.
 #[cold]
 pub(super) fn look_at_all(set: &'static Set) {
-    super::set::each_live(|interest| {
+    interest::each_live(|interest| {
         let Some(conn) = interest.conn() else { return };
         let has_news = || {
             involves_ring(conn) && interest.seen.load(Ordering::Relaxed) != news(conn)

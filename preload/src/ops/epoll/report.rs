@@ -6,10 +6,11 @@ use core::sync::atomic::Ordering;
 use libc::epoll_event;
 use rdma_core::slot::{RxState, TxState};
 
+use super::connection::{catch_up, had_space, want_space};
 use super::events::Events;
+use super::interest::Interest;
 use super::news::{news, take_pending};
-use super::set::{Interest, Set};
-use super::{catch_up, had_space, want_space};
+use super::set::Set;
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::ready::{self, involves_ring};
 use crate::{contexts, kernel, relayed};

@@ -11,6 +11,7 @@ use super::events::{Events, translate};
 use super::news::{has_news, is_behind_kernel, look_at_all, take_pending};
 use super::report::collect;
 use super::set::Set;
+use super::{channel, shared};
 use crate::ops::ready;
 use crate::{contexts, control, errno, real, wait};
 
@@ -26,7 +27,7 @@ pub(crate) unsafe fn wait(
     timeout_ns: Option<u64>,
     mask: *const sigset_t,
 ) -> c_int {
-    if super::set::is_kernels_alone(set) {
+    if shared::is_kernels_alone(set) {
         // SAFETY: by contract.
         return unsafe { kernel_wait(epfd, events, max, timeout_ns, mask) };
     }
@@ -53,7 +54,7 @@ unsafe fn wait_for_both(
     mask: *const sigset_t,
 ) -> c_int {
     let deadline = timeout_ns.map(ready::deadline_in);
-    super::set::refresh_watched();
+    channel::refresh_watched();
     // SAFETY: by contract; what the kernel refuses (max, addresses) it refuses.
     let kernel = |at: usize, end: usize, timeout: Option<u64>| unsafe {
         let room = number_of(end) - number_of(at);

@@ -1,0 +1,94 @@
+//! A set's ready list: the interests that a wait has to look at.
+
+use core::sync::atomic::Ordering;
+
+use super::interest::{INTEREST_TABLE, Interest};
+use super::set::Set;
+use crate::tls;
+
+impl Set {
+    /// Runs `work` alone; `None` in a signal handler that interrupted the owner.
+    pub(super) fn locked<T>(&self, work: impl FnOnce() -> T) -> Option<T> {
+        let me = tls::token();
+        loop {
+            match self
+                .busy
+                .compare_exchange(0, me, Ordering::Acquire, Ordering::Relaxed)
+            {
+                Ok(_) => break,
+                Err(owner) if owner == me => return None,
+                Err(_) => rustix::thread::sched_yield(),
+            }
+        }
+        let result = work();
+        self.busy.store(0, Ordering::Release);
+        Some(result)
+    }
+
+    /// Puts an interest at the end of the ready list, unless it is there.
+    pub(crate) fn push(&self, interest: &'static Interest) {
+        self.locked(|| {
+            if interest.listed.swap(1, Ordering::Relaxed) != 0 {
+                return;
+            }
+            interest.next.store(0, Ordering::Relaxed);
+            let number = interest.number() + 1;
+            match self.last.swap(number, Ordering::Relaxed).checked_sub(1) {
+                Some(last) => {
+                    if let Some(last) = INTEREST_TABLE.get(last as usize) {
+                        last.next.store(number, Ordering::Relaxed);
+                    }
+                }
+                None => self.first.store(number, Ordering::Relaxed),
+            }
+        });
+    }
+
+    /// Takes the first interest off the ready list.
+    pub(crate) fn pop(&self) -> Option<&'static Interest> {
+        self.locked(|| {
+            let first = self.first.load(Ordering::Relaxed).checked_sub(1)?;
+            let interest = INTEREST_TABLE.get(first as usize)?;
+            let next = interest.next.load(Ordering::Relaxed);
+            self.first.store(next, Ordering::Relaxed);
+            if next == 0 {
+                self.last.store(0, Ordering::Relaxed);
+            }
+            interest.listed.store(0, Ordering::Relaxed);
+            Some(interest)
+        })
+        .flatten()
+    }
+
+    /// Whether the ready list is empty.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.first.load(Ordering::Relaxed) == 0
+    }
+}
+
+/// Takes an interest out of the middle of the ready list; under the set's lock.
+pub(super) fn unlist(set: &Set, interest: &Interest) {
+    if interest.listed.swap(0, Ordering::Relaxed) == 0 {
+        return;
+    }
+    let target = interest.number() + 1;
+    let next = interest.next.load(Ordering::Relaxed);
+    let mut before = 0;
+    let mut at = set.first.load(Ordering::Relaxed);
+    while at != 0 && at != target {
+        before = at;
+        at = INTEREST_TABLE
+            .get(at as usize - 1)
+            .map_or(0, |i| i.next.load(Ordering::Relaxed));
+    }
+    if at == 0 {
+        return;
+    }
+    match INTEREST_TABLE.get((before as usize).wrapping_sub(1)) {
+        Some(previous) if before != 0 => previous.next.store(next, Ordering::Relaxed),
+        _ => set.first.store(next, Ordering::Relaxed),
+    }
+    if set.last.load(Ordering::Relaxed) == target {
+        set.last.store(before, Ordering::Relaxed);
+    }
+}
