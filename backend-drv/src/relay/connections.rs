@@ -36,6 +36,8 @@ pub(super) struct Connection {
     pub(super) told: Snapshot,
     /// Of a daemon before us: the program does not say by the control socket when it has closed its end.
     pub(super) restored: bool,
+    /// The far backend has none of it any more.
+    pub(super) alone: bool,
     /// The session of the link has ended, and the far backend may still have the connection.
     pub(super) suspended: Option<Suspended>,
     pub(super) place: Place,
@@ -159,6 +161,7 @@ impl Connections {
             granted: false,
             told: Snapshot::default(),
             restored: key.is_some(),
+            alone: false,
             suspended: None,
             place: parts.place,
             end: parts.end,

@@ -474,6 +474,7 @@ impl Switchboard {
                 mirror.ask_to_leave();
                 // Nobody will say how it ends there.
                 entry.far = None;
+                entry.alone = true;
             } else {
                 tracing::debug!(connection = %entry.id, endpoint, %reason, "lost");
                 mirror.break_with(reason);
@@ -520,7 +521,7 @@ impl Switchboard {
         let is_joined = entry.far.is_some() && entry.suspended.is_none();
         let ended = entry.ended || entry.restored && said.has(Snapshot::GONE);
         // Also before it is joined: the far backend, which may have told its program already, hears of the end.
-        let is_over = ended && entry.mirror.get().is_over();
+        let is_over = ended && (entry.mirror.get().is_over() || entry.alone);
         let has_news = is_joined && entry.told != said;
         if has_news {
             entry.told = said;
