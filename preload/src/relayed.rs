@@ -15,9 +15,10 @@ use rdma_core::slot::TxState;
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::control::monotonic_ns;
 
-/// How long the backend's word is waited for. It comes within a round trip, unless the kernel's connection was
-/// ended by somebody else than the far program.
-const PATIENCE_NS: u64 = 2_000_000_000;
+/// How long the backend's word is waited for. It comes within a round trip, unless the link is down (the
+/// backend says so when it gives the link up) or somebody else than the far program ended the kernel's
+/// connection.
+const PATIENCE_NS: u64 = 60_000_000_000;
 
 /// Whether the kernel's word on the far end, which has just come, must wait for the backend's.
 #[inline]

@@ -48,6 +48,10 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
     if relayed::is_early(conn, view) {
         return;
     }
+    if conn.is_relayed() && view.theirs.state.ended_at().is_none() && shut & SHUT_READ == 0 {
+        // Nobody can say whether these were all bytes.
+        return break_conn(conn, view, Reason::LinkTimeout);
+    }
     // Hung up by RST, not by a FIN in each direction: the kernel has told or will tell.
     let reset = bits & libc::POLLERR != 0
         || bits & libc::POLLHUP != 0 && shut & (SHUT_READ | SHUT_WRITE) != SHUT_WRITE;

@@ -13,7 +13,7 @@ use crate::conn::Conn;
 use crate::downgrade::{self, Resent};
 use crate::ops::{epoll, lock, recv::break_conn};
 use crate::user::Buffers;
-use crate::{kick, relayed, upgrade};
+use crate::{kernel, kick, relayed, upgrade};
 
 /// One look at wherever the bytes go now.
 pub(super) fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
@@ -122,8 +122,17 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
     let tx = &conn.slot().tx;
     let mut locked = false;
     for _ in 0..2 {
-        if let Some(fd) = fd {
-            downgrade::flush(conn, view, fd);
+        if let Some(fd) = fd
+            && !downgrade::flush(conn, view, fd)
+        {
+            // A FIN would say that these were all bytes.
+            let reason = if conn.is_relayed() {
+                Reason::LinkTimeout
+            } else {
+                Reason::FarEnd
+            };
+            break_conn(conn, view, reason);
+            kernel::abort(fd);
         }
         locked = lock::take_tx(conn).is_ok();
         // Also if nothing ever went to the ring: FIN without an announced end means a killed program.
