@@ -66,6 +66,14 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     {
         bits |= READ_BITS;
     }
+    // A switch may still be on the link: a receive call waits for the backend's word as well.
+    if slot.rx.state() == RxState::Armed
+        && bits & (POLLRDHUP | POLLERR | POLLHUP) != 0
+        && kernel::readable(fd) == Some(0)
+        && relayed::is_early(conn, view)
+    {
+        bits &= !(READ_BITS | POLLRDHUP | POLLERR | POLLHUP);
+    }
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
