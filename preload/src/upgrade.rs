@@ -295,8 +295,12 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
         return false;
     }
     // A call that finds something may come after a wait that the library did not see, of a program whose
-    // epoll calls are its own; one that finds nothing waits itself.
-    if slot.meta.delivered.load(Ordering::Relaxed) == 0 && kernel::readable(fd) != Some(0) {
+    // epoll calls are its own; one that finds nothing waits itself, as one before may have done.
+    let meta = &slot.meta;
+    if meta.delivered.load(Ordering::Relaxed) == 0
+        && meta.waited.load(Ordering::Relaxed) == 0
+        && kernel::readable(fd) != Some(0)
+    {
         return false;
     }
     if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {

@@ -99,6 +99,8 @@ pub struct SlotMeta {
     pub nonblocking: AtomicU32,
     /// The shim has delivered the socket's readiness to the program (evidence for arming).
     pub delivered: AtomicU32,
+    /// A receive call of the program has waited for bytes inside the shim (evidence for arming).
+    pub waited: AtomicU32,
     /// 4 or 6; 0 if unknown.
     pub family: AtomicU32,
     /// The descriptor by which the connection was registered, plus one; 0 if unknown.
@@ -278,6 +280,7 @@ impl Slot {
             &meta.side,
             &meta.nonblocking,
             &meta.delivered,
+            &meta.waited,
             &meta.family,
             &meta.fd,
             &meta.ports,

@@ -175,6 +175,7 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
         (&from.side, &to.side),
         (&from.nonblocking, &to.nonblocking),
         (&from.delivered, &to.delivered),
+        (&from.waited, &to.waited),
         (&from.connects, &to.connects),
         (&from.shut, &to.shut),
     ] {

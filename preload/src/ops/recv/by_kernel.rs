@@ -25,9 +25,17 @@ pub(in crate::ops) fn from_kernel(
         rx.inside.leave();
         return None;
     }
+    let waited = &conn.slot().meta.waited;
+    // Asked once per call only until a call has waited.
+    let waits = state == RxState::Kernel
+        && waited.load(Ordering::Relaxed) == 0
+        && kernel::readable(fd) == Some(0);
     let got = pins::inside(conn, fd, native);
     rx.inside.leave();
     let got = got?;
+    if waits && got > 0 {
+        waited.store(1, Ordering::Relaxed);
+    }
     if let Ok(bytes) = usize::try_from(got)
         && state != RxState::Done
         && fds::lookup(fd) == conn.entry()
