@@ -1,0 +1,303 @@
+//! Two mirrors back to back.
+
+use super::*;
+use crate::layout::{End, RING_LOG2_MIN, conn_bytes};
+use crate::mem::HeapRegion;
+
+const WAITS: WaitRef = WaitRef {
+    process: 9,
+    context: 0,
+    bit: Some(1),
+};
+
+/// A program and its backend.
+struct Host {
+    heap: HeapRegion,
+    program: ConnView,
+    mirror: Mirror,
+    tx: TxCursor,
+    rx: RxCursor,
+}
+
+impl Host {
+    fn new() -> Self {
+        let heap = HeapRegion::new(conn_bytes(1 << RING_LOG2_MIN));
+        let view = |end| ConnView::new(&heap.region(), end, RING_LOG2_MIN).expect("fits");
+        let (program, backend) = (view(End::Zero), view(End::One));
+        Self {
+            mirror: Mirror::new(backend, WAITS).expect("fresh memory"),
+            program,
+            tx: TxCursor::default(),
+            rx: RxCursor::default(),
+            heap,
+        }
+    }
+
+    fn send(&mut self, bytes: &[u8]) {
+        let ring = Producer::of(&self.program);
+        assert_eq!(ring.write_slice(&mut self.tx, bytes), Ok(bytes.len()));
+        ring.publish(&self.tx, 0, 0);
+    }
+
+    fn receive(&mut self, most: usize) -> Vec<u8> {
+        let ring = Consumer::of(&self.program);
+        let mut bytes = vec![0; most];
+        let got = ring.read_slice(&mut self.rx, &mut bytes).expect("sound");
+        ring.publish(&self.rx);
+        bytes.truncate(got);
+        bytes
+    }
+
+    fn state(&self) -> &'static EndState {
+        &self.program.mine.state
+    }
+
+    fn backend(&self) -> &'static EndState {
+        &self.program.theirs.state
+    }
+}
+
+#[expect(unsafe_code, reason = "reads a ring, as a system call would")]
+fn bytes_of((data, index): (&RingBytes, usize), len: usize) -> Vec<u8> {
+    let mut all = vec![0; len];
+    // SAFETY: `len` bytes of our own, and no more than the ring holds.
+    unsafe { data.copy_out(index, all.as_mut_ptr(), len) };
+    all
+}
+
+/// Carries everything that `from` has to say and to send to `to`.
+fn carry(from: &mut Host, to: &mut Host) {
+    let look = from.mirror.look().expect("sound");
+    to.mirror.hear(from.mirror.said()).expect("sound");
+    let (_, placed) = to.mirror.positions();
+    if look.produced > placed && !look.up_over {
+        let len = usize::try_from(look.produced - placed).expect("a ring");
+        let bytes = bytes_of(from.mirror.up_data(placed), len);
+        // Out of order on purpose.
+        let half = len / 2;
+        let middle = placed + half as u64;
+        to.mirror.place(middle, &bytes[half..]).expect("free");
+        to.mirror.place(placed, &bytes[..half]).expect("free");
+        to.mirror.arrived(look.produced);
+    }
+    let read = to.mirror.look().expect("sound").consumed;
+    from.mirror.consumed(read);
+}
+
+fn switched() -> (Host, Host) {
+    let (mut a, mut b) = (Host::new(), Host::new());
+    b.state().arm();
+    carry(&mut b, &mut a);
+    assert!(a.backend().is_armed());
+    assert!(a.state().switch(77));
+    a.send(b"hello");
+    carry(&mut a, &mut b);
+    assert_eq!(b.backend().accept(), Some(77));
+    assert_eq!(b.receive(2), b"he");
+    carry(&mut a, &mut b);
+    (a, b)
+}
+
+#[test]
+fn bytes_and_ends_cross() {
+    let (mut a, mut b) = switched();
+    assert_eq!(a.mirror.positions().0, 2, "what was read is given back");
+    a.send(b"!");
+    a.state().end(6);
+    a.state().leave();
+    let early = {
+        a.mirror.look().expect("sound");
+        a.mirror.said()
+    };
+    b.mirror.hear(early).expect("sound");
+    assert_eq!(b.backend().ended_at(), None, "bytes are missing");
+    carry(&mut a, &mut b);
+    assert_eq!(b.backend().ended_at(), Some(6));
+    assert_eq!(b.receive(9), b"llo!");
+    b.state().leave();
+    carry(&mut b, &mut a);
+    assert!(a.mirror.is_over() && b.mirror.is_over());
+}
+
+#[test]
+fn a_sender_that_asks_is_told_where_the_reader_leaves() {
+    let (mut a, mut b) = switched();
+    a.send(b"lost on the way");
+    assert!(!a.state().give_back(a.tx.tail), "never accepted here");
+    assert!(a.state().cancel() && !a.backend().is_granted());
+    // Only what it says crosses, not the bytes.
+    a.mirror.look().expect("sound");
+    b.mirror.hear(a.mirror.said()).expect("sound");
+    assert_eq!(b.backend().returned_at(), Some(5));
+    carry(&mut b, &mut a);
+    assert!(a.backend().is_granted());
+    assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+    // What comes late is dropped.
+    b.mirror.place(5, b"lost").expect("nobody minds");
+    assert!(!b.mirror.arrived(9));
+    assert_eq!(b.receive(9), b"llo");
+}
+
+#[test]
+fn a_reader_that_leaves_is_faster_than_a_sender_that_asks() {
+    let (mut a, mut b) = switched();
+    assert_eq!(b.state().retract(b.backend(), 2), Ok(()));
+    assert!(a.state().cancel());
+    a.mirror.look().expect("sound");
+    b.mirror.hear(a.mirror.said()).expect("sound");
+    carry(&mut b, &mut a);
+    assert_eq!(a.state().retracted_at(a.backend()), Some(2));
+    assert!(a.backend().is_granted() && a.backend().is_reader_gone());
+    assert!(!b.mirror.said().has(Snapshot::GONE));
+    b.state().leave();
+    carry(&mut b, &mut a);
+    assert!(b.mirror.said().has(Snapshot::GONE) && a.backend().is_closed());
+}
+
+#[test]
+fn backends_take_both_directions_off() {
+    let (mut a, mut b) = switched();
+    a.mirror.ask_to_leave();
+    for _ in 0..2 {
+        carry(&mut a, &mut b);
+        carry(&mut b, &mut a);
+    }
+    assert_eq!(b.backend().returned_at(), Some(5));
+    assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+    assert!(a.backend().is_granted() && a.mirror.is_off() && b.mirror.is_off());
+    // From now on nobody needs the backends.
+    a.mirror.break_with(Reason::LinkReset);
+    carry(&mut a, &mut b);
+    assert_eq!((a.backend().broken(), b.backend().broken()), (None, None));
+    assert!(a.mirror.is_over() && b.mirror.is_over());
+    // The other direction was never switched, and never will be.
+    assert!(!b.state().switch(1) && !a.state().is_switched());
+}
+
+#[test]
+fn what_a_sender_left_behind_when_it_ended_is_read_from_the_ring() {
+    for asked_at_the_reader in [false, true] {
+        let (mut a, mut b) = switched();
+        a.send(b"last");
+        a.state().end(9);
+        a.state().leave();
+        let asked = if asked_at_the_reader { &mut b } else { &mut a };
+        asked.mirror.ask_to_leave();
+        // Only words cross at first.
+        for _ in 0..2 {
+            a.mirror.look().expect("sound");
+            b.mirror.look().expect("sound");
+            a.mirror.hear(b.mirror.said()).expect("sound");
+            b.mirror.hear(a.mirror.said()).expect("sound");
+        }
+        assert_eq!(b.backend().returned_at(), None, "nobody sends the rest");
+        assert!(!b.mirror.is_off());
+        carry(&mut a, &mut b);
+        assert_eq!(b.backend().ended_at(), Some(9));
+        assert_eq!(b.receive(9), b"llolast");
+        carry(&mut b, &mut a);
+        carry(&mut a, &mut b);
+        assert!(a.mirror.is_off() && b.mirror.is_off());
+    }
+}
+
+#[test]
+fn a_sender_that_was_made_to_ask_knows_it_when_it_ends() {
+    let (mut a, mut b) = switched();
+    b.mirror.ask_to_leave();
+    carry(&mut b, &mut a);
+    assert_eq!(a.state().route(), Route::Retracted);
+    assert!(!a.backend().is_granted());
+}
+
+#[test]
+fn a_sender_may_write_and_end_before_it_sees_that_nothing_is_wanted() {
+    let (mut a, mut b) = switched();
+    assert_eq!(b.state().retract(b.backend(), 2), Ok(()));
+    carry(&mut b, &mut a);
+    a.send(b"unseen");
+    a.state().end(11);
+    carry(&mut a, &mut b);
+    assert!(a.mirror.said().has(Snapshot::ENDED));
+    assert!(b.backend().ended_at().is_some());
+}
+
+#[test]
+fn what_was_not_used_can_be_done_without() {
+    let (mut a, mut b) = (Host::new(), Host::new());
+    b.state().arm();
+    assert!(a.mirror.is_unused() && b.mirror.is_unused());
+    carry(&mut b, &mut a);
+    assert!(!a.mirror.is_unused(), "the program may send now");
+    assert!(b.mirror.is_unused());
+    let (a, b) = switched();
+    assert!(!a.mirror.is_unused() && !b.mirror.is_unused());
+}
+
+#[test]
+fn a_vanished_program_has_ended() {
+    let (mut a, mut b) = switched();
+    a.send(b"last");
+    a.mirror.depart();
+    carry(&mut a, &mut b);
+    assert_eq!(b.backend().ended_at(), Some(9));
+    assert!(b.backend().is_closed());
+}
+
+/// The backend of `host` is started anew.
+fn restart(host: &mut Host) {
+    let view = ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");
+    host.mirror = Mirror::resumed(view, WAITS).expect("sound");
+}
+
+#[test]
+fn a_restarted_backend_goes_on() {
+    let (mut a, mut b) = switched();
+    a.send(b" world");
+    restart(&mut a);
+    restart(&mut b);
+    assert_eq!(b.mirror.taken(), (5, 2));
+    a.mirror.look().expect("sound");
+    assert!(a.mirror.may_have_sent(5, 2) && a.mirror.may_have_sent(11, 11));
+    for (received, consumed) in [(12, 2), (5, 1), (5, 6)] {
+        assert!(!a.mirror.may_have_sent(received, consumed));
+    }
+    carry(&mut a, &mut b);
+    carry(&mut b, &mut a);
+    assert_eq!(b.receive(99), b"llo world");
+}
+
+#[test]
+fn a_switch_that_is_taken_back_after_a_restart_repeats_nothing() {
+    let (mut a, mut b) = switched();
+    assert!(a.state().cancel());
+    restart(&mut a);
+    a.mirror.look().expect("sound");
+    assert!(!a.backend().is_granted(), "some of it was read");
+    carry(&mut a, &mut b);
+    // What the reader's backend has answered is told again, too.
+    restart(&mut b);
+    carry(&mut b, &mut a);
+    assert_eq!(a.state().retracted_at(a.backend()), Some(5));
+}
+
+#[test]
+fn nonsense_is_not_believed() {
+    let (mut a, _) = switched();
+    let said = |flags, at| Snapshot {
+        flags,
+        left_at: at,
+        ..Snapshot::default()
+    };
+    assert!(a.mirror.hear(said(Snapshot::LEFT, 6)).is_err(), "not sent");
+    assert!(a.mirror.hear(said(Snapshot::LEFT, 1)).is_err(), "was read");
+    assert!(!a.mirror.consumed(6));
+    a.state().end(99);
+    assert!(a.mirror.look().is_err(), "an end beyond the tail");
+    let (_, mut b) = switched();
+    let capacity = b.mirror.capacity();
+    assert_eq!(b.mirror.place(capacity + 2, b"x"), Err(OutOfRing));
+    assert_eq!(b.mirror.place(u64::MAX, b"xy"), Err(OutOfRing));
+    assert_eq!(b.mirror.place(4, b"x"), Err(OutOfRing));
+    assert_eq!(b.mirror.place(capacity + 1, b"x"), Ok(()));
+}
