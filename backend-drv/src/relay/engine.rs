@@ -1,21 +1,21 @@
 //! The relay's one thread: receive, look, send, wake, wait. What it means is decided in [`super::switchboard`].
 
+mod commands;
+mod restarts;
+mod waiting;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
-use rdma_core::event::WaitRef;
-use rdma_core::link::{DomainId, Time};
-use rdma_core::mr::RemoteKey;
+use rdma_core::link::Time;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Place as FarPlace;
-use serde_json::json;
 
 use super::connections::Parts;
 use super::idle::Idle;
@@ -23,12 +23,10 @@ use super::nics::{Links, Nics};
 use super::peers::Peers;
 use super::ports::Port;
 use super::switchboard::{Switchboard, Wake};
-use super::{Command, Kept, KeptPort, Report, Share, Waiting};
+use super::{Command, Kept, Report, Share, Waiting};
 use crate::ids::{PeerId, Process};
-use crate::keeper::estate::abandon_one;
-use crate::keeper::record::{Record, Records, link_number};
+use crate::keeper::record::Records;
 use crate::nic::Address;
-use crate::shared::ConnectionArena;
 use crate::wake::Waiters;
 
 /// Events taken from epoll at once.
@@ -187,145 +185,6 @@ impl Engine {
         busy | sent
     }
 
-    // ---- The event loop ----
-
-    fn take_commands(&mut self) -> bool {
-        if !self.wires.waiting.there.load(Ordering::Relaxed) {
-            return false;
-        }
-        let _ = self.wires.waiting.bell.read();
-        self.wires.waiting.there.store(false, Ordering::SeqCst);
-        while let Ok(command) = self.wires.inbox.try_recv() {
-            self.obey(command);
-        }
-        true
-    }
-
-    fn obey(&mut self, command: Command) {
-        match command {
-            Command::AddPort {
-                program,
-                port,
-                bell,
-            } => self.add_port(program, port, bell),
-            Command::RemovePort(process) => {
-                if let Some(served) = self.ports.get_mut(&process) {
-                    served.leaving = true;
-                }
-                self.drop_port_if_unused(process);
-            }
-            Command::Open {
-                connection,
-                arena,
-                place,
-                end,
-                process,
-                peer,
-                far,
-                domain,
-                origin,
-            } => {
-                let result = match self.line_to(peer) {
-                    Some(line) => {
-                        let parts = Parts {
-                            id: connection,
-                            arena,
-                            place,
-                            end,
-                            process,
-                            line,
-                            domain: DomainId(domain),
-                            origin,
-                        };
-                        self.open(parts, far)
-                    }
-                    None => Err(Reason::Unreachable),
-                };
-                self.send_report(Report::Opened(connection, result));
-            }
-            Command::Join(connection, far) => {
-                self.board.join_connection(connection, far);
-                if let Some(endpoint) = self.board.connections.endpoint(connection) {
-                    self.record(endpoint);
-                }
-            }
-            Command::Close(connection) => self.board.close_connection(connection),
-            Command::End(connection) => self.board.end(connection),
-            Command::Depart(connection, held) => self.board.depart(connection, held),
-            Command::Withdraw(connection) => self.board.withdraw(connection),
-            Command::Tell(peer, message) => {
-                if let Some(line) = self.line_to(peer) {
-                    self.board.tell(line, &message);
-                }
-            }
-            Command::Drain => {
-                self.draining = Some(Instant::now());
-                self.board.drain();
-            }
-            Command::Stop => self.stopping = true,
-        }
-    }
-
-    fn send_report(&self, report: Report) {
-        let relayed = self.board.connections.len();
-        self.wires.waiting.relayed.store(relayed, Ordering::Relaxed);
-        // Nobody listens only when the daemon ends.
-        let _ = self.wires.outbox.send(report);
-        let _ = self.wires.report_bell.write(1);
-    }
-
-    fn report(&mut self) {
-        while let Some(report) = self.board.next_report() {
-            match report {
-                Report::Left {
-                    connection,
-                    process,
-                    who,
-                    endpoint,
-                } => {
-                    if let Some(records) = &self.records {
-                        records.erase(endpoint);
-                    }
-                    if let Some(served) = self.ports.get_mut(&process) {
-                        served.port.leave(who);
-                        served.connections = served.connections.saturating_sub(1);
-                    }
-                    self.drop_port_if_unused(process);
-                    self.send_report(Report::Left {
-                        connection,
-                        process,
-                        who,
-                        endpoint,
-                    });
-                }
-                Report::Up(peer) => {
-                    self.set_silent(peer, false);
-                    self.send_report(Report::Up(peer));
-                }
-                Report::Silent(peer) => {
-                    self.set_silent(peer, true);
-                    self.send_report(Report::Silent(peer));
-                }
-                other => self.send_report(other),
-            }
-        }
-    }
-
-    fn set_silent(&self, peer: PeerId, silent: bool) {
-        let peers = self.wires.peers.lock();
-        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
-        peers.set_silent(peer, silent, Instant::now());
-    }
-
-    fn check_drain(&mut self) {
-        if let Some(since) = self.draining
-            && (self.board.is_drained() || since.elapsed() >= DRAIN_TIME)
-        {
-            self.draining = None;
-            self.send_report(Report::Drained);
-        }
-    }
-
     // ---- Programs ----
 
     fn add_port(&mut self, program: Arc<Waiters>, own: Arc<Waiters>, bell: Arc<OwnedFd>) {
@@ -377,129 +236,6 @@ impl Engine {
             self.board.give_back(endpoint);
         }
         opened
-    }
-
-    // ---- Restarts ----
-
-    /// Has the next daemon know of a connection, if both ends are there.
-    fn record(&self, endpoint: u32) {
-        if let Some(records) = &self.records
-            && let Some(record) = self.record_of(endpoint)
-            && let Err(error) = records.write(endpoint, &record)
-        {
-            tracing::warn!(endpoint, %error, "a restart will break the connection");
-        }
-    }
-
-    fn record_of(&self, endpoint: u32) -> Option<Record> {
-        let entry = self.board.connections.get(endpoint)?;
-        let (link, backend) = {
-            let peers = self.wires.peers.lock();
-            let peers = peers.unwrap_or_else(PoisonError::into_inner);
-            let found = peers.get(self.board.peer_of(entry.line)?)?;
-            (found.link, found.address)
-        };
-        Some(Record {
-            connection: entry.id,
-            place: entry.place,
-            end: entry.end,
-            process: entry.process,
-            port: self.ports.get(&entry.process)?.port.number(),
-            bit: entry.who.bit?,
-            domain: entry.domain.0,
-            rkey: entry.keys.remote.0,
-            far: entry.far?,
-            link: link_number(self.nics.name(link)?),
-            backend,
-            origin: entry.origin,
-        })
-    }
-
-    /// Takes up what a daemon before us has left.
-    fn restore(&mut self, kept: Kept) {
-        for KeptPort {
-            program,
-            port,
-            bell,
-        } in kept.ports
-        {
-            self.add_port(program, port, bell);
-        }
-        for (endpoint, record, arena) in kept.connections {
-            if self.restore_one(endpoint, &record, &arena).is_none() {
-                self.lose(endpoint, &record, &arena);
-            }
-        }
-        self.wake();
-    }
-
-    fn restore_one(
-        &mut self,
-        endpoint: u32,
-        record: &Record,
-        arena: &Arc<ConnectionArena>,
-    ) -> Option<()> {
-        let link = (0..self.nics.len())
-            .find(|link| self.nics.name(*link).map(link_number) == Some(record.link))?;
-        let peer = {
-            let peers = self.wires.peers.lock();
-            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
-            peers.number(link, record.backend)?
-        };
-        let line = self.line_to(peer)?;
-        let is_share = self
-            .board
-            .schedule()
-            .domains()
-            .any(|(id, ..)| id.0 == record.domain);
-        let served = self.ports.get_mut(&record.process)?;
-        if !self.board.connections.claim(endpoint) {
-            return None;
-        }
-        let parts = Parts {
-            id: record.connection,
-            arena: Arc::clone(arena),
-            place: record.place,
-            end: record.end,
-            process: record.process,
-            line,
-            domain: DomainId(if is_share { record.domain } else { 0 }),
-            origin: record.origin,
-        };
-        let key = RemoteKey(record.rkey);
-        let who = served.port.enter_again(endpoint, record.bit);
-        let restored =
-            who.is_some_and(|who| self.board.restore(endpoint, parts, who, key, record.far));
-        if restored {
-            served.connections += 1;
-        } else {
-            if let Some(who) = who {
-                served.port.leave(who);
-            }
-            self.board.connections.give_back(endpoint);
-        }
-        restored.then_some(())
-    }
-
-    /// A connection that cannot be gone on with: the program is told.
-    fn lose(&self, endpoint: u32, record: &Record, arena: &Arc<ConnectionArena>) {
-        tracing::warn!(connection = %record.connection, "lost in the restart");
-        let served = self.ports.get(&record.process);
-        let program = served.map(|served| &**served.port.program());
-        abandon_one(record, arena, program, Reason::LinkReset);
-        if let Some(records) = &self.records {
-            records.erase(endpoint);
-        }
-        self.send_report(Report::Left {
-            connection: record.connection,
-            process: record.process,
-            who: WaitRef {
-                process: record.port.0,
-                context: 0,
-                bit: Some(record.bit),
-            },
-            endpoint,
-        });
     }
 
     fn take_bits(&mut self) -> bool {
@@ -588,100 +324,5 @@ impl Engine {
             peers.number(nic, from)?
         };
         self.line_to(peer)
-    }
-
-    // ---- Waiting ----
-
-    fn sleep(&mut self) {
-        self.tell_counts(true);
-        for served in self.ports.values_mut() {
-            if served.port.is_awake() && !served.port.doze() {
-                return;
-            }
-        }
-        let now = self.now();
-        let link = self
-            .board
-            .poll_timeout()
-            .map(|at| Duration::from_nanos(at.0.saturating_sub(now.0)));
-        let nic = self
-            .nics
-            .wake_at()
-            .map(|at| at.saturating_duration_since(Instant::now()));
-        let drain = self.draining.map(|_| Duration::from_millis(20));
-        self.wait([link, nic, drain].into_iter().flatten().min());
-        self.idle.woken();
-    }
-
-    /// Looks at the descriptors, for at most `timeout`.
-    fn wait(&mut self, timeout: Option<Duration>) {
-        let mut events = [EpollEvent::empty(); EVENTS];
-        let timeout = match timeout {
-            None => EpollTimeout::NONE,
-            Some(Duration::ZERO) => EpollTimeout::ZERO,
-            // Rounded up, so that it is due when we wake.
-            Some(left) => {
-                let left = left + Duration::from_micros(999);
-                EpollTimeout::try_from(left).unwrap_or(EpollTimeout::ZERO)
-            }
-        };
-        self.nics.watch(&self.epoll);
-        let count = self.epoll.wait(&mut events, timeout).unwrap_or(0);
-        for event in events.iter().take(count) {
-            if let Some(served) = self
-                .port_tokens
-                .get(&event.data())
-                .and_then(|process| self.ports.get_mut(process))
-            {
-                served.port.wake_up();
-            }
-        }
-    }
-
-    /// Writes the counters down, now and then; `all`: also if that was done not long ago, and nothing more will
-    /// happen for a while.
-    fn tell_counts(&mut self, all: bool) {
-        let pause = if all { COUNTS_MIN } else { COUNTS_MAX };
-        if !all && !self.rounds.is_multiple_of(POLL_EVERY) {
-            return;
-        }
-        if self.counted_at.elapsed() >= pause {
-            self.counted_at = Instant::now();
-            let counted = self.stats();
-            *self
-                .wires
-                .counted
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = counted;
-        }
-    }
-
-    fn stats(&self) -> serde_json::Value {
-        let links: Vec<_> = self
-            .nics
-            .stats()
-            .map(|(name, line, address, nic)| {
-                let link = self.board.link(line);
-                json!({
-                    "name": name,
-                    "peer": address.to_string(),
-                    "up": link.is_some_and(rdma_core::link::Link::is_up),
-                    "link": link.map(|link| super::counters::of_link(&link.stats())),
-                    "nic": super::counters::of_nic(&nic),
-                })
-            })
-            .collect();
-        let domains = self.board.schedule().domains();
-        let domains: Vec<_> = domains
-            .map(|(id, _, counters)| super::counters::of_domain(id, &counters))
-            .collect();
-        json!({
-            "links": links,
-            "domains": domains,
-            "relayed": self.board.connections.len(),
-            "keys": super::counters::of_keys(&self.board.connections.keys()),
-            "spins_won": self.idle.won,
-            "sleeps": self.idle.slept,
-        })
     }
 }

@@ -1,0 +1,143 @@
+//! What the next daemon has to know, and what the last one left.
+
+use std::sync::{Arc, PoisonError};
+
+use rdma_core::event::WaitRef;
+use rdma_core::link::DomainId;
+use rdma_core::mr::RemoteKey;
+use rdma_core::reason::Reason;
+
+use super::Engine;
+use crate::keeper::estate::abandon_one;
+use crate::keeper::record::{Record, link_number};
+use crate::relay::connections::Parts;
+use crate::relay::{Kept, KeptPort, Report};
+use crate::shared::ConnectionArena;
+
+impl Engine {
+    /// Has the next daemon know of a connection, if both ends are there.
+    pub(in crate::relay) fn record(&self, endpoint: u32) {
+        if let Some(records) = &self.records
+            && let Some(record) = self.record_of(endpoint)
+            && let Err(error) = records.write(endpoint, &record)
+        {
+            tracing::warn!(endpoint, %error, "a restart will break the connection");
+        }
+    }
+
+    pub(in crate::relay) fn record_of(&self, endpoint: u32) -> Option<Record> {
+        let entry = self.board.connections.get(endpoint)?;
+        let (link, backend) = {
+            let peers = self.wires.peers.lock();
+            let peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let found = peers.get(self.board.peer_of(entry.line)?)?;
+            (found.link, found.address)
+        };
+        Some(Record {
+            connection: entry.id,
+            place: entry.place,
+            end: entry.end,
+            process: entry.process,
+            port: self.ports.get(&entry.process)?.port.number(),
+            bit: entry.who.bit?,
+            domain: entry.domain.0,
+            rkey: entry.keys.remote.0,
+            far: entry.far?,
+            link: link_number(self.nics.name(link)?),
+            backend,
+            origin: entry.origin,
+        })
+    }
+
+    /// Takes up what a daemon before us has left.
+    pub(in crate::relay) fn restore(&mut self, kept: Kept) {
+        for KeptPort {
+            program,
+            port,
+            bell,
+        } in kept.ports
+        {
+            self.add_port(program, port, bell);
+        }
+        for (endpoint, record, arena) in kept.connections {
+            if self.restore_one(endpoint, &record, &arena).is_none() {
+                self.lose(endpoint, &record, &arena);
+            }
+        }
+        self.wake();
+    }
+
+    pub(in crate::relay) fn restore_one(
+        &mut self,
+        endpoint: u32,
+        record: &Record,
+        arena: &Arc<ConnectionArena>,
+    ) -> Option<()> {
+        let link = (0..self.nics.len())
+            .find(|link| self.nics.name(*link).map(link_number) == Some(record.link))?;
+        let peer = {
+            let peers = self.wires.peers.lock();
+            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            peers.number(link, record.backend)?
+        };
+        let line = self.line_to(peer)?;
+        let is_share = self
+            .board
+            .schedule()
+            .domains()
+            .any(|(id, ..)| id.0 == record.domain);
+        let served = self.ports.get_mut(&record.process)?;
+        if !self.board.connections.claim(endpoint) {
+            return None;
+        }
+        let parts = Parts {
+            id: record.connection,
+            arena: Arc::clone(arena),
+            place: record.place,
+            end: record.end,
+            process: record.process,
+            line,
+            domain: DomainId(if is_share { record.domain } else { 0 }),
+            origin: record.origin,
+        };
+        let key = RemoteKey(record.rkey);
+        let who = served.port.enter_again(endpoint, record.bit);
+        let restored =
+            who.is_some_and(|who| self.board.restore(endpoint, parts, who, key, record.far));
+        if restored {
+            served.connections += 1;
+        } else {
+            if let Some(who) = who {
+                served.port.leave(who);
+            }
+            self.board.connections.give_back(endpoint);
+        }
+        restored.then_some(())
+    }
+
+    /// A connection that cannot be gone on with: the program is told.
+    pub(in crate::relay) fn lose(
+        &self,
+        endpoint: u32,
+        record: &Record,
+        arena: &Arc<ConnectionArena>,
+    ) {
+        tracing::warn!(connection = %record.connection, "lost in the restart");
+        let served = self.ports.get(&record.process);
+        let program = served.map(|served| &**served.port.program());
+        abandon_one(record, arena, program, Reason::LinkReset);
+        if let Some(records) = &self.records {
+            records.erase(endpoint);
+        }
+        self.send_report(Report::Left {
+            connection: record.connection,
+            process: record.process,
+            who: WaitRef {
+                process: record.port.0,
+                context: 0,
+                bit: Some(record.bit),
+            },
+            endpoint,
+        });
+    }
+}
