@@ -48,8 +48,10 @@ const PLAIN_CASES: &[&str] = &[
 /// connection: docs/limitations.md says how.
 const NOT_RELAYED: &[&str] = &[
     "epoll_in_order/",
+    "epoll_two_sets/",
     "exit_closes/",
     "left_to_a_stranger/",
+    "recvmmsg_tells_the_error_first/",
     "reset_is_told_once/",
 ];
 
