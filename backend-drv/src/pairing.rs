@@ -4,6 +4,8 @@ use core::fmt;
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use rdma_core::control::Register;
+/// The part of `struct tcp_info` by which two ends are compared, of this host or of another.
+pub use rdma_core::wire::pairing::Sample as Stream;
 
 /// One end's view of its connection. IPv4 is always written as IPv4, never v4-mapped.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -69,25 +71,6 @@ pub struct Sample {
 impl Sample {
     /// TCP_ESTABLISHED: neither end has sent a FIN that the other has seen.
     pub const ESTABLISHED: u8 = 1;
-}
-
-/// The part of `struct tcp_info` by which two ends are compared.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Stream {
-    /// Shift of the windows that this end receives from the far end.
-    pub send_scale: u8,
-    /// Shift of the windows that this end announces.
-    pub receive_scale: u8,
-    /// Largest segment this end sends.
-    pub send_mss: u32,
-    /// Largest segment this end said it takes.
-    pub advertised_mss: u32,
-    /// Bytes that the far end acknowledged; the connecting side's SYN counts as one.
-    pub acked: u64,
-    /// Bytes received in order.
-    pub received: u64,
-    /// Bytes ever sent, repetitions included.
-    pub sent: u64,
 }
 
 /// What a comparison of two ends came to.

@@ -280,7 +280,9 @@ impl Broker {
         let Some(entry) = self.connections.remove(&connection) else {
             return;
         };
-        self.refuse_relay(&entry, reason);
+        if let Some(relay) = entry.relay {
+            self.refuse_relay(relay, reason);
+        }
         for id in entry.ends.into_iter().flatten() {
             if self.attached(id) {
                 if let Some(registration) = self.registrations.get_mut(&id) {

@@ -10,7 +10,7 @@ mod relaying;
 use std::collections::HashMap;
 
 use rdma_core::reason::Reason;
-use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace, Sample};
+use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace};
 
 use super::{Action, Broker, Registration, State};
 use crate::ids::{ConnectionId, PeerId, RegistrationId};
@@ -229,7 +229,7 @@ impl Broker {
                     id: id.0,
                     names,
                     ring_log2,
-                    sample: stream.into(),
+                    sample: stream,
                 };
                 self.tell(remote.peer, offer);
             }
@@ -239,7 +239,7 @@ impl Broker {
                     offer: offer.id,
                     id: id.0,
                     ring_log2,
-                    sample: stream.into(),
+                    sample: stream,
                 };
                 self.tell(remote.peer, answer);
             }
@@ -342,33 +342,5 @@ impl Broker {
         self.connections
             .get(&connection)
             .is_some_and(|entry| entry.relay.is_some())
-    }
-}
-
-impl From<Stream> for Sample {
-    fn from(stream: Stream) -> Self {
-        Self {
-            send_scale: stream.send_scale,
-            receive_scale: stream.receive_scale,
-            send_mss: stream.send_mss,
-            advertised_mss: stream.advertised_mss,
-            acked: stream.acked,
-            received: stream.received,
-            sent: stream.sent,
-        }
-    }
-}
-
-impl From<Sample> for Stream {
-    fn from(sample: Sample) -> Self {
-        Self {
-            send_scale: sample.send_scale,
-            receive_scale: sample.receive_scale,
-            send_mss: sample.send_mss,
-            advertised_mss: sample.advertised_mss,
-            acked: sample.acked,
-            received: sample.received,
-            sent: sample.sent,
-        }
     }
 }

@@ -310,7 +310,7 @@ fn nonsense_pairs_nobody() {
             offer: 99,
             id: 1,
             ring_log2: 16,
-            sample: Stream::default().into(),
+            sample: Stream::default(),
         },
     ] {
         follower.broker.heard(FAR, message);

@@ -27,7 +27,7 @@ impl Broker {
                 let far = Candidate {
                     id,
                     ring_log2,
-                    sample: sample.into(),
+                    sample,
                 };
                 self.heard_candidate(peer, RegistrationId(offer), far);
             }

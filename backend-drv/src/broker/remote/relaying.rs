@@ -6,7 +6,7 @@ use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use super::Relay;
-use crate::broker::{Action, Beside, Broker, Connection, State};
+use crate::broker::{Action, Beside, Broker, State};
 use crate::carving::Couple;
 use crate::ids::{ConnectionId, PeerId, Process, RegistrationId};
 
@@ -188,15 +188,7 @@ impl Broker {
             return;
         };
         let ends = entry.ends;
-        let (peer, id) = (relay.peer, relay.far_id);
-        let reason_code = reason.code();
-        self.tell(
-            peer,
-            Pairing::Refuse {
-                id,
-                reason: reason_code,
-            },
-        );
+        self.refuse_relay(relay, reason);
         self.actions.push_back(Action::CloseRelay(connection));
         for id in ends.into_iter().flatten() {
             // Lets go of the memory, and tells the program.
@@ -204,15 +196,13 @@ impl Broker {
         }
     }
 
-    /// A connection that was being made will not be: the far backend is told, if it has the other end.
-    pub(in crate::broker) fn refuse_relay(&mut self, entry: &Connection, reason: Reason) {
-        if let Some(relay) = entry.relay {
-            let refusal = Pairing::Refuse {
-                id: relay.far_id,
-                reason: reason.code(),
-            };
-            self.tell(relay.peer, refusal);
-        }
+    /// A connection that was being made will not be: the far backend, which has the other end, is told.
+    pub(in crate::broker) fn refuse_relay(&mut self, relay: Relay, reason: Reason) {
+        let refusal = Pairing::Refuse {
+            id: relay.far_id,
+            reason: reason.code(),
+        };
+        self.tell(relay.peer, refusal);
     }
 
     /// The relay has let go of a connection.
