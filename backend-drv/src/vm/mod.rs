@@ -1,0 +1,5 @@
+//! Virtual machines on this host.
+//!
+//! * [`server`]: how a VM gets its shared-memory device: the protocol that QEMU speaks.
+
+pub mod server;
