@@ -376,7 +376,7 @@ mod tests {
             for vector in 0..group.vectors() {
                 let (number, bell) = self.next();
                 assert_eq!(number, i64::from(id));
-                rings(&bell.unwrap(), group.bell(id, vector).unwrap());
+                rings(bell.unwrap(), group.bell(id, vector).unwrap());
             }
         }
 
@@ -387,7 +387,7 @@ mod tests {
             assert_eq!((own, fd.is_none()), (id.into(), true));
             let (number, memory) = self.next();
             assert_eq!(number, -1);
-            assert_eq!(inode(&memory.unwrap()), inode(group.region()));
+            assert_eq!(inode(memory.unwrap()), inode(group.region()));
             self.hears_of(group, HOST);
             for &other in others {
                 self.hears_of(group, other);
