@@ -8,7 +8,10 @@
 //! * [`client`]: the control socket.
 //! * [`memory`]: sealed memory and its mappings.
 //! * [`descriptor`]: keeping our own descriptors out of the program's way.
+//! * `device` (a feature): the shared memory of a virtual machine; for a process of its own.
 
 pub mod client;
 pub mod descriptor;
+#[cfg(feature = "device")]
+pub mod device;
 pub mod memory;

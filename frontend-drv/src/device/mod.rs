@@ -1,0 +1,175 @@
+//! The device through which a virtual machine shares memory with its host (feature `device`).
+//!
+//! Unlike the rest of this crate it runs in a process of its own, `viaduct-guest`, and may allocate.
+//! Programs only get its descriptors: its memory, to map parts of it, and its register, to ring.
+//!
+//! * [`Device`]: what such a device can do; [`open`] finds one.
+//! * `client`: no VM at all: a member of the region by its server's socket, for containers and tests.
+
+mod client;
+
+use core::fmt::Debug;
+use core::str::FromStr;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Memory shared with the host and with other members of its region, and doorbells both ways.
+pub trait Device: Send + Sync + Debug {
+    /// The memory, to be mapped from offset 0 and handed to programs.
+    fn memory(&self) -> &Arc<OwnedFd>;
+    /// How much there is of it.
+    fn memory_bytes(&self) -> u64;
+    /// Our id among the members of the region.
+    fn id(&self) -> u16;
+    /// How many vectors we have. None means that nobody can interrupt us, so that memory must be looked at.
+    fn vectors(&self) -> u16;
+    /// The file whose first page holds the doorbell register, for programs to map: they ring by storing
+    /// `target << 16 | vector` at [`DOORBELL`]. Without one only [`Device::ring`] rings.
+    fn register(&self) -> Option<&Arc<OwnedFd>>;
+    /// Rings a vector of another member. One that does not exist is nobody's.
+    fn ring(&self, target: u16, vector: u16);
+    /// From now on a vector of ours signals this eventfd. What rang before is not lost if nothing was
+    /// bound to the vector yet.
+    ///
+    /// # Errors
+    /// `Unsupported` without interrupts, `InvalidInput` for a vector that we do not have.
+    fn bind(&self, vector: u16, bell: BorrowedFd<'_>) -> io::Result<()>;
+    /// Whether the device is there: false from when the host wants it back.
+    fn is_present(&self) -> bool;
+    /// Readable when [`Device::is_present`] should be asked again; none means from time to time.
+    fn news(&self) -> Option<BorrowedFd<'_>>;
+}
+
+/// Offset of the doorbell register.
+pub const DOORBELL: usize = 12;
+
+/// Which device to use.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Choice {
+    /// The only one that there is.
+    #[default]
+    Auto,
+    /// The one at this address of the PCI bus.
+    Pci(String),
+    /// Memory of this device file, doorbells of the only PCI device.
+    Dax(PathBuf),
+    /// The server of the region listens here.
+    Socket(PathBuf),
+}
+
+/// How to open a device.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Which.
+    pub choice: Choice,
+}
+
+/// Why there is no device.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// None on the bus.
+    #[error("this machine has no ivshmem device")]
+    Absent,
+    /// Several on the bus.
+    #[error("several ivshmem devices, one must be named: {0}")]
+    Ambiguous(String),
+    /// There is something else at that address.
+    #[error("{0} is not an ivshmem device with memory")]
+    Unfit(String),
+    /// The host has not said which member we are.
+    #[error("the device has no id yet")]
+    Nameless,
+    /// What the server of the region said is not the protocol.
+    #[error("the server of the region broke its protocol: {0}")]
+    Protocol(&'static str),
+    /// A system call or a file of the kernel's failed.
+    #[error("{0}")]
+    System(String, #[source] io::Error),
+}
+
+/// Opens a device.
+///
+/// # Errors
+/// [`DeviceError`].
+pub fn open(options: &Options) -> Result<Box<dyn Device>, DeviceError> {
+    match &options.choice {
+        Choice::Socket(path) => Ok(Box::new(client::Member::connect(path)?)),
+        Choice::Auto | Choice::Pci(_) | Choice::Dax(_) => Err(DeviceError::Absent),
+    }
+}
+
+/// A reason for [`DeviceError::System`] where something failed.
+fn failed<E: Into<io::Error>>(what: impl Into<String>) -> impl FnOnce(E) -> DeviceError {
+    move |error| DeviceError::System(what.into(), error.into())
+}
+
+impl FromStr for Choice {
+    type Err = String;
+
+    /// `auto`, an address like `0000:00:04.0`, `dax:PATH` or `socket:PATH`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "auto" {
+            Ok(Self::Auto)
+        } else if let Some(path) = text.strip_prefix("dax:") {
+            Ok(Self::Dax(path.into()))
+        } else if let Some(path) = text.strip_prefix("socket:") {
+            Ok(Self::Socket(path.into()))
+        } else {
+            address(text).map(Self::Pci).ok_or_else(|| {
+                format!(
+                    "\"{text}\" is neither auto, nor dax:PATH, nor socket:PATH, nor a PCI address"
+                )
+            })
+        }
+    }
+}
+
+/// A PCI address as sysfs writes it; the domain may be missing.
+fn address(text: &str) -> Option<String> {
+    let full = match text.split(':').count() {
+        2 => format!("0000:{text}"),
+        _ => text.to_owned(),
+    };
+    let (slot, function) = full.split_once('.')?;
+    let parts: Vec<_> = slot.split(':').collect();
+    let is_hex = |part: &str, digits| {
+        part.len() == digits && part.bytes().all(|byte| byte.is_ascii_hexdigit())
+    };
+    let [domain, bus, device] = parts.as_slice() else {
+        return None;
+    };
+    (is_hex(domain, 4) && is_hex(bus, 2) && is_hex(device, 2) && is_hex(function, 1))
+        .then(|| full.to_ascii_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn devices_are_named() {
+        let choices = [
+            ("auto", Choice::Auto),
+            ("00:04.0", Choice::Pci("0000:00:04.0".into())),
+            ("0001:0A:1f.7", Choice::Pci("0001:0a:1f.7".into())),
+            ("dax:/dev/dax0.0", Choice::Dax("/dev/dax0.0".into())),
+            ("socket:/run/a", Choice::Socket("/run/a".into())),
+        ];
+        for (text, choice) in choices {
+            assert_eq!(text.parse(), Ok(choice));
+        }
+        for text in [
+            "",
+            "4.0",
+            "00:04",
+            "00:04.00",
+            "x0:04.0",
+            "0:0:0:0.0",
+            "/dev/dax0.0",
+        ] {
+            assert!(text.parse::<Choice>().is_err(), "{text}");
+        }
+    }
+}
