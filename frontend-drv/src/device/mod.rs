@@ -4,9 +4,17 @@
 //! Programs only get its descriptors: its memory, to map parts of it, and its register, to ring.
 //!
 //! * [`Device`]: what such a device can do; [`open`] finds one.
+//! * `ivshmem`: the PCI device of QEMU: `pci` finds and binds it in sysfs, `vfio` brings its interrupts.
+//! * `dax`: memory that the guest may cache, with the doorbells of an ivshmem device.
 //! * `client`: no VM at all: a member of the region by its server's socket, for containers and tests.
+//! * `sys`: mapped registers.
 
 mod client;
+mod dax;
+mod ivshmem;
+mod pci;
+mod sys;
+mod vfio;
 
 use core::fmt::Debug;
 use core::str::FromStr;
@@ -96,7 +104,9 @@ pub enum DeviceError {
 pub fn open(options: &Options) -> Result<Box<dyn Device>, DeviceError> {
     match &options.choice {
         Choice::Socket(path) => Ok(Box::new(client::Member::connect(path)?)),
-        Choice::Auto | Choice::Pci(_) | Choice::Dax(_) => Err(DeviceError::Absent),
+        Choice::Auto => Ok(Box::new(ivshmem::Ivshmem::open(None)?)),
+        Choice::Pci(address) => Ok(Box::new(ivshmem::Ivshmem::open(Some(address))?)),
+        Choice::Dax(path) => Ok(Box::new(dax::Dax::open(path)?)),
     }
 }
 
