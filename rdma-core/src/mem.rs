@@ -216,6 +216,22 @@ impl RingBytes {
         (unsafe { self.base.as_ptr().add(at) }, run)
     }
 
+    /// Copies bytes from position `from` of another ring to position `index` (both modulo capacity), at
+    /// most `len` and at most what either ring holds. Whatever lies there by now is what is copied.
+    #[cfg(not(loom))]
+    pub fn copy_across(&self, index: usize, other: &Self, from: usize, len: usize) {
+        let len = len.min(self.capacity()).min(other.capacity());
+        let mut done = 0;
+        while done < len {
+            let (src, there) = other.raw_run(from.wrapping_add(done), len - done);
+            let (dst, room) = self.raw_run(index.wrapping_add(done), there);
+            // SAFETY: `room` bytes from either address lie inside its ring, which is mapped readable and
+            // writable; `copy` allows the two to be the same memory.
+            unsafe { core::ptr::copy(src.cast_const(), dst, room) };
+            done += room;
+        }
+    }
+
     /// As the production version, byte by byte through loom's cells.
     ///
     /// # Safety
@@ -391,5 +407,33 @@ mod tests {
         // SAFETY: 64 bytes each.
         unsafe { ring.copy_out(40 + 64, dst.as_mut_ptr(), 64) };
         assert_eq!(src, dst);
+    }
+
+    #[test]
+    fn rings_are_copied_across_wherever_they_wrap() {
+        let heap = HeapRegion::new(4096);
+        let one = heap.region().ring_bytes(0, 64).unwrap();
+        let other = heap.region().ring_bytes(128, 64).unwrap();
+        let src: Vec<u8> = (1..=64).collect();
+        for from in [0, 1, 40, 63] {
+            for to in [0, 2, 40, 63] {
+                for len in [0, 1, 30, 64, 1000] {
+                    let mut dst = vec![0u8; 64];
+                    // SAFETY: 64 bytes each.
+                    unsafe { one.copy_in(from, src.as_ptr(), 64) };
+                    // SAFETY: 64 bytes each.
+                    unsafe { other.copy_in(to, dst.as_ptr(), 64) };
+                    other.copy_across(to, &one, from, len);
+                    // SAFETY: 64 bytes each.
+                    unsafe { other.copy_out(to, dst.as_mut_ptr(), 64) };
+                    let len = len.min(64);
+                    assert_eq!(dst[..len], src[..len], "{from} {to}");
+                    assert!(
+                        dst[len..].iter().all(|byte| *byte == 0),
+                        "{from} {to} {len}"
+                    );
+                }
+            }
+        }
     }
 }

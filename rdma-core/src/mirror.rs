@@ -86,6 +86,15 @@ pub struct Look {
     pub up_over: bool,
 }
 
+/// What [`Mirror::carry_to`] has done.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Carried {
+    /// So many bytes are at the other end now.
+    pub bytes: u64,
+    /// There are more of them, and there is room for them.
+    pub more: bool,
+}
+
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Mirror {
@@ -452,6 +461,59 @@ impl Mirror {
         Ok(())
     }
 
+    /// Copies bytes of the program's ring that `far`, the mirror at the other end of the same connection, does not
+    /// have yet, at most `max`, into the ring of its program, which may read them from now on. The two programs are
+    /// on one host; nothing else may be [placed](Mirror::place) at `far`.
+    ///
+    /// # Errors
+    /// The words of one of the two programs make no sense. Its [look](Mirror::look) finds that as well.
+    #[cfg(not(loom))]
+    pub fn carry_to(&mut self, far: &mut Self, max: u64) -> Result<Carried, Corrupt> {
+        if self.up_over || far.down_over {
+            return Ok(Carried::default());
+        }
+        let source = Consumer::of(&self.view);
+        source.refresh(&mut self.up)?;
+        let at = far.down.tail;
+        // While a byte is unread the base stays where it is, and that byte was acquired.
+        let base = self.view.rx_words.base.load(Ordering::Relaxed);
+        if base > at || at < self.up.head {
+            return Err(Corrupt::Base { base, head: at });
+        }
+        let there = self.up.tail.saturating_sub(at);
+        let sink = Producer::of(&far.view);
+        let mut room = sink.free(&far.down);
+        if there > 0 && (room < there || far.down.used() > 0) {
+            room = sink.refresh(&mut far.down)?;
+        }
+        let bytes = there.min(room).min(max);
+        if bytes == 0 {
+            return Ok(Carried::default());
+        }
+        let index = |position: u64| usize::try_from(position - base).unwrap_or(0);
+        let len = usize::try_from(bytes).unwrap_or(0);
+        if sink
+            .write_across(&mut far.down, &self.view.rx_data, index(at), len)
+            .is_err()
+        {
+            return Ok(Carried::default());
+        }
+        far.placed = far.down.tail;
+        far.show();
+        Ok(Carried {
+            bytes,
+            more: there.min(room) > bytes,
+        })
+    }
+
+    /// Whether [`Mirror::carry_to`] has something to do, as far as was looked.
+    pub const fn has_for(&self, far: &Self) -> bool {
+        !self.up_over
+            && !far.down_over
+            && self.up.tail > far.down.tail
+            && far.down.used() < far.view.tx_data.capacity() as u64
+    }
+
     /// The backend runs on this processor, plus one; 0: nobody knows. The program waits in another way if it is
     /// its own.
     pub const fn runs_on(&mut self, cpu: u32) {
@@ -464,11 +526,16 @@ impl Mirror {
             return false;
         }
         self.down.tail = edge;
+        self.show();
+        true
+    }
+
+    /// Lets the program read what lies before the tail.
+    fn show(&mut self) {
         let ring = Producer::of(&self.view);
         ring.publish(&self.down, self.up.head, self.cpu);
         full_barrier();
         self.settle();
-        true
     }
 
     /// The far program has read our program's bytes up to `head`. True: whoever waits for space is to be

@@ -31,6 +31,7 @@
 mod config;
 mod congestion;
 mod control;
+mod crossing;
 mod event;
 mod frame;
 mod hello;
@@ -56,6 +57,7 @@ use std::collections::VecDeque;
 
 pub use self::config::{Config, Endpoint, FarEnd, Positions};
 pub use self::control::Full;
+pub use self::crossing::Crossing;
 pub use self::event::{DownReason, Dropped, Event};
 pub use self::frame::{Frame, Head, Payload};
 pub use self::memory::{Memory, Refusal};

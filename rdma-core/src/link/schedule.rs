@@ -1,7 +1,7 @@
 //! The domains of a daemon: what each is entitled to, and what it has used.
 //!
-//! [`Schedule`] is one per daemon, shared by all its links: weights, token buckets, counters. Whose turn it
-//! is on a link, the link knows (`turns`).
+//! [`Schedule`] is one per daemon, shared by all its links and by the way between programs of one host
+//! ([`super::Crossing`]): weights, token buckets, counters. Whose turn it is on a link, the link knows (`turns`).
 
 use super::time::{SECOND, Time};
 

@@ -301,3 +301,110 @@ fn nonsense_is_not_believed() {
     assert_eq!(b.mirror.place(4, b"x"), Err(OutOfRing));
     assert_eq!(b.mirror.place(capacity + 1, b"x"), Ok(()));
 }
+
+/// Two programs of one host.
+fn pair() -> (Host, Host) {
+    (Host::new(), Host::new())
+}
+
+#[test]
+fn bytes_cross_over_directly_as_far_as_there_is_room() {
+    let (mut a, mut b) = pair();
+    let capacity = a.mirror.capacity();
+    let (mut sent, mut got) = (Vec::new(), Vec::new());
+    for round in 0..400u64 {
+        let free = Producer::of(&a.program).refresh(&mut a.tx).expect("sound");
+        let len = (round * 997 % 9000).min(free);
+        let bytes: Vec<u8> = (0..len)
+            .map(|i| u8::try_from((round * 31 + i) % 251).expect("small"))
+            .collect();
+        a.send(&bytes);
+        sent.extend(bytes);
+        a.mirror.look().expect("sound");
+        let most = 1 + round * 7 % 5000;
+        while let Ok(carried) = a.mirror.carry_to(&mut b.mirror, most) {
+            assert!(carried.bytes <= most);
+            if !carried.more {
+                break;
+            }
+        }
+        if round % 3 == 0 {
+            got.extend(b.receive(usize::try_from(capacity).expect("a ring")));
+        }
+        let look = b.mirror.look().expect("sound");
+        a.mirror.consumed(look.consumed);
+    }
+    while let Ok(carried) = a.mirror.carry_to(&mut b.mirror, u64::MAX)
+        && carried.bytes > 0
+    {
+        got.extend(b.receive(usize::try_from(capacity).expect("a ring")));
+    }
+    got.extend(b.receive(usize::try_from(capacity).expect("a ring")));
+    assert!(sent.len() as u64 > 10 * capacity);
+    assert!(got == sent, "{} {}", got.len(), sent.len());
+}
+
+#[test]
+fn a_full_ring_is_left_full_and_filled_when_it_is_read() {
+    let (mut a, mut b) = pair();
+    let capacity = a.mirror.capacity();
+    a.send(&vec![1; usize::try_from(capacity).expect("a ring")]);
+    let carried = |bytes, more| Ok(Carried { bytes, more });
+    assert_eq!(
+        a.mirror.carry_to(&mut b.mirror, capacity / 2),
+        carried(capacity / 2, true)
+    );
+    assert_eq!(
+        a.mirror.carry_to(&mut b.mirror, u64::MAX),
+        carried(capacity / 2, false)
+    );
+    // The far program has not read it, so the near one keeps it.
+    assert_eq!(Producer::of(&a.program).refresh(&mut a.tx), Ok(0));
+    assert_eq!(b.receive(10), [1; 10]);
+    let look = b.mirror.look().expect("sound");
+    assert!(!a.mirror.consumed(look.consumed), "not at the first byte");
+    assert_eq!(Producer::of(&a.program).refresh(&mut a.tx), Ok(10));
+    a.send(&[2; 20][..10]);
+    assert_eq!(a.mirror.carry_to(&mut b.mirror, 4), carried(4, true));
+    assert_eq!(a.mirror.carry_to(&mut b.mirror, 100), carried(6, false));
+    assert_eq!(a.mirror.carry_to(&mut b.mirror, 100), carried(0, false));
+}
+
+#[test]
+fn nothing_crosses_to_a_reader_that_has_left() {
+    let (mut a, mut b) = pair();
+    a.send(&[1; 10]);
+    assert!(b.backend().switch(0));
+    assert_eq!(b.state().retract(b.backend(), 0), Ok(()));
+    b.mirror.look().expect("sound");
+    assert!(b.mirror.said().has(Snapshot::LEFT));
+    assert_eq!(
+        a.mirror.carry_to(&mut b.mirror, 100),
+        Ok(Carried::default())
+    );
+    a.mirror.look().expect("sound");
+    a.mirror.hear(b.mirror.said()).expect("sound");
+    assert_eq!(
+        a.mirror.carry_to(&mut b.mirror, 100),
+        Ok(Carried::default())
+    );
+}
+
+#[test]
+fn words_that_make_no_sense_carry_nothing() {
+    let (mut a, mut b) = pair();
+    a.send(&[1; 10]);
+    let words = Producer::of(&a.program);
+    words.words().base.store(1 << 40, Ordering::Relaxed);
+    assert!(a.mirror.carry_to(&mut b.mirror, 100).is_err());
+    words.words().base.store(0, Ordering::Relaxed);
+    words.words().tail.store(u64::MAX, Ordering::Relaxed);
+    assert!(a.mirror.carry_to(&mut b.mirror, 100).is_err());
+
+    let (mut a, mut b) = pair();
+    a.send(&[1; 10]);
+    assert!(a.mirror.carry_to(&mut b.mirror, 5).is_ok());
+    b.program.mine.consumer.head.store(6, Ordering::Relaxed);
+    assert!(a.mirror.carry_to(&mut b.mirror, 5).is_err());
+    assert_eq!(b.mirror.taken(), (5, 0));
+}

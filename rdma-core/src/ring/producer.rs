@@ -193,6 +193,28 @@ impl Producer {
         Ok(())
     }
 
+    /// Copies `len` bytes behind the tail that stand at index `from` of another ring, and moves the cursor.
+    /// Nothing is visible before [`Producer::publish`].
+    ///
+    /// # Errors
+    /// They are more than is free.
+    #[cfg(not(loom))]
+    pub fn write_across(
+        &self,
+        cursor: &mut TxCursor,
+        other: &RingBytes,
+        from: usize,
+        len: usize,
+    ) -> Result<(), OutOfRing> {
+        if len as u64 > self.free(cursor) || len > other.capacity() {
+            return Err(OutOfRing);
+        }
+        self.restart(cursor, len);
+        self.data.copy_across(index(cursor), other, from, len);
+        cursor.tail += len as u64;
+        Ok(())
+    }
+
     /// The bytes from position `from` to the tail in one run, as they stand in the ring, for a system call
     /// that sends them once more. `from` is not behind the consumer's position.
     #[cfg(not(loom))]
