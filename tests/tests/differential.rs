@@ -195,20 +195,34 @@ fn upgraded_before_the_case() {
 #[test]
 fn relayed_over_a_link() {
     let [daemon, other] = Daemon::linked("");
-    let form = settings(&daemon);
-    let expected = without(&plain(&["--warm"]), NOT_RELAYED);
+    let socket = other.socket().to_string_lossy();
+    relayed(&daemon, &["--warm"], &["--socket-b", &socket]);
+}
+
+/// The ends belong to two users, who share no memory.
+#[test]
+fn relayed_between_two_users() {
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: another user's program needs root");
+        return;
+    }
+    let daemon = Daemon::start();
+    relayed(&daemon, &["--warm", "--user-b", "65534"], &[]);
+    let status = daemon.status();
+    let refused = &status["daemon"]["refused"];
+    assert_eq!(refused["untrusted"].as_u64(), None, "{refused}");
+    let copied = status["relay"]["domains"][0]["bytes"].as_u64();
+    assert!(copied > Some(1 << 20), "{copied:?}");
+}
+
+/// Compares a run of which everything is relayed; `more` are words that a plain run has no use for.
+fn relayed(daemon: &Daemon, words: &[&str], more: &[&str]) {
+    let form = settings(daemon);
+    let expected = without(&plain(words), NOT_RELAYED);
     let library = build::library();
-    let (library, socket) = (library.to_string_lossy(), other.socket().to_string_lossy());
-    let words = [
-        "--warm",
-        "--ring",
-        "--preload-a",
-        &library,
-        "--preload-b",
-        &library,
-        "--socket-b",
-        &socket,
-    ];
+    let library = library.to_string_lossy();
+    let accelerated = ["--ring", "--preload-a", &library, "--preload-b", &library];
+    let words = [words, &accelerated, more].concat();
     let (stdout, stderr) = run(&form, &words);
     let stdout = without(&stdout, NOT_RELAYED);
     let shown = differences(&comparable(&expected), &comparable(&stdout));

@@ -182,6 +182,7 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         domain_memory: config.domains.iter().map(|d| d.memory_bytes).collect(),
         embedded: args.embedded,
         shares: shares(config),
+        relay_here: config.relay_untrusted,
         drain: args.drain,
     };
     let mut daemon = Daemon::new(options, listener, links).context("starting")?;

@@ -97,23 +97,17 @@ pub enum Action {
         /// What.
         message: Pairing,
     },
-    /// Relay a connection.
+    /// Relay a connection to another host.
     OpenRelay {
-        /// The connection.
-        connection: ConnectionId,
-        /// Its memory.
-        place: Place,
-        /// The program's end of it.
-        end: End,
-        /// The program.
-        process: Process,
+        /// The end that is here.
+        half: Half,
         /// The far backend.
         peer: PeerId,
         /// Where that takes bytes, if it has said so.
         far: Option<FarPlace>,
-        /// The domain that is charged.
-        domain: Option<usize>,
     },
+    /// Relay between two ends that are here.
+    OpenHere([Half; 2]),
     /// The far backend takes bytes of a relayed connection here.
     JoinRelay {
         /// The connection.
@@ -133,6 +127,21 @@ pub enum Action {
         /// See above.
         held: bool,
     },
+}
+
+/// One end of a relayed connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Half {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Its memory.
+    pub place: Place,
+    /// The program's end of it.
+    pub end: End,
+    /// The program.
+    pub process: Process,
+    /// The domain that is charged.
+    pub domain: Option<usize>,
 }
 
 /// Descriptors that go beside messages.

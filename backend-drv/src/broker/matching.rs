@@ -1,4 +1,4 @@
-//! From two registrations that mirror each other to a shared connection.
+//! From two registrations that mirror each other to a connection.
 
 use rdma_core::control::{ContextRef, Message, Paired, Peer, SlotRef};
 use rdma_core::layout::End;
@@ -52,7 +52,7 @@ impl Broker {
         let Some(mate) = mate else {
             return self.look_abroad(id);
         };
-        if self.trust(id, mate) {
+        if self.trust(id, mate) || self.may_be_relayed(id, mate) {
             self.actions.push_back(Action::Compare {
                 left: id,
                 right: mate,
@@ -100,7 +100,8 @@ impl Broker {
             return;
         }
         match result {
-            Comparison::Match => self.connect(left, right),
+            Comparison::Match if self.trust(left, right) => self.connect(left, right),
+            Comparison::Match => self.connect_apart(left, right),
             Comparison::Mismatch => {
                 self.refuse(left, Reason::Mismatch);
                 self.refuse(right, Reason::Mismatch);
@@ -146,7 +147,10 @@ impl Broker {
         let ring_log2 = first.facts.ring_log2.min(second.facts.ring_log2);
         let couple = Couple::of(processes[0], processes[1]);
         match self.find_place(couple, processes, ring_log2) {
-            Ok(place) => self.reserve(ends.map(Some), processes, place, None),
+            Ok(place) => {
+                let connection = self.new_connection();
+                self.reserve(connection, ends.map(Some), processes, place, None);
+            }
             Err(reason) => {
                 self.refuse(left, reason);
                 self.refuse(right, reason);
@@ -187,15 +191,19 @@ impl Broker {
         Ok(place)
     }
 
+    pub(super) const fn new_connection(&mut self) -> ConnectionId {
+        self.last_connection += 1;
+        ConnectionId(self.last_connection)
+    }
+
     pub(super) fn reserve(
         &mut self,
+        connection: ConnectionId,
         ends: [Option<RegistrationId>; 2],
         processes: [Process; 2],
         place: Place,
         relay: Option<Relay>,
     ) {
-        self.last_connection += 1;
-        let connection = ConnectionId(self.last_connection);
         let mut owner = 0;
         for (id, end) in ends.into_iter().zip([End::Zero, End::One]) {
             if let Some(registration) = id.and_then(|id| self.registrations.get_mut(&id)) {
@@ -210,7 +218,7 @@ impl Broker {
                 processes,
                 place,
                 preparing: true,
-                revoked: false,
+                doomed: None,
                 holds: 0,
                 relay,
             },
@@ -229,7 +237,7 @@ impl Broker {
         };
         entry.preparing = false;
         let (ends, processes, place) = (entry.ends, entry.processes, entry.place);
-        let revoked = entry.revoked;
+        let doomed = entry.doomed;
         let is_relayed = entry.relay.is_some();
         if let Err(shortage) = result {
             self.undo(connection, Reason::NoMemory);
@@ -252,8 +260,8 @@ impl Broker {
             self.actions.push_back(Action::Recycle { place });
             return;
         }
-        if revoked {
-            self.undo(connection, Reason::Revoked);
+        if let Some(reason) = doomed {
+            self.undo(connection, reason);
             self.actions.push_back(Action::Recycle { place });
             return;
         }
@@ -276,7 +284,7 @@ impl Broker {
     }
 
     /// Takes back a connection that nobody has been told of.
-    fn undo(&mut self, connection: ConnectionId, reason: Reason) {
+    pub(super) fn undo(&mut self, connection: ConnectionId, reason: Reason) {
         let Some(entry) = self.connections.remove(&connection) else {
             return;
         };

@@ -13,6 +13,7 @@
 //! | [`Action::Reach`] | [`Broker::reachable`], if there is a backend |
 //! | [`Action::Sample`] | [`Broker::sampled`] |
 //! | [`Action::OpenRelay`] | [`Broker::relay_opened`], and in the end [`Broker::relay_closed`] |
+//! | [`Action::OpenHere`] | [`Broker::opened_here`], and in the end [`Broker::relay_closed`] for each |
 //! | [`Action::Withdraw`] | [`Broker::withdrawn`], later |
 //!
 //! A registration waits until its mirror image arrives, is attached while both ends share memory,
@@ -20,6 +21,9 @@
 //! both ends have let go of it.
 
 mod action;
+mod apart;
+#[cfg(test)]
+mod apart_tests;
 mod departure;
 mod facts;
 mod matching;
@@ -37,7 +41,7 @@ use rdma_core::control::{Context, ContextRef, Message, Peer, Refused, Register, 
 use rdma_core::layout::{End, LAYOUT_VERSION};
 use rdma_core::reason::Reason;
 
-pub use action::{Action, Beside, Fate, Shortage};
+pub use action::{Action, Beside, Fate, Half, Shortage};
 pub use facts::{Domain, ProgramFacts, Proof, UserNamespace};
 pub use revoking::{Ends, Filter, Matches, Occupant};
 
@@ -105,11 +109,11 @@ struct Connection {
     place: Place,
     /// Its ends do not know of it yet.
     preparing: bool,
-    /// Revoked meanwhile: they are not told.
-    revoked: bool,
+    /// They are not to be told of it, but refused for this reason.
+    doomed: Option<Reason>,
     /// Threads at work on its memory: it is not used again before they are done.
     holds: u32,
-    /// Its far end is on another host.
+    /// Its far end shares no memory with the near one.
     relay: Option<Relay>,
 }
 

@@ -63,9 +63,26 @@ struct Candidate {
     sample: Stream,
 }
 
-/// The far half of a relayed connection.
+/// That a connection is relayed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Relay {
+    pub(super) far: FarHalf,
+    /// The relay has been asked to serve it, and has not let go.
+    pub(super) open: bool,
+}
+
+/// The far half of a relayed connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum FarHalf {
+    /// On another host.
+    Abroad(Abroad),
+    /// Here, as a connection of its own.
+    Here(ConnectionId),
+}
+
+/// The far half of a connection whose far end is on another host.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Abroad {
     peer: PeerId,
     /// The registration here, which may be gone before the far backend has answered.
     own_id: RegistrationId,
@@ -74,8 +91,16 @@ pub(super) struct Relay {
     /// Where it takes bytes, once it has said so.
     far: Option<FarPlace>,
     leads: bool,
-    /// The relay has been asked to serve it, and has not let go.
-    pub(super) open: bool,
+}
+
+impl Relay {
+    /// The far half, if it is on another host.
+    const fn abroad(&self) -> Option<&Abroad> {
+        match &self.far {
+            FarHalf::Abroad(abroad) => Some(abroad),
+            FarHalf::Here(_) => None,
+        }
+    }
 }
 
 /// Offers that nobody here has answered.
@@ -198,7 +223,7 @@ impl Broker {
         self.actions.push_back(Action::Tell { peer, message });
     }
 
-    fn ring_log2_of(&self, id: RegistrationId) -> u8 {
+    pub(super) fn ring_log2_of(&self, id: RegistrationId) -> u8 {
         let facts = self
             .registrations
             .get(&id)

@@ -105,7 +105,8 @@ impl Host {
                         .push_back(Pairing::parse(&bytes[..len]).expect("what was emitted"));
                 }
                 Action::Prepare { connection, .. } => self.broker.prepared(connection, Ok(())),
-                Action::OpenRelay { connection, .. } => {
+                Action::OpenRelay { half, .. } => {
+                    let connection = half.connection;
                     let place = FarPlace {
                         endpoint: 40,
                         rkey: 41,

@@ -146,7 +146,7 @@ impl Broker {
                 && ends().any(fits_pid)
             {
                 if connection.preparing {
-                    connection.revoked = true;
+                    connection.doomed = Some(Reason::Revoked);
                     found.refused += numbers.len();
                 } else {
                     found.connections.push(id);

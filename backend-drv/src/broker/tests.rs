@@ -6,7 +6,7 @@ use rdma_core::control::{Paired, Revoke};
 use super::*;
 use crate::pairing::Comparison;
 
-const LIMIT: Holdings = Holdings {
+pub(super) const LIMIT: Holdings = Holdings {
     processes: 100,
     connections: 100,
     memory_bytes: 1 << 40,
@@ -15,22 +15,24 @@ const LIMIT: Holdings = Holdings {
 };
 
 /// A broker whose questions are answered as well as can be.
-struct World {
-    broker: Broker,
-    accounts: Arc<Accounts>,
+pub(super) struct World {
+    pub(super) broker: Broker,
+    pub(super) accounts: Arc<Accounts>,
     /// Everything sent, in order.
-    sent: Vec<(Process, Message<'static>, Option<Beside>)>,
+    pub(super) sent: Vec<(Process, Message<'static>, Option<Beside>)>,
     /// Everything else, in order.
-    done: Vec<Action>,
-    arenas: BTreeSet<ArenaId>,
+    pub(super) done: Vec<Action>,
+    pub(super) arenas: BTreeSet<ArenaId>,
     /// Questions are not answered but kept in `done`.
-    by_hand: bool,
+    pub(super) by_hand: bool,
     /// What became of the sockets of programs that leave.
-    fate: Fate,
+    pub(super) fate: Fate,
+    /// What the relay says to ends of one host.
+    pub(super) opens: Result<(), Reason>,
 }
 
 impl World {
-    fn new(domains: Vec<Domain>) -> Self {
+    pub(super) fn new(domains: Vec<Domain>) -> Self {
         let accounts = Arc::new(Accounts::new(LIMIT, vec![None; domains.len()]));
         Self {
             broker: Broker::new(Arc::clone(&accounts), domains, None),
@@ -40,25 +42,36 @@ impl World {
             arenas: BTreeSet::new(),
             by_hand: false,
             fate: Fate::Gone,
+            opens: Ok(()),
         }
     }
 
-    fn join(&mut self, number: u32, netns: u64) -> Process {
+    pub(super) fn join(&mut self, number: u32, netns: u64) -> Process {
+        self.join_as(number, netns, 1000, None)
+    }
+
+    pub(super) fn join_as(
+        &mut self,
+        number: u32,
+        netns: u64,
+        uid: u32,
+        port: Option<Process>,
+    ) -> Process {
         let process = Process(number);
         let facts = ProgramFacts {
-            uid: 1000,
+            uid,
             user_namespace: UserNamespace::Own,
             netns,
             domain: self.broker.domain_of(netns),
             ring_log2: 16,
-            port: None,
+            port,
         };
         self.broker.join(process, facts, 1);
         self.run();
         process
     }
 
-    fn register(&mut self, process: Process, slot: u32, ports: (u16, u16), inode: u32) {
+    pub(super) fn register(&mut self, process: Process, slot: u32, ports: (u16, u16), inode: u32) {
         self.try_register(process, slot, ports, Ok(inode));
     }
 
@@ -95,7 +108,7 @@ impl World {
         self.run();
     }
 
-    fn unregister(&mut self, process: Process, slot: u32) {
+    pub(super) fn unregister(&mut self, process: Process, slot: u32) {
         let slot = SlotRef {
             slot,
             generation: 1,
@@ -104,12 +117,12 @@ impl World {
         self.run();
     }
 
-    fn leave(&mut self, process: Process) {
+    pub(super) fn leave(&mut self, process: Process) {
         self.broker.leave(process);
         self.run();
     }
 
-    fn run(&mut self) {
+    pub(super) fn run(&mut self) {
         while let Some(action) = self.broker.poll_action() {
             match action.clone() {
                 Action::Send {
@@ -117,7 +130,10 @@ impl World {
                     message,
                     beside,
                 } => self.sent.push((to, message, beside)),
-                Action::Compare { .. } | Action::Examine(_) | Action::Withdraw { .. }
+                Action::Compare { .. }
+                | Action::Examine(_)
+                | Action::Withdraw { .. }
+                | Action::OpenHere(_)
                     if self.by_hand =>
                 {
                     self.done.push(action);
@@ -151,13 +167,24 @@ impl World {
                     assert_eq!(occupant.id, registration);
                     self.broker.withdrawn(registration);
                 }
+                Action::OpenHere(halves) => {
+                    let both = halves.map(|half| half.connection);
+                    self.done.push(action);
+                    if self.opens.is_err() {
+                        for connection in both {
+                            self.broker.relay_closed(connection);
+                        }
+                    }
+                    self.broker.opened_here(both, self.opens);
+                }
+                Action::CloseRelay(connection) => self.broker.relay_closed(connection),
                 other => self.done.push(other),
             }
         }
     }
 
     /// The comparison that was asked for last.
-    fn compare(&self) -> (RegistrationId, RegistrationId) {
+    pub(super) fn compare(&self) -> (RegistrationId, RegistrationId) {
         let found = self.done.iter().rev().find_map(|action| match action {
             Action::Compare { left, right } => Some((*left, *right)),
             _ => None,
@@ -166,7 +193,7 @@ impl World {
     }
 
     /// The memory that was asked for last.
-    fn prepare(&self) -> (ConnectionId, Place) {
+    pub(super) fn prepare(&self) -> (ConnectionId, Place) {
         let found = self.done.iter().rev().find_map(|action| match action {
             Action::Prepare {
                 connection, place, ..
@@ -177,7 +204,7 @@ impl World {
     }
 
     /// What `process` was told since the last time.
-    fn told(&mut self, process: Process) -> Vec<Message<'static>> {
+    pub(super) fn told(&mut self, process: Process) -> Vec<Message<'static>> {
         let (told, rest) = std::mem::take(&mut self.sent)
             .into_iter()
             .partition::<Vec<_>, _>(|(to, _, _)| *to == process);
@@ -185,7 +212,7 @@ impl World {
         told.into_iter().map(|(_, message, _)| message).collect()
     }
 
-    fn paired(&mut self, process: Process) -> Vec<Paired> {
+    pub(super) fn paired(&mut self, process: Process) -> Vec<Paired> {
         self.told(process)
             .into_iter()
             .filter_map(|message| match message {
@@ -195,7 +222,7 @@ impl World {
             .collect()
     }
 
-    fn refused(&mut self, process: Process) -> Vec<Reason> {
+    pub(super) fn refused(&mut self, process: Process) -> Vec<Reason> {
         self.told(process)
             .into_iter()
             .filter_map(|message| match message {
@@ -206,7 +233,7 @@ impl World {
     }
 }
 
-fn domain(netns: u64, net: &str, tenant: Option<&str>) -> Domain {
+pub(super) fn domain(netns: u64, net: &str, tenant: Option<&str>) -> Domain {
     Domain {
         name: netns.to_string(),
         tenant: tenant.map(str::to_owned),

@@ -48,6 +48,8 @@ pub struct Config {
     pub domains: Vec<DomainConfig>,
     /// Links to other hosts.
     pub links: Vec<LinkConfig>,
+    /// Two ends on this host that do not trust each other are relayed; else they stay on TCP.
+    pub relay_untrusted: bool,
 }
 
 /// Bounds.
@@ -232,6 +234,7 @@ impl TryFrom<RawConfig> for Config {
             limits: limits_of(raw.limits)?,
             domains,
             links,
+            relay_untrusted: raw.relay_untrusted.unwrap_or(true),
         })
     }
 }

@@ -16,6 +16,7 @@ pub struct RawConfig {
     pub socket_group: Option<String>,
     pub user: Option<String>,
     pub log: Option<String>,
+    pub relay_untrusted: Option<bool>,
     pub limits: RawLimits,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub domain: Vec<RawDomain>,
@@ -71,6 +72,7 @@ impl From<&Config> for RawConfig {
             socket_group: config.socket_group.clone(),
             user: config.user.clone(),
             log: Some(config.log.clone()),
+            relay_untrusted: Some(config.relay_untrusted),
             limits: RawLimits {
                 clients: Some(limits.clients),
                 queued_messages: Some(limits.queued_messages),

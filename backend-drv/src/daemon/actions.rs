@@ -84,15 +84,8 @@ impl Daemon {
             Action::Reach { id, far } => self.reach(id, far),
             Action::Sample(id) => self.sample(id),
             Action::Tell { peer, message } => self.command(Command::Tell(peer, message)),
-            Action::OpenRelay {
-                connection,
-                place,
-                end,
-                process,
-                peer,
-                far,
-                domain,
-            } => self.open_relay(connection, place, end, process, peer, far, domain),
+            Action::OpenRelay { half, peer, far } => self.open_relay(&half, peer, far),
+            Action::OpenHere(halves) => self.open_here(&halves),
             Action::JoinRelay { connection, place } => {
                 self.command(Command::Join(connection, place));
             }

@@ -88,6 +88,8 @@ pub struct Options {
     pub drain: bool,
     /// Parts of the links: first of those in no domain, then of the domains in their order.
     pub shares: Vec<Share>,
+    /// Relay between ends of this host that do not trust each other.
+    pub relay_here: bool,
 }
 
 /// A running daemon.
@@ -113,6 +115,8 @@ pub struct Daemon {
     workers: Workers,
     relay: Option<Relay>,
     keeper: Option<Keeper>,
+    /// What the relay begins with, until it has been started.
+    kept: Option<Kept>,
     survivors: Survivors,
     /// By the number under which a program knows the relay.
     ports: HashMap<Process, relays::Port>,
@@ -191,24 +195,13 @@ impl Daemon {
         epoll.add(workers.bell(), readable(WORKERS))?;
         let own_netns = crate::memory::netns_cookie(listener.socket()).ok();
         let broker = Broker::new(Arc::clone(&accounts), options.domains.clone(), own_netns);
-        let (mut keeper, mut survivors) = (None, Survivors::none());
-        let relay = if links.is_empty() {
-            None
-        } else {
-            let backend = identity_of(listener.path());
-            let kept;
-            (keeper, kept, survivors) = keep_for(listener.path());
-            let relay = Relay::start(
-                links,
-                &options.shares,
-                backend,
-                epoch,
-                Arc::clone(&ledger.relay),
-                kept,
-            )?;
-            epoll.add(relay.bell(), readable(RELAY))?;
-            Some(relay)
-        };
+        let (mut keeper, mut kept, mut survivors) = (None, None, Survivors::none());
+        if !links.is_empty() || Keeper::may_have_kept(listener.path()) {
+            let found;
+            (keeper, found, survivors) = keep_for(listener.path());
+            kept = Some(found);
+        }
+        let begin = !links.is_empty() || survivors.len() > 0;
         let socket_files = SocketFiles::like(listener.socket())?;
         let mut diag = SockDiag::new();
         if diag.works() == Some(false) {
@@ -232,8 +225,9 @@ impl Daemon {
             revocations: Revocations::default(),
             arenas: HashMap::new(),
             workers,
-            relay,
+            relay: None,
             keeper,
+            kept,
             survivors,
             ports: HashMap::new(),
             doomed: Vec::new(),
@@ -253,6 +247,9 @@ impl Daemon {
             drain: None,
             stopping: false,
         };
+        if begin {
+            daemon.start_relay_with(links)?;
+        }
         daemon.watch_survivors();
         Ok(daemon)
     }
@@ -395,9 +392,9 @@ fn signals() -> io::Result<SignalFd> {
 
 /// Who keeps what the next daemon needs, and what one before us has left there.
 fn keep_for(socket: &Path) -> (Option<Keeper>, Kept, Survivors) {
-    let opened = Keeper::open(socket).and_then(|(mut keeper, items)| {
-        let (kept, survivors) = survivors::sort(&mut keeper, items)?;
-        Ok((Some(keeper), kept, survivors))
+    let opened = Keeper::open(socket).map(|(mut keeper, items)| {
+        let (kept, survivors) = survivors::sort(&mut keeper, items);
+        (Some(keeper), kept, survivors)
     });
     opened.unwrap_or_else(|error| {
         tracing::warn!(%error, "no keeper: relayed connections end with this daemon");

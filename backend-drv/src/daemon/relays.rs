@@ -1,17 +1,17 @@
-//! Connections whose far end is on another host: what the broker wants of the relay, and what the relay reports.
+//! Connections that are relayed: what the broker wants of the relay, and what the relay reports.
 
+use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
-use rdma_core::layout::End;
+use nix::sys::epoll::{EpollEvent, EpollFlags};
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
-use super::Daemon;
-use crate::broker::Beside;
-use crate::carving::Place;
-use crate::ids::{ConnectionId, PeerId, Process, RegistrationId};
-use crate::relay::{self, Command, Report};
+use super::{Daemon, RELAY, identity_of, keep_for};
+use crate::broker::{Beside, Half};
+use crate::ids::{PeerId, Process, RegistrationId};
+use crate::relay::{self, Command, Links, Opening, Relay, Report};
 use crate::shared::EventMemory;
 use crate::wake::Waiters;
 use crate::workers::Job;
@@ -28,7 +28,9 @@ pub(super) struct Port {
 impl Daemon {
     /// A number under which a new program will know the relay.
     pub(super) fn reserve_port(&mut self, program: Process) -> Option<Process> {
-        self.relay.as_ref()?;
+        if self.relay.is_none() && !self.options.relay_here {
+            return None;
+        }
         let number = self.free_number()?;
         let port = Port {
             program,
@@ -92,40 +94,89 @@ impl Daemon {
         }
     }
 
-    /// Has a connection relayed.
-    #[expect(clippy::too_many_arguments, reason = "the fields of one action")]
-    pub(super) fn open_relay(
-        &mut self,
-        connection: ConnectionId,
-        place: Place,
-        end: End,
-        process: Process,
-        peer: PeerId,
-        far: Option<FarPlace>,
-        domain: Option<usize>,
-    ) {
-        let domain = domain.and_then(|index| u32::try_from(index + 1).ok());
-        let opened = self.try_open_relay(process).and_then(|()| {
-            let arena = self.arenas.get(&place.arena)?;
-            let origin = self.broker.origin(connection)?;
-            Some((Arc::clone(&arena.memory), origin))
-        });
-        let Some((arena, origin)) = opened else {
-            self.broker.relay_closed(connection);
-            return self.broker.relay_opened(connection, Err(Reason::NoMemory));
+    /// Starts the relay: at once if there are links, else when something is to be relayed within this host.
+    pub(super) fn start_relay_with(&mut self, links: Links) -> io::Result<()> {
+        let mut kept = match self.kept.take() {
+            Some(kept) => kept,
+            None => {
+                let (keeper, kept, _) = keep_for(self.listener.path());
+                self.keeper = keeper;
+                kept
+            }
         };
-        self.keep_arena(place.arena, &arena);
-        self.command(Command::Open {
-            connection,
+        if kept.records.is_none() {
+            kept.records = self.create_records();
+        }
+        let relay = Relay::start(
+            links,
+            &self.options.shares,
+            identity_of(self.listener.path()),
+            self.ledger.epoch,
+            Arc::clone(&self.ledger.relay),
+            kept,
+        )?;
+        let readable = EpollEvent::new(EpollFlags::EPOLLIN, RELAY);
+        self.epoll.add(relay.bell(), readable)?;
+        self.relay = Some(relay);
+        Ok(())
+    }
+
+    /// The relay is needed. `None`: there is none.
+    fn start_relay(&mut self) -> Option<()> {
+        if self.relay.is_none()
+            && let Err(error) = self.start_relay_with(Links::default())
+        {
+            tracing::error!(%error, "no relay");
+        }
+        self.relay.as_ref().map(|_| ())
+    }
+
+    /// Has a connection relayed to another host.
+    pub(super) fn open_relay(&mut self, half: &Half, peer: PeerId, far: Option<FarPlace>) {
+        let connection = half.connection;
+        match self.opening(half) {
+            Some(opening) => self.command(Command::Open { opening, peer, far }),
+            None => {
+                self.broker.relay_closed(connection);
+                self.broker.relay_opened(connection, Err(Reason::NoMemory));
+            }
+        }
+    }
+
+    /// Has a connection relayed between two programs of this host.
+    pub(super) fn open_here(&mut self, halves: &[Half; 2]) {
+        let [one, other] = halves;
+        let openings = self
+            .start_relay()
+            .and_then(|()| Some([self.opening(one)?, self.opening(other)?]));
+        match openings {
+            Some(both) => self.command(Command::OpenHere(Box::new(both))),
+            None => {
+                let both = [one.connection, other.connection];
+                for connection in both {
+                    self.broker.relay_closed(connection);
+                }
+                self.broker.opened_here(both, Err(Reason::NoMemory));
+            }
+        }
+    }
+
+    /// What the relay has to know to serve one end.
+    fn opening(&mut self, half: &Half) -> Option<Opening> {
+        self.try_open_relay(half.process)?;
+        let arena = Arc::clone(&self.arenas.get(&half.place.arena)?.memory);
+        let origin = self.broker.origin(half.connection)?;
+        self.keep_arena(half.place.arena, &arena);
+        let domain = half.domain.and_then(|index| u32::try_from(index + 1).ok());
+        Some(Opening {
+            connection: half.connection,
             arena,
-            place,
-            end,
-            process,
-            peer,
-            far,
+            place: half.place,
+            end: half.end,
+            process: half.process,
             domain: domain.unwrap_or(0),
             origin,
-        });
+        })
     }
 
     /// Makes the program's port, if this is its first connection to be relayed.
@@ -162,7 +213,7 @@ impl Daemon {
             return;
         };
         relay.silence();
-        while let Some(report) = self.relay.as_ref().and_then(relay::Relay::next_report) {
+        while let Some(report) = self.relay.as_ref().and_then(Relay::next_report) {
             self.take_report(report);
             self.perform();
         }
@@ -176,6 +227,15 @@ impl Daemon {
                     self.broker.relay_closed(connection);
                 }
                 self.broker.relay_opened(connection, place);
+            }
+            Report::OpenedHere(both, result) => {
+                tracing::debug!(?both, ?result, "relay");
+                if result.is_err() {
+                    for connection in both {
+                        self.broker.relay_closed(connection);
+                    }
+                }
+                self.broker.opened_here(both, result);
             }
             Report::Left { connection, .. } => {
                 tracing::debug!(%connection, "relayed to its end");

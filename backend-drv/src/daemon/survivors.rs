@@ -6,7 +6,6 @@
 //! for those from time to time.
 
 use std::collections::HashMap;
-use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -94,17 +93,9 @@ impl Survivors {
     }
 }
 
-/// What the keeper has for us; a new set of records if it has none.
-pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> io::Result<(Kept, Survivors)> {
+/// What the keeper has for us.
+pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> (Kept, Survivors) {
     let estate = Estate::of(items);
-    let records = match estate.records {
-        Some(records) => records,
-        None => {
-            let records = Records::create()?;
-            keeper.keep(RECORDS, records.memory());
-            records
-        }
-    };
     // Of programs and connections that were over, or not there yet.
     for (name, _) in estate.rest {
         keeper.forget(&name);
@@ -139,11 +130,22 @@ pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> io::Result<(Kept, S
         survivors.connections.insert(record.connection, survivor);
     }
     kept.connections = estate.connections;
-    kept.records = Some(records);
-    Ok((kept, survivors))
+    kept.records = estate.records;
+    (kept, survivors)
 }
 
 impl Daemon {
+    /// Where the relay writes down what the next daemon has to know, unless a daemon before us has left that.
+    pub(super) fn create_records(&mut self) -> Option<Records> {
+        let keeper = self.keeper.as_mut()?;
+        let records = Records::create().inspect_err(|error| {
+            tracing::warn!(%error, "no records: relayed connections end with this daemon");
+        });
+        let records = records.ok()?;
+        keeper.keep(RECORDS, records.memory());
+        Some(records)
+    }
+
     /// Has the kernel tell when a survivor ends, and the broker leave alone what is theirs.
     pub(super) fn watch_survivors(&mut self) {
         if self.survivors.connections.is_empty() {

@@ -51,6 +51,11 @@ impl Keeper {
         Ok((Self { holder, names }, items))
     }
 
+    /// Whether there is somebody who may have kept something for the daemon at `socket`.
+    pub fn may_have_kept(socket: &Path) -> bool {
+        std::env::var_os("NOTIFY_SOCKET").is_some() || beside(socket).exists()
+    }
+
     /// Has a descriptor kept. Another one of that name is kept no more.
     pub fn keep(&mut self, name: &str, fd: impl AsFd) {
         if self.names.contains(name) {

@@ -64,12 +64,24 @@ pub struct Record {
     pub rkey: u32,
     /// Where that takes bytes.
     pub far: FarPlace,
-    /// The link, by [`link_number`].
-    pub link: u64,
-    /// The far backend.
-    pub backend: Address,
+    /// Who serves the far end.
+    pub beyond: Beyond,
     /// The socket.
     pub origin: Origin,
+}
+
+/// Who serves the far end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Beyond {
+    /// Another host's backend.
+    Backend {
+        /// The link, by [`link_number`].
+        link: u64,
+        /// Where it is.
+        address: Address,
+    },
+    /// This one, as a connection of its own.
+    Here,
 }
 
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
@@ -116,6 +128,7 @@ const _: () = assert!(size_of::<Raw>() <= STRIDE);
 const UDP_V4: u8 = 4;
 const UDP_V6: u8 = 6;
 const MAC: u8 = 1;
+const HERE: u8 = 0;
 
 /// FNV-1a: the same in every build.
 fn hash(bytes: &[u8]) -> u64 {
@@ -160,6 +173,15 @@ impl From<Address> for RawAddress {
 }
 
 impl RawAddress {
+    /// In the place of a backend's.
+    const HERE: Self = Self {
+        kind: HERE,
+        reserved: 0,
+        port: U16::ZERO,
+        scope: U32::ZERO,
+        bytes: [0; 16],
+    };
+
     fn address(&self) -> Option<Address> {
         let [a, b, c, d, e, g, ..] = self.bytes;
         match self.kind {
@@ -195,6 +217,10 @@ impl Raw {
 impl Record {
     fn emit(&self) -> Raw {
         let socket = |at| RawAddress::from(Address::Udp(at));
+        let (link, backend) = match self.beyond {
+            Beyond::Backend { link, address } => (link, address.into()),
+            Beyond::Here => (0, RawAddress::HERE),
+        };
         let mut raw = Raw {
             magic: MAGIC.into(),
             ring_log2: u8::try_from(self.place.ring_log2).unwrap_or(0),
@@ -211,12 +237,12 @@ impl Record {
             far_endpoint: self.far.endpoint.into(),
             far_rkey: self.far.rkey.into(),
             uid: self.origin.uid.into(),
-            link: self.link.into(),
+            link: link.into(),
             netns: self.origin.netns.into(),
             cookie: self.origin.proof.cookie.into(),
             inode: self.origin.proof.inode.into(),
             reserved: 0.into(),
-            backend: self.backend.into(),
+            backend,
             own: socket(self.origin.tuple.own),
             far: socket(self.origin.tuple.far),
             check: 0.into(),
@@ -251,8 +277,13 @@ impl Record {
                 endpoint: raw.far_endpoint.into(),
                 rkey: raw.far_rkey.into(),
             },
-            link: raw.link.into(),
-            backend: raw.backend.address()?,
+            beyond: match raw.backend.kind {
+                HERE => Beyond::Here,
+                _ => Beyond::Backend {
+                    link: raw.link.into(),
+                    address: raw.backend.address()?,
+                },
+            },
             origin: Origin {
                 tuple: Tuple {
                     own: raw.own.socket()?,
@@ -370,8 +401,10 @@ pub(crate) mod tests {
                 endpoint: 8,
                 rkey: 9,
             },
-            link: link_number("lan"),
-            backend: Address::Udp(backend.parse().unwrap()),
+            beyond: Beyond::Backend {
+                link: link_number("lan"),
+                address: Address::Udp(backend.parse().unwrap()),
+            },
             origin: Origin {
                 tuple: Tuple {
                     own: "127.0.0.1:1".parse().unwrap(),
@@ -395,17 +428,24 @@ pub(crate) mod tests {
         let mut last = record(2, "[fe80::1%5]:7447");
         last.end = End::Zero;
         let mut other = record(3, "10.0.0.1:7447");
-        other.backend = Address::Mac([1, 2, 3, 4, 5, 6]);
+        other.beyond = Beyond::Backend {
+            link: 5,
+            address: Address::Mac([1, 2, 3, 4, 5, 6]),
+        };
+        let mut here = record(4, "10.0.0.1:7447");
+        here.beyond = Beyond::Here;
         let highest = u32::try_from(Regions::MAX - 1).unwrap();
-        for (endpoint, record) in [(0, first), (highest, last), (9, other)] {
+        let written = [(0, first), (highest, last), (9, other), (10, here)];
+        for (endpoint, record) in written {
             records.write(endpoint, &record).unwrap();
         }
         records.write(highest + 1, &first).unwrap_err();
         let again = Records::of(records.memory.try_clone().unwrap()).unwrap();
-        let all = [(0, first), (9, other), (highest, last)];
+        let all = [(0, first), (9, other), (10, here), (highest, last)];
         assert_eq!(again.read().unwrap(), all);
         records.erase(9);
-        assert_eq!(again.read().unwrap(), [(0, first), (highest, last)]);
+        let rest = [(0, first), (10, here), (highest, last)];
+        assert_eq!(again.read().unwrap(), rest);
         assert!(Records::of(sealed_memory("other", 4096).unwrap()).is_none());
     }
 

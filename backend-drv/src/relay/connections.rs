@@ -23,10 +23,10 @@ pub(super) struct Connection {
     pub(super) mirror: Held<Mirror>,
     pub(super) process: Process,
     pub(super) who: WaitRef,
-    /// The line that leads to the far backend.
-    pub(super) line: usize,
+    pub(super) way: Way,
     pub(super) domain: DomainId,
     pub(super) keys: Keys,
+    /// Where the far end is, once it is there. On this host: the other one of its two connections.
     pub(super) far: Option<FarPlace>,
     /// The program has closed its end.
     pub(super) ended: bool,
@@ -44,6 +44,25 @@ pub(super) struct Connection {
     /// The program's end.
     pub(super) end: End,
     pub(super) origin: Origin,
+}
+
+/// Which way leads to the far end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Way {
+    /// Over this line, to another host's backend.
+    Line(usize),
+    /// It is on this host, and served here as a connection of its own.
+    Here,
+}
+
+impl Connection {
+    /// The line that leads to the far backend, if there is one.
+    pub(super) const fn line(&self) -> Option<usize> {
+        match self.way {
+            Way::Line(line) => Some(line),
+            Way::Here => None,
+        }
+    }
 }
 
 /// A connection that waits for the far backend to resume it.
@@ -67,8 +86,8 @@ pub struct Parts {
     pub end: End,
     /// The program.
     pub process: Process,
-    /// The line that leads to the far backend.
-    pub line: usize,
+    /// Which way leads to the far end.
+    pub way: Way,
     /// The domain that is charged.
     pub domain: DomainId,
     /// Who its end is, for whoever serves it after a restart.
@@ -153,7 +172,7 @@ impl Connections {
             mirror,
             process: parts.process,
             who,
-            line: parts.line,
+            way: parts.way,
             domain: parts.domain,
             keys,
             far: None,
@@ -175,13 +194,19 @@ impl Connections {
         })
     }
 
-    /// Forgets a connection; its key is worth nothing from now on.
+    /// Forgets a connection; its key is worth nothing from now on, and its number is free.
     pub(super) fn remove(&mut self, endpoint: u32) -> Option<Connection> {
+        let connection = self.take_back(endpoint)?;
+        self.free.push(endpoint);
+        Some(connection)
+    }
+
+    /// As [`Connections::remove`], but its number stays reserved.
+    pub(super) fn take_back(&mut self, endpoint: u32) -> Option<Connection> {
         let slot = self.slots.get_mut(usize::try_from(endpoint).ok()?)?;
         let connection = slot.take()?;
         self.regions.revoke(connection.keys.local);
         self.by_id.remove(&connection.id);
-        self.free.push(endpoint);
         Some(connection)
     }
 
@@ -193,6 +218,30 @@ impl Connections {
 
     pub(super) fn get(&self, endpoint: u32) -> Option<&Connection> {
         self.slots.get(usize::try_from(endpoint).ok()?)?.as_ref()
+    }
+
+    /// Both ends of a connection within this host, by one of their endpoints: that one, and the other.
+    pub(super) fn pair_mut(&mut self, endpoint: u32) -> Option<(&mut Connection, &mut Connection)> {
+        let other = self.partner(endpoint)?;
+        let at = [endpoint, other].map(|endpoint| usize::try_from(endpoint).unwrap_or(usize::MAX));
+        let [one, other] = self.slots.get_disjoint_mut(at).ok()?;
+        Some((one.as_mut()?, other.as_mut()?))
+    }
+
+    /// The endpoint of the other end of a connection within this host.
+    pub(super) fn partner(&self, endpoint: u32) -> Option<u32> {
+        let one = self.get(endpoint).filter(|one| one.way == Way::Here)?;
+        let far = one.far?;
+        let other = self.get(far.endpoint)?;
+        let own = FarPlace {
+            endpoint,
+            rkey: one.keys.remote.0,
+        };
+        let is_mutual = other.way == Way::Here
+            && other.far == Some(own)
+            && other.keys.remote.0 == far.rkey
+            && endpoint != far.endpoint;
+        is_mutual.then_some(far.endpoint)
     }
 
     /// The endpoint of a connection.
@@ -237,7 +286,7 @@ impl Memory for Placing<'_> {
         let connection = usize::try_from(endpoint.0)
             .ok()
             .and_then(|index| slots.get_mut(index)?.as_mut())
-            .filter(|connection| connection.line == self.line)
+            .filter(|connection| connection.way == Way::Line(self.line))
             .ok_or(Refusal::Key)?;
         let domain = connection.domain;
         let len = payload.len() as u64;

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::eventfd::EventFd;
+use rdma_core::event::WaitRef;
 use rdma_core::link::Time;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Place as FarPlace;
@@ -220,22 +221,59 @@ impl Engine {
     }
 
     fn open(&mut self, parts: Parts, far: Option<FarPlace>) -> Result<FarPlace, Reason> {
-        let served = self.ports.get_mut(&parts.process).ok_or(Reason::NoMemory)?;
+        let process = parts.process;
+        let (endpoint, who) = self.take_seat(process)?;
+        tracing::debug!(connection = %parts.id, %process, endpoint, "relaying");
+        let opened = self.board.open(endpoint, parts, who, far);
+        if opened.is_ok() {
+            self.record(endpoint);
+        } else {
+            self.leave_seat(process, endpoint, who);
+        }
+        opened
+    }
+
+    fn open_here(&mut self, both: [Parts; 2]) -> Result<(), Reason> {
+        let processes = [both[0].process, both[1].process];
+        let (one, who) = self.take_seat(processes[0])?;
+        let (other, far_who) = self.take_seat(processes[1]).inspect_err(|_| {
+            self.leave_seat(processes[0], one, who);
+        })?;
+        let [near, far] = both;
+        tracing::debug!(connection = %near.id, far = %far.id, one, other, "relaying here");
+        let halves = [(one, near, who), (other, far, far_who)];
+        let opened = self.board.open_here(halves);
+        let seats = [(processes[0], one, who), (processes[1], other, far_who)];
+        for (process, endpoint, who) in seats {
+            if opened.is_ok() {
+                self.record(endpoint);
+            } else {
+                self.leave_seat(process, endpoint, who);
+            }
+        }
+        opened
+    }
+
+    /// A number for one more connection of a program, and how the program names it.
+    fn take_seat(&mut self, process: Process) -> Result<(u32, WaitRef), Reason> {
+        let served = self.ports.get_mut(&process).ok_or(Reason::NoMemory)?;
         let endpoint = self.board.reserve().ok_or(Reason::Quota)?;
         let Some(who) = served.port.enter(endpoint) else {
             self.board.give_back(endpoint);
             return Err(Reason::Quota);
         };
-        tracing::debug!(connection = %parts.id, process = %parts.process, endpoint, "relaying");
-        let opened = self.board.open(endpoint, parts, who, far);
-        if opened.is_ok() {
-            served.connections += 1;
-            self.record(endpoint);
-        } else {
+        served.connections += 1;
+        Ok((endpoint, who))
+    }
+
+    /// The connection was not opened.
+    fn leave_seat(&mut self, process: Process, endpoint: u32, who: WaitRef) {
+        if let Some(served) = self.ports.get_mut(&process) {
             served.port.leave(who);
-            self.board.give_back(endpoint);
+            served.connections = served.connections.saturating_sub(1);
         }
-        opened
+        self.board.give_back(endpoint);
+        self.drop_port_if_unused(process);
     }
 
     fn take_bits(&mut self) -> bool {

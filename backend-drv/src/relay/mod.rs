@@ -1,8 +1,9 @@
 //! Relaying: what is sent into the rings of this host's programs goes over links to other hosts' backends, and what
-//! comes from there into the rings.
+//! comes from there into the rings. Programs of this host that do not trust each other have it from ring to ring.
 //!
 //! ```text
 //!  program => ring => Mirror => Link => Nic  ----->  Nic => Link => Mirror => ring => program
+//!  program => ring => Mirror ======== copy ========> Mirror => ring => program
 //! ```
 //!
 //! One thread, the `engine`, does all of it and owns all of it: the NICs ([`crate::nic`]), the state machines of
@@ -67,25 +68,15 @@ pub enum Command {
     RemovePort(Process),
     /// Serve a connection.
     Open {
-        /// The connection.
-        connection: ConnectionId,
-        /// Its memory.
-        arena: Arc<ConnectionArena>,
-        /// Where in it.
-        place: Place,
-        /// The program's end.
-        end: End,
-        /// The program.
-        process: Process,
+        /// The end that is here.
+        opening: Opening,
         /// The far backend.
         peer: PeerId,
         /// Where that takes bytes, if it has said so.
         far: Option<FarPlace>,
-        /// The domain that is charged.
-        domain: u32,
-        /// Its socket.
-        origin: Origin,
     },
+    /// Serve a connection whose two ends are here.
+    OpenHere(Box<[Opening; 2]>),
     /// The far backend has said where it takes bytes.
     Join(ConnectionId, FarPlace),
     /// Nobody was told of the connection: forget it.
@@ -104,11 +95,32 @@ pub enum Command {
     Stop,
 }
 
+/// One end that is to be served.
+#[derive(Debug)]
+pub struct Opening {
+    /// The connection.
+    pub connection: ConnectionId,
+    /// Its memory.
+    pub arena: Arc<ConnectionArena>,
+    /// Where in it.
+    pub place: Place,
+    /// The program's end.
+    pub end: End,
+    /// The program.
+    pub process: Process,
+    /// The domain that is charged.
+    pub domain: u32,
+    /// Its socket.
+    pub origin: Origin,
+}
+
 /// What the event loop is told.
 #[derive(Debug)]
 pub enum Report {
     /// Where the relay takes bytes for a connection, or why it does not.
     Opened(ConnectionId, Result<FarPlace, Reason>),
+    /// Both ends of a connection are served, or neither is.
+    OpenedHere([ConnectionId; 2], Result<(), Reason>),
     /// The relay uses the memory of a connection no more.
     Left {
         /// The connection.

@@ -11,7 +11,7 @@ use rdma_core::mirror::Snapshot;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
 
-use super::connections::Suspended;
+use super::connections::{Suspended, Way};
 use super::switchboard::Switchboard;
 
 impl Switchboard {
@@ -26,14 +26,15 @@ impl Switchboard {
             told: None,
         });
         entry.told = Snapshot::default();
-        let line = entry.line;
+        let line = entry.line();
         let until = now.plus(self.grace(line));
         self.grace_until = Some(self.grace_until.map_or(until, |at| at.min(until)));
     }
 
     /// How long a connection waits to be resumed.
-    fn grace(&self, line: usize) -> u64 {
-        self.link(line).map_or(0, |link| link.idle_timeout())
+    fn grace(&self, line: Option<usize>) -> u64 {
+        let link = line.and_then(|line| self.link(line));
+        link.map_or(0, |link| link.idle_timeout())
     }
 
     /// The session of a line has ended. `is_known`: the same backend is at its far end as before.
@@ -45,7 +46,7 @@ impl Switchboard {
             let Some(entry) = self.connections.get(endpoint) else {
                 continue;
             };
-            if entry.line != line {
+            if entry.line() != Some(line) {
                 continue;
             }
             let is_broken = entry.mirror.get().said().has(Snapshot::BROKEN);
@@ -61,7 +62,7 @@ impl Switchboard {
     pub(super) fn has_suspended(&self, line: usize) -> bool {
         let suspended = |endpoint: &u32| {
             let entry = self.connections.get(*endpoint);
-            entry.is_some_and(|entry| entry.line == line && entry.suspended.is_some())
+            entry.is_some_and(|entry| entry.line() == Some(line) && entry.suspended.is_some())
         };
         self.grace_until.is_some() && self.connections.endpoints().iter().any(suspended)
     }
@@ -75,7 +76,7 @@ impl Switchboard {
             let Some(entry) = self.connections.get_mut(endpoint) else {
                 continue;
             };
-            if entry.line == index
+            if entry.line() == Some(index)
                 && let Some(suspended) = &mut entry.suspended
                 && let Some(Some(line)) = self.lines.get_mut(index)
             {
@@ -133,7 +134,7 @@ impl Switchboard {
         let found = self
             .connections
             .get_mut(endpoint)
-            .filter(|entry| entry.line == line && entry.far == Some(far));
+            .filter(|entry| entry.line() == Some(line) && entry.far == Some(far));
         let refusal = match found {
             None => Some(Reason::LinkReset),
             Some(entry) => match entry.mirror.get().said() {
@@ -188,7 +189,9 @@ impl Switchboard {
         };
         let (rkey, domain) = (entry.keys.remote.0, entry.domain);
         let id = entry.id;
-        if let Some(Some(line)) = self.lines.get_mut(entry.line) {
+        if let Way::Line(line) = entry.way
+            && let Some(Some(line)) = self.lines.get_mut(line)
+        {
             line.link.open(Endpoint(endpoint), far, rkey, domain, at);
         }
         tracing::debug!(connection = %id, endpoint, ?at, "resumed");
@@ -203,7 +206,7 @@ impl Switchboard {
         let waits = self
             .connections
             .get(endpoint)
-            .is_some_and(|entry| entry.line == line && entry.suspended.is_some());
+            .is_some_and(|entry| entry.line() == Some(line) && entry.suspended.is_some());
         if waits {
             let reason = Reason::from_code(reason).filter(|reason| reason.is_timeout());
             self.break_one(endpoint, reason.unwrap_or(Reason::LinkReset));
@@ -220,12 +223,14 @@ impl Switchboard {
             let Some(suspended) = entry.suspended else {
                 continue;
             };
-            let until = suspended.since.plus(self.grace(entry.line));
+            let line = entry.line();
+            let until = suspended.since.plus(self.grace(line));
             if until > now {
                 self.grace_until = Some(self.grace_until.map_or(until, |at| at.min(until)));
                 continue;
             }
-            let is_up = self.link(entry.line).is_some_and(|link| link.is_up());
+            let link = line.and_then(|line| self.link(line));
+            let is_up = link.is_some_and(rdma_core::link::Link::is_up);
             let reason = if is_up {
                 Reason::LinkReset
             } else {

@@ -2,6 +2,7 @@
 //! told. The `engine` feeds it frames, times and commands; the simulation in `tests` does the same
 //! with a clock of its own.
 
+mod crossing;
 mod hearing;
 mod wishes;
 
@@ -10,17 +11,18 @@ use std::collections::{HashMap, VecDeque};
 use rdma_core::event::WaitFor;
 use rdma_core::layout::EndWaits;
 use rdma_core::link::{
-    DomainConfig, DomainId, Endpoint, Frame, Head, Link, Payload, Schedule, State, Time,
+    Crossing, DomainConfig, DomainId, Endpoint, Frame, Head, Link, Payload, Schedule, State, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
 use rdma_core::reason::Reason;
 use rdma_core::ring::Corrupt;
 
 use super::connections::Connections;
-pub use super::connections::Parts;
+pub use super::connections::{Parts, Way};
 use super::{Report, Share};
 use crate::ids::{PeerId, Process};
 use crate::nic::Slice;
+pub use crossing::Half;
 
 /// Messages for a backend whose link is not up yet.
 const UNSAID_MAX: usize = 1024;
@@ -55,6 +57,10 @@ pub struct Switchboard {
     pub(super) connections: Connections,
     schedule: Schedule,
     pub(super) touched: VecDeque<u32>,
+    /// Whose bytes go to another program of this host next,
+    crossing: Crossing,
+    /// and what such programs say, by the endpoint that is to hear it.
+    said_here: VecDeque<(u32, Snapshot)>,
     /// Connections that are over but for the far backend's knowing.
     closing: Vec<u32>,
     /// When to look for connections that nobody has resumed.
@@ -83,6 +89,8 @@ impl Switchboard {
             connections: Connections::new(secret),
             schedule,
             touched: VecDeque::new(),
+            crossing: Crossing::new(),
+            said_here: VecDeque::new(),
             closing: Vec::new(),
             grace_until: None,
             wakes: Vec::new(),
@@ -158,7 +166,11 @@ impl Switchboard {
     /// Looks at every connection that something may have happened to.
     pub fn serve_touched(&mut self) {
         // In the order in which it happened, which programs may see.
-        while let Some(endpoint) = self.touched.pop_front() {
+        loop {
+            self.hear_here();
+            let Some(endpoint) = self.touched.pop_front() else {
+                return;
+            };
             if let Some(entry) = self.connections.get_mut(endpoint) {
                 let result = entry.mirror.get_mut().look();
                 self.looked(endpoint, result);
@@ -190,8 +202,13 @@ impl Switchboard {
         if has_news {
             entry.told = said;
         }
-        let id = entry.id;
-        if is_joined && let Some(Some(line)) = self.lines.get_mut(entry.line) {
+        let (id, way) = (entry.id, entry.way);
+        if is_joined && way == Way::Here {
+            self.looked_here(endpoint, &look, has_news.then_some(said));
+        } else if is_joined
+            && let Way::Line(line) = way
+            && let Some(Some(line)) = self.lines.get_mut(line)
+        {
             let endpoint = Endpoint(endpoint);
             if look.up_over {
                 line.link.stop_sending(endpoint);
@@ -230,7 +247,7 @@ impl Switchboard {
         closing.retain(|endpoint| {
             let entry = self.connections.get(*endpoint);
             let is_suspended = entry.is_some_and(|entry| entry.suspended.is_some());
-            let line = entry.map(|entry| entry.line);
+            let line = entry.and_then(super::connections::Connection::line);
             let line = line.and_then(|line| self.line(line));
             let untold = line.is_some_and(|line| !line.link.is_state_known(Endpoint(*endpoint)));
             let waits = is_suspended || untold;
@@ -244,10 +261,13 @@ impl Switchboard {
 
     /// Forgets a connection.
     pub fn close(&mut self, endpoint: u32) {
+        self.part(endpoint);
         let Some(entry) = self.connections.remove(endpoint) else {
             return;
         };
-        if let Some(Some(line)) = self.lines.get_mut(entry.line) {
+        if let Way::Line(line) = entry.way
+            && let Some(Some(line)) = self.lines.get_mut(line)
+        {
             line.link.close(Endpoint(endpoint));
         }
         let left = Report::Left {
@@ -282,7 +302,8 @@ impl Switchboard {
             .iter()
             .flatten()
             .filter_map(|line| line.link.poll_timeout());
-        links.chain(self.grace_until).min()
+        let more = [self.grace_until, self.crossing.poll_timeout()];
+        links.chain(more.into_iter().flatten()).min()
     }
 
     /// The next frame for a line.

@@ -79,7 +79,7 @@ impl Helper {
         })
     }
 
-    /// What became of its registration: `None` if it was paired.
+    /// What became of its registration: `None` if it shares memory with us, `relayed`, or a reason.
     pub(crate) fn outcome(&mut self) -> Option<String> {
         let line = find(&mut self.said, "outcome").expect("it says so");
         Some(line).filter(|reason| reason != "paired")
@@ -154,6 +154,7 @@ fn a_program() {
     let outcome = loop {
         match program.receive().0 {
             Message::Refused(refused) => break Reason::from_code(refused.reason).unwrap().name(),
+            Message::Paired(paired) if paired.relayed == 1 => break "relayed",
             Message::Paired(_) => break "paired",
             _ => {}
         }

@@ -29,8 +29,9 @@ fn outcome(daemon: &Daemon, start: &Start<'_>) -> Option<String> {
     let mut program = daemon.program();
     program.register(0, &helper.server, &registration(&helper.server, 2));
     let outcome = helper.outcome();
-    match &outcome {
-        None => drop(program.expect_pair()),
+    match outcome.as_deref() {
+        None => assert_eq!(program.expect_pair().0.relayed, 0),
+        Some("relayed") => assert_eq!(program.expect_pair().0.relayed, 1),
         Some(reason) => assert_eq!(program.expect_refusal(0).name(), reason),
     }
     helper.finish();
@@ -48,8 +49,22 @@ fn another_user_is_not_trusted() {
         ..Start::default()
     };
     let outcome = outcome(&daemon, &start);
-    assert!(matches!(outcome.as_deref(), Some("untrusted" | "skipped")));
+    assert!(matches!(outcome.as_deref(), Some("relayed" | "skipped")));
     assert_eq!(self::outcome(&daemon, &Start::default()), None);
+}
+
+#[test]
+fn without_a_relay_another_user_is_refused() {
+    if !is_root() {
+        return;
+    }
+    let daemon = Daemon::with_config("relay_untrusted = false");
+    let start = Start {
+        uid: Some(65_534),
+        ..Start::default()
+    };
+    let outcome = outcome(&daemon, &start);
+    assert!(matches!(outcome.as_deref(), Some("untrusted" | "skipped")));
 }
 
 #[test]
@@ -60,7 +75,7 @@ fn another_user_namespace_is_not_trusted() {
         ..Start::default()
     };
     let outcome = outcome(&daemon, &start);
-    assert!(matches!(outcome.as_deref(), Some("untrusted" | "skipped")));
+    assert!(matches!(outcome.as_deref(), Some("relayed" | "skipped")));
 }
 
 #[test]
@@ -287,8 +302,10 @@ fn tenants_are_kept_apart() {
     let (_far_client, server) = world.islands[1].connection(7001);
     register(&one, 0, &client, 1);
     register(&other, 0, &server, 2);
-    assert_eq!(one.expect_refusal(0), Reason::Untrusted);
-    assert_eq!(other.expect_refusal(0), Reason::Untrusted);
+    let (near, _) = one.expect_pair();
+    let (far, _) = other.expect_pair();
+    assert_eq!((near.relayed, far.relayed), (1, 1));
+    assert_ne!(near.arena, far.arena, "they share no memory");
 }
 
 #[test]

@@ -73,7 +73,11 @@ impl Daemon {
     }
 
     fn with(log: impl Into<Stdio>, config: &str, managed: bool) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        // Other users' programs find the socket, too.
+        let directory = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir()
+            .expect("a temporary directory");
         let socket = directory.path().join("d.sock");
         let file = directory.path().join("config.toml");
         std::fs::write(&file, config).expect("a writable directory");

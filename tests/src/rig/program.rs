@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
@@ -22,6 +22,7 @@ pub const SESSION: u64 = 0x5e55;
 #[derive(Clone, Debug, Default)]
 pub struct Form {
     variables: Vec<(String, String)>,
+    user: Option<u32>,
 }
 
 impl Form {
@@ -49,6 +50,13 @@ impl Form {
         self
     }
 
+    /// As another user, which takes root.
+    #[must_use]
+    pub const fn as_user(mut self, user: u32) -> Self {
+        self.user = Some(user);
+        self
+    }
+
     /// `program` in this form.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(program);
@@ -59,6 +67,9 @@ impl Form {
             }
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
+        }
         command
     }
 

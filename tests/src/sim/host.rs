@@ -8,7 +8,7 @@ use backend_drv::carving::Place;
 use backend_drv::ids::{ArenaId, ConnectionId, PeerId, Process};
 use backend_drv::keeper::record::Origin;
 use backend_drv::pairing::Tuple;
-use backend_drv::relay::switchboard::{Parts, Switchboard, Wake};
+use backend_drv::relay::switchboard::{Parts, Switchboard, Wake, Way};
 use backend_drv::relay::{Report, Share};
 use backend_drv::shared::ConnectionArena;
 use rdma_core::event::WaitRef;
@@ -135,7 +135,7 @@ impl Host {
             place: place(number, ring_log2),
             end,
             process: Process(program_of(number)),
-            line,
+            way: Way::Line(line),
             domain: DomainId(0),
             origin: origin(number),
         };

@@ -94,6 +94,17 @@ impl Duo {
     }
 }
 
+/// Has both send a lot on connection 0, and does `what` in the middle of it.
+pub(crate) fn in_the_middle(duo: &mut Duo, bytes: usize, what: impl FnOnce()) {
+    let line = format!("stream 0 {bytes} 5");
+    duo.server.tell(&line);
+    duo.client.tell(&line);
+    std::thread::sleep(Duration::from_millis(60));
+    what();
+    assert_eq!(duo.client.answer(), "ok");
+    assert_eq!(duo.server.answer(), "ok");
+}
+
 /// Both forms: plain TCP, and under the library with `daemon`.
 pub(crate) fn forms(daemon: &Daemon) -> [(Form, Way); 2] {
     [

@@ -18,6 +18,7 @@ mod limits;
 mod pattern;
 mod peer_killed;
 mod revoked;
+mod strangers;
 mod two_daemons;
 
 /// Not a test: an agent, when the environment says so.

@@ -6,7 +6,7 @@ use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::rig::linked::Linked;
 use viaduct_tests::rig::program::{Agent, Form};
 
-use crate::duo::{Duo, Way, settle};
+use crate::duo::{Duo, Way, in_the_middle, settle};
 use crate::revoked::revoke;
 
 const MIB: usize = 1 << 20;
@@ -30,17 +30,6 @@ fn joined(linked: &Linked) -> Duo {
     duo.connect(0);
     duo.warm_up(0, Way::Ring);
     duo
-}
-
-/// Has both send a lot, and does `what` in the middle of it.
-fn in_the_middle(duo: &mut Duo, bytes: usize, what: impl FnOnce()) {
-    let line = format!("stream 0 {bytes} 5");
-    duo.server.tell(&line);
-    duo.client.tell(&line);
-    std::thread::sleep(Duration::from_millis(60));
-    what();
-    assert_eq!(duo.client.answer(), "ok");
-    assert_eq!(duo.server.answer(), "ok");
 }
 
 fn restarted(linked: &mut Linked, which: &[usize]) {

@@ -3,7 +3,7 @@
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace};
 
-use super::{Candidate, Offer, Stage, leads};
+use super::{Candidate, FarHalf, Offer, Stage, leads};
 use crate::broker::{Action, Broker, Registration, State};
 use crate::ids::{PeerId, RegistrationId};
 use crate::pairing::Tuple;
@@ -133,10 +133,11 @@ impl Broker {
         };
         if let Some(entry) = self.connections.get_mut(&connection)
             && let Some(relay) = &mut entry.relay
-            && relay.leads
-            && relay.far.is_none()
+            && let FarHalf::Abroad(abroad) = &mut relay.far
+            && abroad.leads
+            && abroad.far.is_none()
         {
-            relay.far = Some(place);
+            abroad.far = Some(place);
             self.actions
                 .push_back(Action::JoinRelay { connection, place });
             self.announce_relayed(connection);
@@ -146,10 +147,11 @@ impl Broker {
     fn heard_refusal(&mut self, peer: PeerId, id: RegistrationId, reason: u32) {
         let reason = Reason::from_code(reason).unwrap_or(Reason::FarEnd);
         if let Some(connection) = self.relayed_of(id, peer) {
-            let untold = self.connections.get(&connection).is_some_and(|entry| {
-                entry
-                    .relay
-                    .is_some_and(|relay| relay.leads && relay.far.is_none())
+            let entry = self.connections.get(&connection);
+            let relay = entry.and_then(|entry| entry.relay);
+            let untold = relay.is_some_and(|relay| {
+                let abroad = relay.abroad();
+                abroad.is_some_and(|abroad| abroad.leads && abroad.far.is_none())
             });
             if untold {
                 self.give_up_relayed(connection, reason);

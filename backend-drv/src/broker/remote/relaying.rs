@@ -5,10 +5,17 @@ use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
-use super::Relay;
-use crate::broker::{Action, Beside, Broker, State};
-use crate::carving::Couple;
+use super::{Abroad, FarHalf, Relay};
+use crate::broker::{Action, Beside, Broker, Half, State};
+use crate::carving::{Couple, Place};
 use crate::ids::{ConnectionId, PeerId, Process, RegistrationId};
+
+/// Who is at the ends of memory that one end shares with the relay.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::broker) struct Seats {
+    pub(in crate::broker) ends: [Option<RegistrationId>; 2],
+    pub(in crate::broker) processes: [Process; 2],
+}
 
 impl Broker {
     /// The relayed connection of a registration, if it is with `peer`. A program that closes early leaves its
@@ -19,7 +26,11 @@ impl Broker {
         peer: PeerId,
     ) -> Option<ConnectionId> {
         let Some(registration) = self.registrations.get(&id) else {
-            let is_it = |relay: Relay| relay.own_id == id && relay.peer == peer && relay.open;
+            let is_it = |relay: Relay| {
+                let abroad = relay.abroad();
+                abroad.is_some_and(|abroad| abroad.own_id == id && abroad.peer == peer)
+                    && relay.open
+            };
             let mut all = self.connections.iter();
             let found = all.find(|(_, entry)| entry.relay.is_some_and(is_it));
             return found.map(|(connection, _)| *connection);
@@ -28,7 +39,7 @@ impl Broker {
             return None;
         };
         let relay = self.connections.get(&connection)?.relay?;
-        (relay.peer == peer).then_some(connection)
+        (relay.abroad()?.peer == peer).then_some(connection)
     }
 
     /// Finds memory for an end whose far end is at `peer`.
@@ -40,71 +51,100 @@ impl Broker {
         far: Option<FarPlace>,
         ring_log2: u32,
     ) {
-        let Some(registration) = self.registrations.get(&id) else {
-            return;
-        };
-        let (process, connects) = (registration.process, registration.connects);
-        let Some(port) = self
-            .programs
-            .get(&process)
-            .and_then(|program| program.facts.port)
-        else {
+        let Some(Seats { ends, processes }) = self.seats_of(id) else {
             return self.refuse_both(id, peer, far_id, Reason::Unreachable);
         };
-        let end = if connects { End::Zero } else { End::One };
-        let mut ends = [None, None];
-        let mut processes = [port, port];
-        if let (Some(slot), Some(who)) = (ends.get_mut(end.index()), processes.get_mut(end.index()))
-        {
-            *slot = Some(id);
-            *who = process;
-        }
-        match self.find_place(Couple::of(process, port), [process, process], ring_log2) {
+        match self.find_place_beside_relay(id, ring_log2) {
             Ok(place) => {
-                let relay = Relay {
+                let abroad = Abroad {
                     peer,
                     own_id: id,
                     far_id,
                     far,
                     leads: far.is_none(),
+                };
+                let relay = Relay {
+                    far: FarHalf::Abroad(abroad),
                     open: false,
                 };
-                self.reserve(ends, processes, place, Some(relay));
+                let connection = self.new_connection();
+                self.reserve(connection, ends, processes, place, Some(relay));
             }
             Err(reason) => self.refuse_both(id, peer, far_id, reason),
         }
     }
 
+    /// Who is at the ends of memory that an end shares with the relay; `None`: there is no relay for its program.
+    pub(in crate::broker) fn seats_of(&self, id: RegistrationId) -> Option<Seats> {
+        let registration = self.registrations.get(&id)?;
+        let process = registration.process;
+        let port = self.programs.get(&process)?.facts.port?;
+        Some(if registration.connects {
+            Seats {
+                ends: [Some(id), None],
+                processes: [process, port],
+            }
+        } else {
+            Seats {
+                ends: [None, Some(id)],
+                processes: [port, process],
+            }
+        })
+    }
+
+    /// A place for memory that an end shares with the relay. Its user pays.
+    pub(in crate::broker) fn find_place_beside_relay(
+        &mut self,
+        id: RegistrationId,
+        ring_log2: u32,
+    ) -> Result<Place, Reason> {
+        let Some(Seats { processes, .. }) = self.seats_of(id) else {
+            return Err(Reason::Unreachable);
+        };
+        let registration = self.registrations.get(&id);
+        let process = registration.map_or(processes[0], |registration| registration.process);
+        let couple = Couple::of(processes[0], processes[1]);
+        self.find_place(couple, [process, process], ring_log2)
+    }
+
     /// The memory of a relayed connection is there: the relay shall serve it.
     pub(in crate::broker) fn open_relay(&mut self, connection: ConnectionId) {
-        let Some(entry) = self.connections.get_mut(&connection) else {
-            return;
-        };
-        let Some(relay) = &mut entry.relay else {
-            return;
-        };
+        let relay = self.connections.get(&connection).and_then(|it| it.relay);
+        match relay.map(|relay| relay.far) {
+            Some(FarHalf::Abroad(abroad)) => {
+                if let Some(half) = self.half(connection) {
+                    self.actions.push_back(Action::OpenRelay {
+                        half,
+                        peer: abroad.peer,
+                        far: abroad.far,
+                    });
+                }
+            }
+            Some(FarHalf::Here(other)) => self.open_here(connection, other),
+            None => {}
+        }
+    }
+
+    /// What the relay has to know of a connection, which it serves from now on.
+    pub(in crate::broker) fn half(&mut self, connection: ConnectionId) -> Option<Half> {
+        let entry = self.connections.get_mut(&connection)?;
+        let relay = entry.relay.as_mut()?;
         relay.open = true;
         entry.holds += 1;
-        let (place, relay, ends, processes) = (entry.place, *relay, entry.ends, entry.processes);
-        let end = if ends[0].is_some() {
+        let end = if entry.ends[0].is_some() {
             End::Zero
         } else {
             End::One
         };
-        let process = processes[end.index()];
-        let domain = self
-            .programs
-            .get(&process)
-            .and_then(|program| program.facts.domain);
-        self.actions.push_back(Action::OpenRelay {
+        let (place, process) = (entry.place, entry.processes[end.index()]);
+        let program = self.programs.get(&process);
+        Some(Half {
             connection,
             place,
             end,
             process,
-            peer: relay.peer,
-            far: relay.far,
-            domain,
-        });
+            domain: program.and_then(|program| program.facts.domain),
+        })
     }
 
     /// The answer to [`Action::OpenRelay`]: where the relay takes bytes for the program.
@@ -112,16 +152,16 @@ impl Broker {
         let Some(entry) = self.connections.get(&connection) else {
             return;
         };
-        let Some(relay) = entry.relay else {
+        let Some(relay) = entry.relay.as_ref().and_then(Relay::abroad).copied() else {
             return;
         };
         let Some(id) = entry.ends.into_iter().flatten().next() else {
             // It has left meanwhile.
             return self.give_up_relayed(connection, Reason::NotEstablished);
         };
-        match place {
-            Ok(_) if entry.revoked => self.give_up_relayed(connection, Reason::Revoked),
-            Ok(place) if relay.leads => {
+        match (place, entry.doomed) {
+            (Ok(_), Some(reason)) => self.give_up_relayed(connection, reason),
+            (Ok(place), None) if relay.leads => {
                 let ring_log2 = u8::try_from(entry.place.ring_log2).unwrap_or(0);
                 let pair = Pairing::Pair {
                     id: relay.far_id,
@@ -131,7 +171,7 @@ impl Broker {
                 };
                 self.tell(relay.peer, pair);
             }
-            Ok(place) => {
+            (Ok(place), None) => {
                 let paired = Pairing::Paired {
                     offer: relay.far_id,
                     place,
@@ -139,11 +179,11 @@ impl Broker {
                 self.tell(relay.peer, paired);
                 self.announce_relayed(connection);
             }
-            Err(reason) => self.give_up_relayed(connection, reason),
+            (Err(reason), _) => self.give_up_relayed(connection, reason),
         }
     }
 
-    /// Tells the program of a connection whose both backends are ready.
+    /// Tells the program of a connection whose both halves are ready.
     pub(in crate::broker) fn announce_relayed(&mut self, connection: ConnectionId) {
         let Some(entry) = self.connections.get(&connection) else {
             return;
@@ -196,13 +236,18 @@ impl Broker {
         }
     }
 
-    /// A connection that was being made will not be: the far backend, which has the other end, is told.
+    /// A connection that was being made will not be: whoever has the other end is told.
     pub(in crate::broker) fn refuse_relay(&mut self, relay: Relay, reason: Reason) {
-        let refusal = Pairing::Refuse {
-            id: relay.far_id,
-            reason: reason.code(),
-        };
-        self.tell(relay.peer, refusal);
+        match relay.far {
+            FarHalf::Abroad(abroad) => {
+                let refusal = Pairing::Refuse {
+                    id: abroad.far_id,
+                    reason: reason.code(),
+                };
+                self.tell(abroad.peer, refusal);
+            }
+            FarHalf::Here(other) => self.drop_half(other, reason),
+        }
     }
 
     /// The relay has let go of a connection.

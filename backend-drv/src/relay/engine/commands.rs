@@ -9,8 +9,23 @@ use rdma_core::reason::Reason;
 
 use super::{DRAIN_TIME, Engine};
 use crate::ids::PeerId;
-use crate::relay::connections::Parts;
-use crate::relay::{Command, Report};
+use crate::relay::connections::{Parts, Way};
+use crate::relay::{Command, Opening, Report};
+
+impl Opening {
+    fn into_parts(self, way: Way) -> Parts {
+        Parts {
+            id: self.connection,
+            arena: self.arena,
+            place: self.place,
+            end: self.end,
+            process: self.process,
+            way,
+            domain: DomainId(self.domain),
+            origin: self.origin,
+        }
+    }
+}
 
 impl Engine {
     pub(in crate::relay) fn take_commands(&mut self) -> bool {
@@ -38,34 +53,18 @@ impl Engine {
                 }
                 self.drop_port_if_unused(process);
             }
-            Command::Open {
-                connection,
-                arena,
-                place,
-                end,
-                process,
-                peer,
-                far,
-                domain,
-                origin,
-            } => {
+            Command::Open { opening, peer, far } => {
+                let connection = opening.connection;
                 let result = match self.line_to(peer) {
-                    Some(line) => {
-                        let parts = Parts {
-                            id: connection,
-                            arena,
-                            place,
-                            end,
-                            process,
-                            line,
-                            domain: DomainId(domain),
-                            origin,
-                        };
-                        self.open(parts, far)
-                    }
+                    Some(line) => self.open(opening.into_parts(Way::Line(line)), far),
                     None => Err(Reason::Unreachable),
                 };
                 self.send_report(Report::Opened(connection, result));
+            }
+            Command::OpenHere(both) => {
+                let connections = [both[0].connection, both[1].connection];
+                let result = self.open_here(both.map(|opening| opening.into_parts(Way::Here)));
+                self.send_report(Report::OpenedHere(connections, result));
             }
             Command::Join(connection, far) => {
                 self.board.join_connection(connection, far);
@@ -90,9 +89,13 @@ impl Engine {
         }
     }
 
-    pub(in crate::relay) fn send_report(&self, report: Report) {
+    pub(in crate::relay) fn count_relayed(&self) {
         let relayed = self.board.connections.len();
         self.wires.waiting.relayed.store(relayed, Ordering::Relaxed);
+    }
+
+    pub(in crate::relay) fn send_report(&self, report: Report) {
+        self.count_relayed();
         // Nobody listens only when the daemon ends.
         let _ = self.wires.outbox.send(report);
         let _ = self.wires.report_bell.write(1);

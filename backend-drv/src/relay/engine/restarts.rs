@@ -9,8 +9,9 @@ use rdma_core::reason::Reason;
 
 use super::Engine;
 use crate::keeper::estate::abandon_one;
-use crate::keeper::record::{Record, link_number};
-use crate::relay::connections::Parts;
+use crate::keeper::record::{Beyond, Record, link_number};
+use crate::nic::Address;
+use crate::relay::connections::{Parts, Way};
 use crate::relay::{Kept, KeptPort, Report};
 use crate::shared::ConnectionArena;
 
@@ -27,11 +28,17 @@ impl Engine {
 
     pub(in crate::relay) fn record_of(&self, endpoint: u32) -> Option<Record> {
         let entry = self.board.connections.get(endpoint)?;
-        let (link, backend) = {
-            let peers = self.wires.peers.lock();
-            let peers = peers.unwrap_or_else(PoisonError::into_inner);
-            let found = peers.get(self.board.peer_of(entry.line)?)?;
-            (found.link, found.address)
+        let beyond = match entry.way {
+            Way::Here => Beyond::Here,
+            Way::Line(line) => {
+                let peers = self.wires.peers.lock();
+                let peers = peers.unwrap_or_else(PoisonError::into_inner);
+                let found = peers.get(self.board.peer_of(line)?)?;
+                Beyond::Backend {
+                    link: link_number(self.nics.name(found.link)?),
+                    address: found.address,
+                }
+            }
         };
         Some(Record {
             connection: entry.id,
@@ -43,8 +50,7 @@ impl Engine {
             domain: entry.domain.0,
             rkey: entry.keys.remote.0,
             far: entry.far?,
-            link: link_number(self.nics.name(link)?),
-            backend,
+            beyond,
             origin: entry.origin,
         })
     }
@@ -64,6 +70,8 @@ impl Engine {
                 self.lose(endpoint, &record, &arena);
             }
         }
+        self.board.resume_here();
+        self.count_relayed();
         self.wake();
     }
 
@@ -73,14 +81,10 @@ impl Engine {
         record: &Record,
         arena: &Arc<ConnectionArena>,
     ) -> Option<()> {
-        let link = (0..self.nics.len())
-            .find(|link| self.nics.name(*link).map(link_number) == Some(record.link))?;
-        let peer = {
-            let peers = self.wires.peers.lock();
-            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
-            peers.number(link, record.backend)?
+        let way = match record.beyond {
+            Beyond::Here => Way::Here,
+            Beyond::Backend { link, address } => Way::Line(self.line_again(link, address)?),
         };
-        let line = self.line_to(peer)?;
         let is_share = self
             .board
             .schedule()
@@ -96,14 +100,18 @@ impl Engine {
             place: record.place,
             end: record.end,
             process: record.process,
-            line,
+            way,
             domain: DomainId(if is_share { record.domain } else { 0 }),
             origin: record.origin,
         };
         let key = RemoteKey(record.rkey);
         let who = served.port.enter_again(endpoint, record.bit);
-        let restored =
-            who.is_some_and(|who| self.board.restore(endpoint, parts, who, key, record.far));
+        let restored = who.is_some_and(|who| match way {
+            Way::Here => self
+                .board
+                .restore_here(endpoint, parts, who, key, record.far),
+            Way::Line(_) => self.board.restore(endpoint, parts, who, key, record.far),
+        });
         if restored {
             served.connections += 1;
         } else {
@@ -113,6 +121,18 @@ impl Engine {
             self.board.connections.give_back(endpoint);
         }
         restored.then_some(())
+    }
+
+    /// The line to a backend that a daemon before us had a line to.
+    fn line_again(&mut self, link: u64, address: Address) -> Option<usize> {
+        let link = (0..self.nics.len())
+            .find(|index| self.nics.name(*index).map(link_number) == Some(link))?;
+        let peer = {
+            let peers = self.wires.peers.lock();
+            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            peers.number(link, address)?
+        };
+        self.line_to(peer)
     }
 
     /// A connection that cannot be gone on with: the program is told.

@@ -43,6 +43,7 @@ impl Switchboard {
             self.ask_to_resume(index);
         }
         self.serve_touched();
+        self.cross(self.now);
         self.finish_closing();
     }
 
@@ -132,7 +133,7 @@ impl Switchboard {
     pub(in crate::relay) fn break_all(&mut self, line: usize, reason: Reason) {
         for endpoint in self.connections.endpoints() {
             if let Some(entry) = self.connections.get_mut(endpoint)
-                && entry.line == line
+                && entry.line() == Some(line)
             {
                 self.break_one(endpoint, reason);
             }
@@ -141,10 +142,13 @@ impl Switchboard {
 
     /// The far end is out of reach. A connection whose programs can do without the ring does; others are broken.
     pub(in crate::relay) fn break_one(&mut self, endpoint: u32, reason: Reason) {
+        let other = self.connections.partner(endpoint);
+        let other = other.and_then(|other| self.connections.get(other));
+        let is_other_unused = other.is_none_or(|other| other.mirror.get().is_unused());
         if let Some(entry) = self.connections.get_mut(endpoint) {
             entry.suspended = None;
             let mirror = entry.mirror.get_mut();
-            if mirror.is_off() || mirror.is_unused() {
+            if mirror.is_off() || mirror.is_unused() && is_other_unused {
                 tracing::debug!(connection = %entry.id, endpoint, %reason, "done without");
                 mirror.ask_to_leave();
                 // Nobody will say how it ends there.

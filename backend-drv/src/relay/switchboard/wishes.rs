@@ -6,7 +6,7 @@ use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
 
-use super::{Line, Switchboard, UNSAID_MAX};
+use super::{Line, Switchboard, UNSAID_MAX, Way};
 use crate::ids::ConnectionId;
 use crate::relay::connections::{Connection, Parts};
 
@@ -37,7 +37,7 @@ impl Switchboard {
         who: WaitRef,
         far: Option<FarPlace>,
     ) -> Result<FarPlace, Reason> {
-        let line = parts.line;
+        let way = parts.way;
         let place = self
             .connections
             .enter(endpoint, parts, who, None)
@@ -45,7 +45,9 @@ impl Switchboard {
         match far {
             Some(far) => self.join(endpoint, far),
             None => {
-                if let Some(Some(line)) = self.lines.get_mut(line) {
+                if let Way::Line(line) = way
+                    && let Some(Some(line)) = self.lines.get_mut(line)
+                {
                     line.link.expect(Endpoint(endpoint));
                 }
             }
@@ -91,7 +93,9 @@ impl Switchboard {
             consumed: received,
         };
         let (rkey, domain) = (entry.keys.remote.0, entry.domain);
-        if let Some(Some(line)) = self.lines.get_mut(entry.line) {
+        if let Way::Line(line) = entry.way
+            && let Some(Some(line)) = self.lines.get_mut(line)
+        {
             line.link.open(Endpoint(endpoint), far, rkey, domain, at);
         }
         self.touched.push_back(endpoint);
@@ -164,7 +168,8 @@ impl Switchboard {
             let Some(entry) = self.connections.get(endpoint) else {
                 return true;
             };
-            let line = self.lines.get_mut(entry.line).and_then(Option::as_mut);
+            let line = entry.line();
+            let line = line.and_then(|line| self.lines.get_mut(line)?.as_mut());
             let is_known = |line: &mut Line| line.link.is_state_known(Endpoint(endpoint));
             entry.mirror.get().is_off() && line.is_none_or(is_known)
         })

@@ -36,7 +36,8 @@ fn main() -> ExitCode {
         }
         Some("replay") => replay::replay(words.get(1..).unwrap_or_default()),
         _ => Err("usage: differential run [--topology processes|threads|single] [--warm] [--ring] \
-                  [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--socket-b PATH] [--only TEXT] \
+                  [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--socket-b PATH] [--user-b UID] \
+                  [--only TEXT] \
                   [--evidence FILE]\n\
                   \x20      differential replay [before|during|never] [processes|single] OPERATIONS"
             .to_owned()),

@@ -35,6 +35,8 @@ struct Wishes {
     preload: [Option<String>; 2],
     /// Socket of the daemon of end B, if it has another than end A.
     socket_b: Option<String>,
+    /// User of end B, if it is another than that of end A.
+    user_b: Option<u32>,
     only: Option<String>,
     case: Option<String>,
     form: Form,
@@ -53,6 +55,7 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
         },
         preload: [None, None],
         socket_b: None,
+        user_b: None,
         only: None,
         case: None,
         form: Form::Blocking,
@@ -76,6 +79,11 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
             "--preload-a" => wishes.preload[0] = Some(value()?),
             "--preload-b" => wishes.preload[1] = Some(value()?),
             "--socket-b" => wishes.socket_b = Some(value()?),
+            "--user-b" => {
+                let user = value()?;
+                let number = user.parse().map_err(|_| format!("--user-b {user}"))?;
+                wishes.user_b = Some(number);
+            }
             "--only" => wishes.only = Some(value()?),
             "--evidence" => wishes.evidence = Some(value()?),
             "--jobs" => {
@@ -253,6 +261,9 @@ fn spawn(
     }
     if let Some(socket) = wishes.socket_b.as_ref().filter(|_| side == Some(Side::B)) {
         command.env("VIADUCT_SOCKET", socket);
+    }
+    if let Some(user) = wishes.user_b.filter(|_| side == Some(Side::B)) {
+        command.uid(user).gid(user);
     }
     if let Some(side) = side {
         command.args(["--side", side.name()]);

@@ -102,7 +102,7 @@ impl World {
             }
             Report::Renewed(far) => self.excuse_all(host, far.0 as usize, "backend restarted"),
             Report::Silent(far) => self.excuse_all(host, far.0 as usize, "link down"),
-            Report::Up(_) | Report::Drained | Report::Opened(..) => {}
+            Report::Up(_) | Report::Drained | Report::Opened(..) | Report::OpenedHere(..) => {}
         }
     }
 
