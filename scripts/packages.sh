@@ -51,6 +51,23 @@ install_netperf() {
     have netperf netserver || die "netperf is installed but not in PATH"
 }
 
+# QEMU, and what the file systems of guests are made with.
+install_qemu() {
+    local missing=()
+    have qemu-system-x86_64 || missing+=(qemu-system-x86)
+    have busybox && ! ldd "$(command -v busybox)" >/dev/null 2>&1 || missing+=(busybox-static)
+    [[ -x /usr/sbin/depmod || -x /sbin/depmod ]] || missing+=(kmod)
+    have strip || missing+=(binutils)
+    have lz4 || missing+=(lz4)
+    have xz || missing+=(xz-utils)
+    have zstd || missing+=(zstd)
+    if [[ ${#missing[@]} -gt 0 ]]; then
+        apt_install "${missing[@]}"
+    fi
+    # The kernel's package is looked up in the lists.
+    apt-cache show linux-image-cloud-amd64 >/dev/null 2>&1 || apt_update_once
+}
+
 netperf_candidate() {
     local policy
     policy=$(LC_ALL=C apt-cache policy netperf)

@@ -8,6 +8,7 @@
 //! * [`compare`]: two outputs, line by line.
 //! * [`random`]: random sequences of calls on both ends of a connection.
 //! * [`sim`]: backends and programs under a virtual clock; this alone knows how things work inside.
+//! * [`vm`]: virtual machines.
 //!
 //! Run with `cargo test -p viaduct-tests` after `cargo build --workspace`.
 
@@ -17,3 +18,4 @@ pub mod rig;
 pub mod show;
 pub mod sim;
 pub mod sys;
+pub mod vm;
