@@ -3,11 +3,12 @@
 #![expect(unsafe_code, reason = "mmap")]
 
 use core::ptr::NonNull;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rdma_core::mem::Region;
 use rustix::fs::{
-    MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create,
+    FileType, FsWord, MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, fstatfs,
+    ftruncate, memfd_create,
 };
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
@@ -28,15 +29,37 @@ pub fn create(name: &core::ffi::CStr, bytes: usize) -> Result<OwnedFd, Errno> {
     Ok(fd)
 }
 
-/// Maps `bytes` bytes of memory made by somebody else, after checking size and seals. The mapping
-/// lasts until [`unmap`] or the end of the process.
+/// Maps `bytes` bytes of memory made by somebody else, from byte `at` (a multiple of the page size) on, after
+/// checking that they are there to stay. The mapping lasts until [`unmap`] or the end of the process.
 ///
 /// # Errors
 /// `EINVAL` for memory that could still shrink or is too small; else those of mmap(2).
-pub fn map(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
-    let seals = fcntl_get_seals(&fd)?;
-    let size = fstat(&fd)?.st_size;
-    if !seals.contains(SealFlags::SHRINK) || u64::try_from(size).unwrap_or(0) < bytes as u64 {
+pub fn map(fd: impl AsFd, at: u64, bytes: usize) -> Result<Region, Errno> {
+    if !is_final(fd.as_fd(), at.saturating_add(bytes as u64))? {
+        return Err(Errno::INVAL);
+    }
+    // SAFETY: a fresh mapping at an address the kernel chooses.
+    let base = unsafe {
+        mmap(
+            core::ptr::null_mut(),
+            bytes,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED,
+            fd,
+            at,
+        )
+    }?;
+    region(base, bytes)
+}
+
+/// Maps the first `bytes` bytes of a device's registers. The mapping lasts until the end of the process.
+///
+/// # Errors
+/// `EINVAL` for what is not a device; else those of mmap(2).
+pub fn map_registers(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
+    let is_device = FileType::from_raw_mode(fstat(&fd)?.st_mode) == FileType::CharacterDevice
+        || fstatfs(&fd)?.f_type == SYSFS_MAGIC;
+    if !is_device {
         return Err(Errno::INVAL);
     }
     // SAFETY: a fresh mapping at an address the kernel chooses.
@@ -52,6 +75,26 @@ pub fn map(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
     }?;
     region(base, bytes)
 }
+
+/// Whether the first `bytes` bytes of a file stay what they are: sealed memory, or the memory of a device.
+fn is_final(fd: BorrowedFd<'_>, bytes: u64) -> Result<bool, Errno> {
+    let stat = fstat(fd)?;
+    if FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice {
+        // Its size is not to be had, and mmap refuses what is beyond it.
+        return Ok(true);
+    }
+    let is_long_enough = u64::try_from(stat.st_size).unwrap_or(0) >= bytes;
+    let is_sealed = match fcntl_get_seals(fd) {
+        Ok(seals) => seals.contains(SealFlags::SHRINK),
+        // A file without seals: the resource of a PCI device, whose size is the device's.
+        Err(Errno::INVAL) => fstatfs(fd)?.f_type == SYSFS_MAGIC,
+        Err(error) => return Err(error),
+    };
+    Ok(is_sealed && is_long_enough)
+}
+
+/// statfs(2): sysfs.
+const SYSFS_MAGIC: FsWord = 0x6265_6572;
 
 /// Private zero memory that is only backed where it is touched.
 ///
@@ -94,15 +137,17 @@ mod tests {
     fn sealed_memory_is_shared_and_cannot_shrink() {
         let fd = create(c"viaduct-test", 8192).unwrap();
         assert_eq!(ftruncate(&fd, 4096), Err(Errno::PERM));
-        let region = map(&fd, 8192).unwrap();
+        let region = map(&fd, 0, 8192).unwrap();
         assert_eq!(region.len(), 8192);
-        assert_eq!(map(&fd, 8193).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&fd, 0, 8193).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&fd, 4096, 4096).unwrap().len(), 4096);
+        assert_eq!(map(&fd, 4096, 4097).unwrap_err(), Errno::INVAL);
     }
 
     #[test]
     fn unsealed_memory_is_refused() {
         let fd = memfd_create(c"viaduct-test", MemfdFlags::ALLOW_SEALING).unwrap();
         ftruncate(&fd, 4096).unwrap();
-        assert_eq!(map(&fd, 4096).unwrap_err(), Errno::INVAL);
+        assert_eq!(map(&fd, 0, 4096).unwrap_err(), Errno::INVAL);
     }
 }

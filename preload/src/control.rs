@@ -25,7 +25,7 @@ use crate::contexts::{self, RegionCell};
 use crate::tls;
 
 pub(crate) use tables::{
-    SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session,
+    Bell, SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session,
 };
 
 /// Who works on the control state; 0 nobody.
@@ -96,7 +96,7 @@ pub(crate) fn make_arena_locked() -> Option<ArenaView> {
         let Ok(fd) = memory::create(c"viaduct-slots", ARENA_BYTES).and_then(lift) else {
             return None;
         };
-        let Ok(region) = memory::map(&fd, ARENA_BYTES) else {
+        let Ok(region) = memory::map(&fd, 0, ARENA_BYTES) else {
             return None;
         };
         if let Some(view) = ArenaView::new(region) {

@@ -3,14 +3,15 @@
 #![expect(unsafe_code, reason = "doorbells are raw descriptors of our own")]
 
 use core::sync::atomic::{AtomicU32, Ordering};
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::BorrowedFd;
 
 use rdma_core::control::{ContextRef, Message};
 use rdma_core::event::{CONTEXTS, WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
 
 use crate::conn::Conn;
-use crate::{contexts, control, fds};
+use crate::control::Bell;
+use crate::{contexts, control, fds, registers};
 
 /// Threads that are using a peer's doorbell or event memory right now.
 static KICKING: AtomicU32 = AtomicU32::new(0);
@@ -101,7 +102,11 @@ fn ring(conn: &Conn, who: WaitRef) -> bool {
     }
 }
 
-fn strike(bell: RawFd) -> bool {
+fn strike(bell: Bell) -> bool {
+    let bell = match bell {
+        Bell::Event(bell) => bell,
+        Bell::Register(value) => return registers::ring(value),
+    };
     if !fds::lookup(bell).is_internal() {
         return false;
     }

@@ -52,6 +52,7 @@ mod ops;
 mod pins;
 mod probe;
 mod real;
+mod registers;
 mod relayed;
 mod retire;
 mod signals;

@@ -14,7 +14,7 @@ use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use rdma_core::event::{EventContext, WaitFor, WaitRef};
-use rdma_core::layout::ConnView;
+use rdma_core::layout::{CPUS, ConnView};
 
 use crate::conn::{Conn, conn};
 use crate::control::{self, monotonic_ns};
@@ -106,8 +106,25 @@ pub(crate) enum Pace {
 
 /// Whether `far` (a processor plus one, 0 if unknown) is the one we run on.
 fn is_own_cpu(far: u32) -> bool {
-    far != 0 && far == tls::cpu()
+    far != 0 && far == own_cpu()
 }
+
+/// The processor that this thread runs on, as the far end is told: 0 if unknown.
+#[inline(always)]
+pub(crate) fn own_cpu() -> u32 {
+    match tls::cpu() {
+        0 => 0,
+        cpu => cpu + MACHINE.load(Ordering::Relaxed),
+    }
+}
+
+/// The daemon has said which machine this is, of those that share memory.
+pub(crate) fn set_machine(number: u32) {
+    MACHINE.store(number * CPUS, Ordering::Relaxed);
+}
+
+/// What tells our processors from those of other machines.
+static MACHINE: AtomicU32 = AtomicU32::new(0);
 
 /// The processor on which the far end last sent, plus one; 0 if unknown.
 #[inline]

@@ -36,6 +36,11 @@ pub const INLINE_BYTES: usize = if cfg!(loom) {
     64 - size_of::<ProducerWords>()
 };
 
+/// Processors that one machine is taken to have at most, as far as [`ProducerWords::cpu`] goes.
+pub const CPUS: u32 = 1 << 16;
+/// Machines that can be told apart there.
+pub const MACHINES: u32 = 1 << 15;
+
 /// Smallest and largest ring, as powers of two: 64 KiB to 1 GiB.
 pub const RING_LOG2_MIN: u32 = 16;
 /// See [`RING_LOG2_MIN`].
@@ -121,7 +126,8 @@ pub struct ProducerWords {
     /// What this end had consumed of the *other* ring when it last published: a hint that saves the
     /// far end a look at [`ConsumerWords`].
     pub ack: AtomicU64,
-    /// Processor on which the producer last ran, plus one; 0 is unknown. A hint for waiting.
+    /// Processor on which the producer last ran, plus one, plus [`CPUS`] times its machine's number; 0 is
+    /// unknown. A hint for waiting.
     pub cpu: AtomicU32,
     /// Reserved, zero.
     pub reserved: AtomicU32,

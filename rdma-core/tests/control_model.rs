@@ -4,8 +4,8 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use rdma_core::control::{
     CONTROL_MAGIC, CONTROL_VERSION, Context, ContextRef, Header, Hello, MESSAGE_MAX, Message,
-    Paired, ParseError, Peer, Query, Refused, Register, Revoke, SlotRef, Text, Welcome, kind,
-    parse,
+    Paired, ParseError, Peer, PeerRegister, Query, Refused, Register, Revoke, SlotRef, Text,
+    Welcome, kind, parse,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -31,6 +31,7 @@ fn wild() -> impl Strategy<Value = Message<'static>> {
         body::<Refused>().prop_map(Message::Refused),
         body::<Peer>().prop_map(Message::Peer),
         body::<ContextRef>().prop_map(Message::PeerContext),
+        body::<PeerRegister>().prop_map(Message::PeerRegister),
         body::<Paired>().prop_map(Message::Paired),
         body::<Peer>().prop_map(Message::PeerGone),
         body::<Context>().prop_map(Message::ContextKnown),
@@ -57,9 +58,21 @@ fn valid() -> impl Strategy<Value = Message<'static>> {
                 body.process %= 1 << 22;
                 body.context %= 256;
             }
-            Message::Welcome(body) => body.process %= 1 << 22,
+            Message::Welcome(body) => {
+                body.process %= 1 << 22;
+                body.at &= !4095;
+                body.machine %= 1 << 15;
+            }
+            Message::PeerRegister(body) => {
+                body.process %= 1 << 22;
+                body.context %= 256;
+                body.value %= 1 << 31;
+            }
             Message::Refused(body) => body.slot %= 16_384,
-            Message::Peer(body) | Message::PeerGone(body) => body.process %= 1 << 22,
+            Message::Peer(body) | Message::PeerGone(body) => {
+                body.process %= 1 << 22;
+                body.at &= !4095;
+            }
             Message::Paired(body) => {
                 body.slot %= 16_384;
                 body.conn_id |= 1;
@@ -68,7 +81,8 @@ fn valid() -> impl Strategy<Value = Message<'static>> {
                 body.relayed %= 2;
                 body.ring_log2 = 16 + body.ring_log2 % 15;
                 body.offset = (body.offset % (1 << 40)) & !4095;
-                body.arena_bytes = u64::MAX;
+                body.arena_bytes = u64::MAX >> 1;
+                body.at &= (1 << 62) - 4096;
             }
             Message::Hello(_) | Message::Query(_) | Message::Report(..) | Message::Failure(..) => {}
         }

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use rdma_core::control::{
-    Context, ContextRef, Hello, Message, Paired, Peer, Query, Refused, Register, Revoke, SlotRef,
-    Text, Welcome,
+    Context, ContextRef, Hello, Message, Paired, Peer, PeerRegister, Query, Refused, Register,
+    Revoke, SlotRef, Text, Welcome,
 };
 
 #[path = "../fuzz/src/lib.rs"]
@@ -115,6 +115,7 @@ fn messages() -> Vec<(&'static str, Message<'static>)> {
     let peer = Peer {
         process: 1,
         reserved: 0,
+        at: 4096,
     };
     let text = |more| Text { more, reserved: 0 };
     vec![
@@ -173,6 +174,9 @@ fn messages() -> Vec<(&'static str, Message<'static>)> {
                 process: 1,
                 layout_version: 1,
                 epoch: 7,
+                at: 4096,
+                machine: 1,
+                reserved: 0,
             }),
         ),
         (
@@ -196,10 +200,20 @@ fn messages() -> Vec<(&'static str, Message<'static>)> {
                 ring_log2: 16,
                 arena_bytes: 1 << 20,
                 offset: 4096,
+                at: 1 << 20,
                 peer: 2,
                 end: 1,
                 relayed: 0,
                 reserved: [0; 2],
+            }),
+        ),
+        (
+            "peer_register",
+            Message::PeerRegister(PeerRegister {
+                process: 2,
+                context: 255,
+                value: 1 << 16 | 3,
+                reserved: 0,
             }),
         ),
         ("peer_gone", Message::PeerGone(peer)),

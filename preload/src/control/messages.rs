@@ -16,15 +16,18 @@ use super::tables::{self, Session};
 use super::{arena, owned};
 use crate::conn::{Conn, conn};
 use crate::contexts;
+use crate::registers;
 use crate::trace::{self, Level};
+use crate::wait;
 
 /// Works one message off.
 pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: Fds) {
     match *message {
         Message::Welcome(body) => {
             if let Some(fd) = owned(&mut fds)
-                && let Ok(region) = memory::map(&fd, EVENT_BYTES)
+                && let Ok(region) = memory::map(&fd, body.at, EVENT_BYTES)
             {
+                wait::set_machine(body.machine);
                 session.events.set(&region);
                 session.process.store(body.process, Ordering::Release);
                 // Nobody is paired yet: what exists now reaches every later peer in time.
@@ -35,7 +38,7 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
         }
         Message::Peer(body) => {
             if let Some(fd) = owned(&mut fds) {
-                tables::add_peer(session.index(), body.process, &fd);
+                tables::add_peer(session.index(), &body, &fd);
             }
         }
         Message::PeerContext(body) => {
@@ -44,6 +47,14 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
                 && let Ok(fd) = lift(fd)
             {
                 peer.set_bell(body.context, fd);
+            }
+        }
+        Message::PeerRegister(body) => {
+            if let Some(fd) = owned(&mut fds)
+                && let Some((_, peer)) = tables::peer_of_process(session.index(), body.process)
+                && registers::map_once(&fd)
+            {
+                peer.set_register(body.context, body.value);
             }
         }
         Message::PeerGone(body) => {
@@ -103,14 +114,8 @@ fn refuse(slot: u32, generation: u32, reason: Reason) {
 }
 
 fn attach(session: &'static Session, paired: &Paired, fds: &mut Fds) -> Result<(), Reason> {
-    let (arena, region) = tables::use_arena(
-        session.index(),
-        paired.arena,
-        paired.peer,
-        paired.arena_bytes,
-        owned(fds),
-    )
-    .ok_or(Reason::MapLimit)?;
+    let (arena, region) =
+        tables::use_arena(session.index(), paired, owned(fds)).ok_or(Reason::MapLimit)?;
     let attached = attach_in(session, paired, arena, &region);
     if attached.is_err() {
         tables::release_arena(arena);

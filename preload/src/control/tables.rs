@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use frontend_drv::client::{Client, Fds, ReceiveError};
 use frontend_drv::descriptor::lift;
 use frontend_drv::memory;
-use rdma_core::control::Message;
+use rdma_core::control::{self as wire, Message};
 use rdma_core::event::{CONTEXTS, EVENT_BYTES};
 use rdma_core::mem::Region;
 use rdma_core::slot::SLOTS;
@@ -152,6 +152,15 @@ impl Session {
     }
 }
 
+/// How a context of a far process is woken.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Bell {
+    /// By a write to this eventfd.
+    Event(RawFd),
+    /// By a store of this value to the device's doorbell register.
+    Register(u32),
+}
+
 /// A process at a far end.
 #[derive(Debug)]
 pub(crate) struct Peer {
@@ -159,7 +168,7 @@ pub(crate) struct Peer {
     key: AtomicU64,
     /// Its event memory.
     pub events: RegionCell,
-    /// Its doorbells: descriptor + 1, 0 unknown.
+    /// Its doorbells: descriptor + 1, 0 unknown; below 0 what to store to a register, as [`Bell`] reads it.
     bells: [AtomicI32; CONTEXTS as usize],
     /// What the kernel had been given when this peer was last told of a ring (`kick`).
     pub told_of: AtomicU32,
@@ -194,7 +203,8 @@ pub(crate) fn peer_of_process(session: u32, process: u32) -> Option<(u32, &'stat
 }
 
 /// Enters a peer.
-pub(super) fn add_peer(session: u32, process: u32, events: &OwnedFd) -> bool {
+pub(super) fn add_peer(session: u32, body: &wire::Peer, events: &OwnedFd) -> bool {
+    let process = body.process;
     if peer_of_process(session, process).is_some() {
         return true;
     }
@@ -204,7 +214,7 @@ pub(super) fn add_peer(session: u32, process: u32, events: &OwnedFd) -> bool {
     else {
         return false;
     };
-    let Ok(region) = memory::map(events, EVENT_BYTES) else {
+    let Ok(region) = memory::map(events, body.at, EVENT_BYTES) else {
         return false;
     };
     for bell in &peer.bells {
@@ -225,14 +235,27 @@ impl Peer {
 
     /// The doorbell of one of its contexts.
     #[inline]
-    pub(crate) fn bell(&self, context: u16) -> Option<RawFd> {
+    pub(crate) fn bell(&self, context: u16) -> Option<Bell> {
         match self
             .bells
             .get(usize::from(context))?
             .load(Ordering::Acquire)
         {
             0 => None,
-            fd => Some(fd - 1),
+            value @ i32::MIN..0 => Some(Bell::Register(!value.cast_unsigned())),
+            fd => Some(Bell::Event(fd - 1)),
+        }
+    }
+
+    /// Stores what rings a context of a process in another virtual machine.
+    pub(super) fn set_register(&self, context: u32, value: u32) {
+        let Some(place) = self.bells.get(context as usize) else {
+            return;
+        };
+        // The highest bit of `value` is not set.
+        let old = place.swap((!value).cast_signed(), Ordering::AcqRel);
+        if old > 0 {
+            close_bell(old - 1);
         }
     }
 
@@ -243,7 +266,7 @@ impl Peer {
         };
         fds::insert(bell.as_raw_fd(), Entry::INTERNAL);
         let old = place.swap(bell.into_raw_fd() + 1, Ordering::AcqRel);
-        if old != 0 {
+        if old > 0 {
             close_bell(old - 1);
         }
     }
@@ -261,7 +284,7 @@ impl Peer {
         {
             for bell in &peer.bells {
                 let old = bell.swap(0, Ordering::AcqRel);
-                if old != 0 {
+                if old > 0 {
                     close_bell(old - 1);
                 }
             }
@@ -329,16 +352,15 @@ static ARENAS: [Arena; ARENA_COUNT] = [const {
 /// way out of a call on a connection that another thread has closed.
 const GRACE_NS: u64 = 10_000_000_000;
 
-/// The arena that a connection with `peer` lies in, mapped now if its descriptor came along, with one
+/// The arena that a connection lies in, mapped now if its descriptor came along, with one
 /// user more; and its index, for [`release_arena`].
 pub(super) fn use_arena(
     session: u32,
-    number: u32,
-    peer: u32,
-    bytes: u64,
+    paired: &wire::Paired,
     fd: Option<OwnedFd>,
 ) -> Option<(u32, Region)> {
-    let key = u64::from(session + 1) << 32 | u64::from(number);
+    let bytes = paired.arena_bytes;
+    let key = u64::from(session + 1) << 32 | u64::from(paired.arena);
     let found = ARENAS
         .iter()
         .position(|arena| arena.key.load(Ordering::Acquire) == key);
@@ -350,9 +372,9 @@ pub(super) fn use_arena(
                 .iter()
                 .position(|arena| arena.key.load(Ordering::Relaxed) == 0)?;
             let arena = ARENAS.get(index)?;
-            let region = memory::map(fd?.as_fd(), usize::try_from(bytes).ok()?).ok()?;
+            let region = memory::map(fd?.as_fd(), paired.at, usize::try_from(bytes).ok()?).ok()?;
             arena.region.set(&region);
-            arena.peer.store(peer, Ordering::Relaxed);
+            arena.peer.store(paired.peer, Ordering::Relaxed);
             arena.gone_at.store(0, Ordering::Relaxed);
             arena.key.store(key, Ordering::Release);
             (index, region)

@@ -31,7 +31,7 @@ use super::lock;
 use crate::conn::{Conn, conn};
 use crate::fds::{self, Entry};
 use crate::user::Buffers;
-use crate::{kick, tls};
+use crate::{kick, tls, wait};
 use call::slow;
 
 /// Flags that change nothing for a ring.
@@ -103,7 +103,7 @@ fn to_ring(
 #[inline(always)]
 pub(super) fn publish(conn: &Conn, view: &ConnView, ring: &Producer, cursor: &TxCursor) {
     conn.slot().tx.set_cursor(cursor);
-    ring.publish(cursor, Consumer::of(view).published(), tls::cpu());
+    ring.publish(cursor, Consumer::of(view).published(), wait::own_cpu());
 }
 
 /// Whether the ring leads nowhere any more.

@@ -134,7 +134,7 @@ impl Revoke {
 }
 
 /// WELCOME: the answer to HELLO. Beside it the program's event memory
-/// ([`crate::event::EVENT_BYTES`]).
+/// ([`crate::event::EVENT_BYTES`]), or a file of which it is a part.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Welcome {
@@ -144,6 +144,13 @@ pub struct Welcome {
     pub layout_version: u32,
     /// Differs between two runs of the daemon: process numbers are only comparable inside one.
     pub epoch: u64,
+    /// Where the event memory begins in the file beside the message; a multiple of 4096.
+    pub at: u64,
+    /// Tells the processors of this machine from those of another that shares memory with it: 0 on a host, in a
+    /// guest its number, below 65,536. See [`crate::layout::ProducerWords::cpu`].
+    pub machine: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// REFUSED: a registration stays on TCP.
@@ -160,13 +167,31 @@ pub struct Refused {
     pub reserved: u32,
 }
 
-/// PEER: a process that holds the far end of one of our connections; beside it its event memory.
-/// PEER_GONE: it has left.
+/// PEER: a process that holds the far end of one of our connections; beside it its event memory, or a file of
+/// which that is a part. PEER_GONE: it has left.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
 pub struct Peer {
     /// The process.
     pub process: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// PEER: where the event memory begins in the file; a multiple of 4096.
+    pub at: u64,
+}
+
+/// PEER_REGISTER: a context of a process in another virtual machine. Its doorbell is rung by a store of `value`
+/// to the doorbell register ([`crate::channel::DOORBELL_REGISTER`]) of the device whose first page of
+/// registers is the first page of the file beside the message.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+pub struct PeerRegister {
+    /// The process.
+    pub process: u32,
+    /// The context, below [`crate::event::CONTEXTS`].
+    pub context: u32,
+    /// What to store; below 2^31.
+    pub value: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -190,6 +215,8 @@ pub struct Paired {
     pub arena_bytes: u64,
     /// Where the connection starts in it.
     pub offset: u64,
+    /// Where the arena begins in the file beside the message; a multiple of 4096.
+    pub at: u64,
     /// The process at the far end; see [`crate::event::WaitRef::process`].
     pub peer: u32,
     /// Which end the receiver is: 0 or 1.

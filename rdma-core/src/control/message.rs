@@ -3,12 +3,12 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::body::{
-    Context, ContextRef, Hello, Paired, Peer, Query, Refused, Register, Revoke, SlotRef, Text,
-    Welcome,
+    Context, ContextRef, Hello, Paired, Peer, PeerRegister, Query, Refused, Register, Revoke,
+    SlotRef, Text, Welcome,
 };
 use super::{CONTROL_MAGIC, CONTROL_VERSION, MESSAGE_MAX, kind};
 use crate::event::{CONTEXTS, WaitRef};
-use crate::layout::{End, RING_LOG2_MAX, RING_LOG2_MIN, conn_bytes};
+use crate::layout::{End, MACHINES, RING_LOG2_MAX, RING_LOG2_MIN, conn_bytes};
 use crate::slot::SLOTS;
 
 /// In front of every message.
@@ -52,6 +52,7 @@ pub enum Message<'a> {
     Refused(Refused),
     Peer(Peer),
     PeerContext(ContextRef),
+    PeerRegister(PeerRegister),
     Paired(Paired),
     PeerGone(Peer),
     ContextKnown(Context),
@@ -101,6 +102,7 @@ impl Message<'_> {
             Self::Refused(_) => kind::REFUSED,
             Self::Peer(_) => kind::PEER,
             Self::PeerContext(_) => kind::PEER_CONTEXT,
+            Self::PeerRegister(_) => kind::PEER_REGISTER,
             Self::Paired(_) => kind::PAIRED,
             Self::PeerGone(_) => kind::PEER_GONE,
             Self::ContextKnown(_) => kind::CONTEXT_KNOWN,
@@ -117,7 +119,8 @@ impl Message<'_> {
             | Self::Register(_)
             | Self::Welcome(_)
             | Self::Peer(_)
-            | Self::PeerContext(_) => FdCount { min: 1, max: 1 },
+            | Self::PeerContext(_)
+            | Self::PeerRegister(_) => FdCount { min: 1, max: 1 },
             Self::Paired(_) => FdCount { min: 0, max: 1 },
             _ => FdCount { min: 0, max: 0 },
         }
@@ -137,6 +140,7 @@ impl Message<'_> {
             Self::Refused(body) => (body.as_bytes(), &[]),
             Self::Peer(body) | Self::PeerGone(body) => (body.as_bytes(), &[]),
             Self::Paired(body) => (body.as_bytes(), &[]),
+            Self::PeerRegister(body) => (body.as_bytes(), &[]),
             Self::Report(body, text) | Self::Failure(body, text) => {
                 (body.as_bytes(), text.as_bytes())
             }
@@ -196,6 +200,7 @@ pub fn parse(bytes: &[u8], fds: usize) -> Result<Message<'_>, ParseError> {
         kind::PEER => Message::Peer(whole(rest)?),
         kind::PEER_CONTEXT => Message::PeerContext(whole(rest)?),
         kind::PAIRED => Message::Paired(whole(rest)?),
+        kind::PEER_REGISTER => Message::PeerRegister(whole(rest)?),
         kind::PEER_GONE => Message::PeerGone(whole(rest)?),
         kind::CONTEXT_KNOWN => Message::ContextKnown(whole(rest)?),
         kind::REPORT | kind::FAILURE => {
@@ -262,10 +267,20 @@ fn check(message: &Message<'_>) -> Result<(), ParseError> {
             require(body.process <= WaitRef::PROCESS_MAX, "process")?;
             require(body.context < CONTEXTS, "context")
         }
-        Message::Welcome(body) => require(body.process <= WaitRef::PROCESS_MAX, "process"),
+        Message::Welcome(body) => {
+            require(body.process <= WaitRef::PROCESS_MAX, "process")?;
+            require(body.at.is_multiple_of(4096), "at")?;
+            require(body.machine < MACHINES, "machine")
+        }
+        Message::PeerRegister(body) => {
+            require(body.process <= WaitRef::PROCESS_MAX, "process")?;
+            require(body.context < CONTEXTS, "context")?;
+            require(body.value < 1 << 31, "value")
+        }
         Message::Refused(body) => require(body.slot < SLOTS, "slot"),
         Message::Peer(body) | Message::PeerGone(body) => {
-            require(body.process <= WaitRef::PROCESS_MAX, "process")
+            require(body.process <= WaitRef::PROCESS_MAX, "process")?;
+            require(body.at.is_multiple_of(4096), "at")
         }
         Message::Paired(body) => {
             require(body.slot < SLOTS, "slot")?;
@@ -277,7 +292,10 @@ fn check(message: &Message<'_>) -> Result<(), ParseError> {
                 (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&body.ring_log2),
                 "ring_log2",
             )?;
-            require(body.offset % 4096 == 0, "offset")?;
+            require(body.offset.is_multiple_of(4096), "offset")?;
+            require(body.at.is_multiple_of(4096), "at")?;
+            let file_end = body.at.checked_add(body.arena_bytes);
+            require(file_end.is_some(), "at")?;
             let end = body
                 .offset
                 .checked_add(conn_bytes(1 << body.ring_log2) as u64);
@@ -360,6 +378,9 @@ mod tests {
             process: 1,
             layout_version: 1,
             epoch: 77,
+            at: 4096,
+            machine: 3,
+            reserved: 0,
         }));
         round_trip(Message::Refused(Refused {
             slot: 1,
@@ -367,9 +388,16 @@ mod tests {
             reason: 11,
             reserved: 0,
         }));
+        round_trip(Message::PeerRegister(PeerRegister {
+            process: 4,
+            context: 1,
+            value: 2 << 16 | 3,
+            reserved: 0,
+        }));
         round_trip(Message::Peer(Peer {
             process: 4,
             reserved: 0,
+            at: 8192,
         }));
         round_trip(Message::PeerContext(ContextRef {
             process: 4,
@@ -378,6 +406,7 @@ mod tests {
         round_trip(Message::PeerGone(Peer {
             process: 4,
             reserved: 0,
+            at: 0,
         }));
         round_trip(Message::ContextKnown(Context {
             context: 1,
@@ -391,6 +420,7 @@ mod tests {
             ring_log2: 16,
             arena_bytes: 1 << 20,
             offset: 4096,
+            at: 1 << 20,
             peer: 2,
             end: 1,
             relayed: 1,

@@ -15,6 +15,7 @@
 //!                                            <---  REFUSED, or when the far end registered too:
 //!                                            <---  PEER           + the peer process's event memory
 //!                                            <---  PEER_CONTEXT   + doorbell, one each
+//!                                            <---  PEER_REGISTER  + registers of a device, one each
 //!                                            <---  PAIRED         + arena, if new to this program
 //!   KICK (doorbell not at hand)              --->
 //!   RETRACTED (has left its ring)            --->  (the far end is to send the rest by TCP)
@@ -40,7 +41,7 @@ pub use body::*;
 pub use message::{FdCount, Header, Message, ParseError, parse};
 
 /// Version of the control protocol.
-pub const CONTROL_VERSION: u16 = 2;
+pub const CONTROL_VERSION: u16 = 3;
 
 /// First word of every message: "VDCT".
 pub const CONTROL_MAGIC: u32 = u32::from_le_bytes(*b"VDCT");
@@ -90,4 +91,6 @@ pub mod kind {
     pub const REPORT: u16 = 108;
     /// See [`super::Text`]. The daemon closes the connection after it.
     pub const FAILURE: u16 = 109;
+    /// See [`super::PeerRegister`].
+    pub const PEER_REGISTER: u16 = 110;
 }

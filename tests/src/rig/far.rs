@@ -51,7 +51,7 @@ impl Session {
     pub fn hello(socket: &Path) -> Self {
         let client = Client::connect(socket.to_str().expect("a path of ours")).expect("a daemon");
         let slots = memory::create(c"test-slots", ARENA_BYTES).expect("memory");
-        let arena = ArenaView::new(memory::map(&slots, ARENA_BYTES).expect("memory"))
+        let arena = ArenaView::new(memory::map(&slots, 0, ARENA_BYTES).expect("memory"))
             .expect("it is large enough");
         let header = arena.header();
         header.magic.store(ARENA_MAGIC, Ordering::Relaxed);
@@ -138,7 +138,7 @@ impl Session {
             let fd = fds.iter_mut().find_map(Option::take);
             match message {
                 Message::Peer(peer) => {
-                    let events = memory::map(fd?, EVENT_BYTES).expect("sealed memory");
+                    let events = memory::map(fd?, 0, EVENT_BYTES).expect("sealed memory");
                     self.peers.insert(peer.process, events);
                 }
                 Message::PeerContext(who) => {
@@ -147,7 +147,7 @@ impl Session {
                 Message::Paired(paired) => {
                     if let Some(fd) = fd {
                         let bytes = usize::try_from(paired.arena_bytes).expect("it fits");
-                        let region = memory::map(fd, bytes).expect("sealed memory");
+                        let region = memory::map(fd, 0, bytes).expect("sealed memory");
                         self.arenas.insert(paired.arena, region);
                     }
                     if paired.slot == slot {

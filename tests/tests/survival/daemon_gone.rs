@@ -72,7 +72,7 @@ fn slots_of(agent: &Agent) -> Option<ArenaView> {
         .write(true)
         .open(memory.path())
         .ok()?;
-    ArenaView::new(memory::map(&memory, ARENA_BYTES).ok()?)
+    ArenaView::new(memory::map(&memory, 0, ARENA_BYTES).ok()?)
 }
 
 #[test]
