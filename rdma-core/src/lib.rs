@@ -23,6 +23,7 @@
 //!
 //! With the feature `link` (backends, not programs) also what two backends share:
 //!
+//! * `channel`: what a guest and its host tell each other in the memory that both map.
 //! * `wire`: the frames between hosts, as total parsers and emitters.
 //! * `link`: the state machine of one link: handshake, loss recovery, scheduling, sealing.
 //! * `mr`: memory regions and the check of every remote access.
@@ -36,6 +37,8 @@
 
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "link")]
+pub mod channel;
 pub mod control;
 pub mod counters;
 pub mod event;

@@ -1,0 +1,93 @@
+//! The channel between a guest's frontend driver and its host's backend, in the memory that both map.
+//!
+//! ```text
+//! region   0      RegionHeader     written by the backend when it makes the region
+//!       4096      ControlArea of member 1: two byte rings, down and up
+//!         ...     ControlArea of member 2, ..., of member MEMBERS - 1
+//!   HEAP_START    whatever the backend gives out: event memory, connection memory
+//! ```
+//!
+//! A *region* is the memory of one virtual machine, or of all virtual machines of one tenant. Whoever shares it has a
+//! number in it, as the device tells: the backend is member 0. Each other member has a control area, through which it
+//! and the backend tell each other [`Up`] and [`Down`] messages: what programs and backends say to each other in
+//! [`crate::control`] and [`crate::wire::pairing`], with places in the region instead of descriptors. Whoever has
+//! written rings vector [`CONTROL_VECTOR`] of the other.
+//!
+//! A ring never blocks its writer: what does not fit waits with the writer. Everything that is read from a region may
+//! have been written by anybody who maps it: lengths and positions are checked, and a message is parsed from a private
+//! copy. A member that breaks the rules is not served any more; nobody else is concerned.
+//!
+//! A guest whose driver starts anew says HELLO with another nonce, and both sides begin with empty rings: whoever
+//! writes a ring begins a new *incarnation* of it, and its reader follows when it sees that.
+
+mod area;
+mod message;
+
+pub use area::{ControlRing, Direction, Fault, Writer, control_offset};
+pub use message::{
+    BadMessage, Bell, Down, Grant, GuestContext, GuestHello, GuestWelcome, MESSAGE_BYTES, Up,
+};
+
+use crate::mem::Shared;
+use crate::sync::{AtomicU32, AtomicU64};
+
+/// Version of everything in this module.
+pub const CHANNEL_VERSION: u32 = 1;
+
+/// First word of a region: "VIADUCTR".
+pub const REGION_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCTR");
+
+/// Members of a region, the backend included.
+pub const MEMBERS: u16 = 64;
+
+/// The backend's number.
+pub const BACKEND: u16 = 0;
+
+/// The vector that says: look at your control ring.
+pub const CONTROL_VECTOR: u16 = 0;
+
+/// Offset of the doorbell register of an ivshmem device: a store of `member << 16 | vector` rings that vector of that
+/// member (QEMU, docs/specs/ivshmem-spec.txt).
+pub const DOORBELL_REGISTER: usize = 12;
+
+/// What to store to [`DOORBELL_REGISTER`].
+pub const fn doorbell_value(member: u16, vector: u16) -> u32 {
+    (member as u32) << 16 | vector as u32
+}
+
+/// Bytes of one direction of a control area.
+pub const CONTROL_RING_BYTES: usize = 32 * 1024;
+
+/// Distance between two control areas.
+pub const CONTROL_AREA_BYTES: usize = 2 * (CONTROL_RING_BYTES + 4096);
+
+/// Where the control areas end and the heap begins.
+pub const HEAP_START: u64 =
+    (4096 + (MEMBERS as usize - 1) * CONTROL_AREA_BYTES).next_multiple_of(1 << 20) as u64;
+
+/// Smallest region: control areas, the event memory of a few programs, and a few connections.
+pub const REGION_MIN: u64 = 64 << 20;
+
+/// Numbers that the programs of one virtual machine may have: the backend gives each guest a block of them.
+pub const GUEST_PROCESSES: u32 = 4096;
+
+/// Smallest process number of a guest; smaller ones are the host's.
+pub const GUEST_PROCESS_MIN: u32 = 1 << 21;
+
+/// At the beginning of a region. Information: what counts is said in WELCOME.
+#[repr(C, align(128))]
+#[derive(Debug, Default)]
+pub struct RegionHeader {
+    /// [`REGION_MAGIC`].
+    pub magic: AtomicU64,
+    /// [`CHANNEL_VERSION`].
+    pub version: AtomicU32,
+    /// [`crate::layout::LAYOUT_VERSION`].
+    pub layout_version: AtomicU32,
+    /// Size of the region.
+    pub bytes: AtomicU64,
+}
+
+#[expect(unsafe_code, reason = "marker: repr(C), atomics only")]
+// SAFETY: a repr(C) struct of atomics; every bit pattern is valid.
+unsafe impl Shared for RegionHeader {}
