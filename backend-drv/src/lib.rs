@@ -18,7 +18,7 @@
 //!   for idle programs what that leaves to be sent.
 //! * [`relay`]: connections to other hosts.
 //! * [`keeper`]: what outlives the daemon, so that the next one goes on with them.
-//! * [`vm`]: virtual machines and their shared memory.
+//! * [`vm`]: virtual machines and their shared memory; [`uplink`]: a guest's side of it; [`space`]: its free parts.
 //! * [`workers`], [`disposal`]: threads for what a client could make last for ever.
 //! * [`nic`]: how frames come to the daemons of other hosts; [`raw_bench`] measures them.
 //! * [`config`], [`listener`], [`namespaces`], [`privileges`], [`daemon`]: start-up and the event loop.
@@ -54,7 +54,9 @@ pub mod reporter;
 pub mod rescue;
 pub mod shared;
 pub mod sock_diag;
+pub mod space;
 pub mod throttle;
+pub mod uplink;
 pub mod vm;
 pub mod wake;
 pub mod withdrawal;

@@ -1,8 +1,9 @@
 //! What the compiler cannot check: mapping memory and sending from it, adopting an inherited descriptor,
 //! and one socket option. With `nic::sys` the only unsafe code of the crate.
 //!
-//! A [`Mapping`] is made of private memory, or of memory whose size is sealed, so that no other holder can make a
-//! page disappear under the daemon, and it gives out references no longer than it lives.
+//! A [`Mapping`] is made of private memory, of memory whose size is sealed, so that no other holder can make a
+//! page disappear under the daemon, or of the memory of a device, whose size is the device's. It gives out references
+//! no longer than it lives. A window is a part of another mapping, which lives as long.
 
 #![expect(
     unsafe_code,
@@ -11,7 +12,7 @@
 
 use core::ptr::NonNull;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use nix::libc;
@@ -23,6 +24,8 @@ use rustix::mm::{MapFlags, ProtFlags};
 #[derive(Debug)]
 pub struct Mapping {
     region: Region,
+    /// For a window: what it is a part of.
+    whole: Option<Arc<Self>>,
 }
 
 impl Mapping {
@@ -37,6 +40,18 @@ impl Mapping {
         if !seals.contains(SealFlags::SHRINK) || size < len as u64 || len == 0 {
             return Err(io::ErrorKind::InvalidInput.into());
         }
+        Self::shared(memory, len)
+    }
+
+    /// Maps the first `len` bytes of the memory of a device, readable and writable.
+    ///
+    /// # Errors
+    /// What mmap says, also of more than the device has.
+    pub fn of_device(memory: impl AsFd, len: usize) -> io::Result<Self> {
+        Self::shared(memory.as_fd(), len)
+    }
+
+    fn shared(memory: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         // SAFETY: the kernel chooses the address, so no existing mapping is touched.
         let base = unsafe {
             rustix::mm::mmap(
@@ -49,10 +64,22 @@ impl Mapping {
             )
         }?;
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
-        // SAFETY: just mapped readable and writable for `len` bytes; the size is sealed, and the
+        // SAFETY: just mapped readable and writable for `len` bytes; the size is sealed or a device's, and the
         // mapping goes away only in `drop`, which `part` and `get` do not outlive.
         let region = unsafe { Region::new(base, len) };
-        Ok(Self { region })
+        Ok(Self {
+            region,
+            whole: None,
+        })
+    }
+
+    /// `len` bytes from `at` on of `whole`; `None` if they do not lie inside.
+    pub fn window(whole: &Arc<Self>, at: u64, len: usize) -> Option<Self> {
+        let region = whole.region.part(usize::try_from(at).ok()?, len)?;
+        Some(Self {
+            region,
+            whole: Some(Arc::clone(whole)),
+        })
     }
 
     /// `len` zeroed bytes that nobody else sees.
@@ -68,7 +95,10 @@ impl Mapping {
         let base = NonNull::new(base.cast::<u8>()).ok_or(io::ErrorKind::OutOfMemory)?;
         // SAFETY: as in `of_sealed`; anonymous memory does not shrink.
         let region = unsafe { Region::new(base, len) };
-        Ok(Self { region })
+        Ok(Self {
+            region,
+            whole: None,
+        })
     }
 
     /// Copies `bytes` to the beginning; what does not fit is left out.
@@ -78,6 +108,18 @@ impl Mapping {
         // SAFETY: both ranges hold `len` bytes; they do not overlap, since nobody can have a slice of
         // mapped memory; and no reference into the mapping is alive, since `self` is borrowed mutably.
         unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), to, len) };
+    }
+
+    /// Zeroes `len` bytes from `at` on, as far as they lie inside.
+    pub fn zero(&self, at: u64, len: usize) {
+        let part = usize::try_from(at)
+            .ok()
+            .and_then(|at| self.region.part(at, len));
+        if let Some(part) = part {
+            // SAFETY: `len` mapped writable bytes; nobody has a slice of them, and atomics are valid for every bit
+            // pattern.
+            unsafe { part.base().as_ptr().write_bytes(0, part.len()) };
+        }
     }
 
     /// The `T` at `offset`; `None` if it would not lie inside.
@@ -107,8 +149,8 @@ impl Mapping {
         self.region.len()
     }
 
-    /// The memory as a region, for [`Held`].
-    const fn region(&self) -> Region {
+    /// The memory as a region, which must not be used longer than the mapping lives.
+    pub(crate) const fn region(&self) -> Region {
         self.region
     }
 
@@ -120,8 +162,11 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        if self.whole.is_some() {
+            return;
+        }
         let base = self.region.base().as_ptr().cast();
-        // SAFETY: mapped in `of_sealed` with this length; every reference borrowed from `self`.
+        // SAFETY: mapped in `shared` or `private` with this length, and not a part of another mapping; every reference borrowed from `self`.
         if let Err(error) = unsafe { rustix::mm::munmap(base, self.region.len()) } {
             tracing::warn!(%error, "munmap of shared memory");
         }

@@ -116,6 +116,8 @@ impl SlotArena {
 pub struct EventMemory {
     memory: Arc<OwnedFd>,
     mapping: Mapping,
+    /// Where it begins in the file.
+    at: u64,
 }
 
 impl EventMemory {
@@ -136,7 +138,22 @@ impl EventMemory {
         Ok(Self {
             memory: Arc::new(memory),
             mapping,
+            at: 0,
         })
+    }
+
+    /// That which begins at `at` in `whole`, which is `memory` mapped. `None` if it does not lie inside.
+    pub fn part(memory: &Arc<OwnedFd>, whole: &Arc<Mapping>, at: u64) -> Option<Self> {
+        Some(Self {
+            memory: Arc::clone(memory),
+            mapping: Mapping::window(whole, at, EVENT_BYTES)?,
+            at,
+        })
+    }
+
+    /// Where it begins in the file that programs get.
+    pub const fn at(&self) -> u64 {
+        self.at
     }
 
     /// The descriptor that programs get.
@@ -155,6 +172,8 @@ impl EventMemory {
 pub struct ConnectionArena {
     memory: Arc<OwnedFd>,
     mapping: Arc<Mapping>,
+    /// Where it begins in the file.
+    at: u64,
 }
 
 impl ConnectionArena {
@@ -176,7 +195,28 @@ impl ConnectionArena {
         Ok(Self {
             memory: Arc::new(memory),
             mapping: Arc::new(mapping),
+            at: 0,
         })
+    }
+
+    /// One of `bytes` bytes that begins at `at` in `whole`, which is `memory` mapped. `None` if it does not lie
+    /// inside.
+    pub fn part(
+        memory: &Arc<OwnedFd>,
+        whole: &Arc<Mapping>,
+        (at, bytes): (u64, u64),
+    ) -> Option<Self> {
+        let mapping = Mapping::window(whole, at, usize::try_from(bytes).ok()?)?;
+        Some(Self {
+            memory: Arc::clone(memory),
+            mapping: Arc::new(mapping),
+            at,
+        })
+    }
+
+    /// Where it begins in the file that programs get.
+    pub const fn start(&self) -> u64 {
+        self.at
     }
 
     /// The descriptor that programs get.
@@ -193,7 +233,7 @@ impl ConnectionArena {
         Ok(rustix::fs::fallocate(
             self.fd(),
             FallocateFlags::empty(),
-            offset,
+            self.at + offset,
             bytes,
         )?)
     }
@@ -220,7 +260,12 @@ impl ConnectionArena {
     pub fn clear(&self, offset: u64, ring_log2: u32) -> io::Result<()> {
         let bytes = conn_bytes(1 << ring_log2) as u64;
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(self.fd(), how, offset, bytes)?)
+        Ok(rustix::fs::fallocate(
+            self.fd(),
+            how,
+            self.at + offset,
+            bytes,
+        )?)
     }
 
     /// What `make` makes of the connection at `offset`, as `end` sees it.

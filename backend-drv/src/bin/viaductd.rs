@@ -11,6 +11,7 @@ use backend_drv::daemon::{Daemon, Options};
 use backend_drv::listener::{self, Access, Listener};
 use backend_drv::raw_bench::{self, RawArgs};
 use backend_drv::relay::{Links, Share};
+use backend_drv::vm::Vms;
 use backend_drv::{keeper, memory, namespaces, privileges};
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -169,6 +170,8 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
     };
     let listener = Listener::bind(&config.socket, &access)?;
     let links = Links::open(&config.links)?;
+    let first_domain = u32::try_from(config.domains.len() + 1).unwrap_or(u32::MAX);
+    let vms = Vms::open(&config.vms, first_domain).context("vm")?;
     match &user {
         Some(user) => privileges::become_user(user)?,
         None if privileges::is_root() && !args.embedded => {
@@ -185,7 +188,7 @@ fn serve(args: &Args, config: &Config) -> anyhow::Result<()> {
         relay_here: config.relay_untrusted,
         drain: args.drain,
     };
-    let mut daemon = Daemon::new(options, listener, links).context("starting")?;
+    let mut daemon = Daemon::new(options, listener, links, None, vms).context("starting")?;
     tracing::info!(
         socket = %config.socket.display(),
         user = user.as_ref().map_or("unchanged", |user| user.name.as_str()),
@@ -213,7 +216,11 @@ fn shares(config: &Config) -> Vec<Share> {
         weight: domain.weight,
         rate: domain.rate_limit,
     });
-    std::iter::once(rest).chain(domains).collect()
+    let vms = config.vms.iter().map(|vm| Share {
+        weight: vm.weight,
+        rate: vm.rate_limit,
+    });
+    std::iter::once(rest).chain(domains).chain(vms).collect()
 }
 
 fn say(text: &str) -> anyhow::Result<()> {

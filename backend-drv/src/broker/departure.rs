@@ -51,7 +51,8 @@ impl Broker {
                 .push_back(Action::DepartRelay { connection, held });
             return self.settle(id);
         }
-        let Some((connection, end, place, survivor)) = self.left_behind(id) else {
+        let left = self.left_behind(id).or_else(|| self.left_outside(id));
+        let Some((connection, end, place, survivor)) = left else {
             self.settle(id);
             return;
         };

@@ -221,6 +221,7 @@ impl Broker {
                 doomed: None,
                 holds: 0,
                 relay,
+                uplinked: None,
             },
         );
         self.actions.push_back(Action::Prepare {
@@ -319,6 +320,7 @@ impl Broker {
         let body = Peer {
             process: peer.0,
             reserved: 0,
+            at: 0,
         };
         self.send(process, Message::Peer(body), Some(Beside::Events(peer)));
         for context in contexts {
@@ -360,6 +362,7 @@ impl Broker {
             ring_log2: place.ring_log2,
             arena_bytes: place.arena_bytes,
             offset: place.offset,
+            at: 0,
             peer: peer.0,
             end: u8::try_from(end).unwrap_or(0),
             relayed: relayed.into(),

@@ -33,6 +33,7 @@ mod remote_tests;
 mod revoking;
 #[cfg(test)]
 mod tests;
+mod uplinked;
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -44,6 +45,7 @@ use rdma_core::reason::Reason;
 pub use action::{Action, Beside, Fate, Half, Shortage};
 pub use facts::{Domain, ProgramFacts, Proof, UserNamespace};
 pub use revoking::{Ends, Filter, Matches, Occupant};
+pub use uplinked::{UPLINK, Uplinked, arena_id, connection_id, host_connection, is_host_arena};
 
 use crate::accounts::{Account, Accounts, Holdings};
 use crate::carving::{Carving, Place};
@@ -115,6 +117,8 @@ struct Connection {
     holds: u32,
     /// Its far end shares no memory with the near one.
     relay: Option<Relay>,
+    /// Its far end is outside this guest.
+    uplinked: Option<Uplinked>,
 }
 
 /// What an arena costs, and whom.
@@ -150,6 +154,8 @@ pub struct Broker {
     last_connection: u64,
     offers: Offers,
     own_netns: Option<u64>,
+    /// Processes outside this guest, and their contexts.
+    foreign: HashMap<Process, BTreeSet<u32>>,
     /// Inodes of sockets whose connections a daemon before us has made.
     inherited: HashMap<Key, u32>,
     actions: VecDeque<Action>,
@@ -174,6 +180,7 @@ impl Broker {
             last_connection: 0,
             offers: Offers::default(),
             own_netns,
+            foreign: HashMap::new(),
             inherited: HashMap::new(),
             actions: VecDeque::new(),
         }
@@ -208,6 +215,9 @@ impl Broker {
             process: process.0,
             layout_version: LAYOUT_VERSION,
             epoch,
+            at: 0,
+            machine: 0,
+            reserved: 0,
         };
         self.send(
             process,
@@ -460,8 +470,8 @@ impl Broker {
         if let Some(slot) = entry.ends.get_mut(end.index()) {
             *slot = None;
         }
-        if entry.relay.is_some_and(|relay| relay.open) {
-            self.actions.push_back(Action::EndRelay(connection));
+        if entry.uplinked.is_some() || entry.relay.is_some_and(|relay| relay.open) {
+            self.tell_end(connection);
         }
         self.recycle_if_unused(connection);
     }
@@ -526,6 +536,7 @@ impl Broker {
         let gone = Peer {
             process: process.0,
             reserved: 0,
+            at: 0,
         };
         self.send(to, Message::PeerGone(gone), None);
     }

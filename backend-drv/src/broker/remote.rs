@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace};
 
+use super::uplinked::{UPLINK, Uplinked};
 use super::{Action, Broker, Registration, State};
 use crate::ids::{ConnectionId, PeerId, RegistrationId};
 use crate::pairing::{Stream, Tuple, same_stream};
@@ -26,12 +27,12 @@ const COMPARISONS: u8 = 2;
 pub(super) struct Remote {
     /// The far backend.
     pub(super) peer: PeerId,
-    stage: Stage,
+    pub(super) stage: Stage,
     comparisons: u8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Stage {
+pub(super) enum Stage {
     /// Leader: the socket is being looked at, for an offer.
     Offering,
     /// Leader: offered, with this sample.
@@ -50,14 +51,14 @@ enum Stage {
 
 /// What a leader offers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Offer {
-    id: u64,
+pub(super) struct Offer {
+    pub(super) id: u64,
     ring_log2: u8,
 }
 
 /// What a follower answers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-struct Candidate {
+pub(super) struct Candidate {
     id: u64,
     ring_log2: u8,
     sample: Stream,
@@ -207,19 +208,19 @@ impl Broker {
         }
     }
 
-    fn stage(&mut self, id: RegistrationId) -> Option<(&mut Registration, Remote)> {
+    pub(super) fn stage(&mut self, id: RegistrationId) -> Option<(&mut Registration, Remote)> {
         let registration = self.registrations.get_mut(&id)?;
         let remote = registration.remote?;
         Some((registration, remote))
     }
 
-    fn set_stage(&mut self, id: RegistrationId, stage: Stage) {
+    pub(super) fn set_stage(&mut self, id: RegistrationId, stage: Stage) {
         if let Some((registration, remote)) = self.stage(id) {
             registration.remote = Some(Remote { stage, ..remote });
         }
     }
 
-    fn tell(&mut self, peer: PeerId, message: Pairing) {
+    pub(super) fn tell(&mut self, peer: PeerId, message: Pairing) {
         self.actions.push_back(Action::Tell { peer, message });
     }
 
@@ -271,6 +272,9 @@ impl Broker {
             Stage::Comparing { before, far } => {
                 if same_stream(&before, &far.sample, &stream) {
                     let log2 = u32::from(ring_log2.min(far.ring_log2));
+                    if remote.peer == UPLINK {
+                        return self.ask_for_memory(id, far.id, log2);
+                    }
                     self.set_stage(id, Stage::Settled);
                     self.relay(id, remote.peer, far.id, None, log2);
                 } else if remote.comparisons + 1 < COMPARISONS {
@@ -366,6 +370,6 @@ impl Broker {
     pub fn is_relayed(&self, connection: ConnectionId) -> bool {
         self.connections
             .get(&connection)
-            .is_some_and(|entry| entry.relay.is_some())
+            .is_some_and(|entry| entry.relay.is_some() || entry.uplinked == Some(Uplinked::Relayed))
     }
 }

@@ -138,7 +138,11 @@ impl Broker {
             let whole = ends()
                 .filter(|end| matches!(end.state, State::Attached(..)))
                 .count()
-                == if connection.relay.is_some() { 1 } else { 2 };
+                == if connection.relay.is_some() || connection.uplinked.is_some() {
+                    1
+                } else {
+                    2
+                };
             if whole
                 && filter.connection.is_none_or(|wanted| wanted == id)
                 && ends().any(|end| filter.fits_address(end))
@@ -201,6 +205,14 @@ impl Broker {
             .get(&connection)?
             .ends
             .get(end.far().index())?
+    }
+
+    /// The connection of an attached slot.
+    pub fn connection_of(&self, process: Process, slot: SlotRef) -> Option<ConnectionId> {
+        let id = self.programs.get(&process)?.slots.get(&slot.slot)?;
+        let registration = self.registrations.get(id)?;
+        (registration.generation == slot.generation).then_some(())?;
+        Some(self.seat_of(*id)?.0)
     }
 
     /// A thread begins to work on the memory of a connection. False: it is not there any more.

@@ -7,6 +7,7 @@
 mod link;
 mod raw;
 mod size;
+mod vm;
 
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,7 @@ use serde::Serialize;
 pub use link::{DriverConfig, LinkConfig, PeerConfig, RawFaults, RawLink, RawPeer};
 pub use raw::{RawConfig, RawDomain, RawLimits, RawUserLimits};
 pub use size::Size;
+pub use vm::{RawVm, VmConfig};
 
 /// Where the configuration is, unless the command line names another file. Its absence is no error.
 pub static DEFAULT_FILE: Lazy<PathBuf> = Lazy::new(|| PathBuf::from("/etc/viaduct/viaductd.toml"));
@@ -50,6 +52,8 @@ pub struct Config {
     pub links: Vec<LinkConfig>,
     /// Two ends on this host that do not trust each other are relayed; else they stay on TCP.
     pub relay_untrusted: bool,
+    /// Virtual machines on this host.
+    pub vms: Vec<VmConfig>,
 }
 
 /// Bounds.
@@ -235,6 +239,7 @@ impl TryFrom<RawConfig> for Config {
             domains,
             links,
             relay_untrusted: raw.relay_untrusted.unwrap_or(true),
+            vms: vm::vms_of(raw.vm)?,
         })
     }
 }
@@ -290,19 +295,7 @@ fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> 
     })?;
     let mut addresses = Vec::new();
     for text in &raw.addresses {
-        let net = text
-            .parse::<IpNet>()
-            .ok()
-            .or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| ip.into()));
-        let net = given(net, &key("addresses"), text, || {
-            "must be an address or ADDRESS/BITS".to_owned()
-        })?;
-        let ip = net.network();
-        let shared = ip.is_loopback() || ip.is_multicast();
-        require(!shared, &key("addresses"), text, || {
-            "must not be a loopback or multicast address: every namespace has those".to_owned()
-        })?;
-        addresses.push(net);
+        addresses.push(own_address(&key("addresses"), text)?);
     }
     if let Some(netns) = &raw.netns {
         require(netns.is_absolute(), &key("netns"), netns.display(), || {
@@ -327,6 +320,23 @@ fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> 
         rate_limit: raw.rate_limit.map(|size| size.0),
         memory_bytes: raw.memory_bytes.map(|size| size.0),
     })
+}
+
+/// Addresses that belong to somebody.
+fn own_address(key: &str, text: &str) -> Result<IpNet, ConfigError> {
+    let net = text
+        .parse::<IpNet>()
+        .ok()
+        .or_else(|| text.parse().ok().map(|ip: std::net::IpAddr| ip.into()));
+    let net = given(net, key, text, || {
+        "must be an address or ADDRESS/BITS".to_owned()
+    })?;
+    let ip = net.network();
+    let shared = ip.is_loopback() || ip.is_multicast();
+    require(!shared, key, text, || {
+        "must not be a loopback or multicast address: every namespace has those".to_owned()
+    })?;
+    Ok(net)
 }
 
 /// Names and namespaces are unique; so are addresses, except that tenants number theirs without
@@ -435,6 +445,12 @@ mod tests {
             driver = "ethernet"
             interface = "eth0"
             peers = [{ prefix = "fd00::/64", backend = "02:00:00:00:00:0a" }]
+            [[vm]]
+            name = "a"
+            socket = "/run/a.sock"
+            tenant = "t"
+            addresses = ["10.7.0.1"]
+            memory = "256 MiB"
         "#;
         let config = parse(text).unwrap();
         assert_eq!(config.limits.ring_log2_default, 20);
@@ -513,6 +529,26 @@ mod tests {
             (
                 "[[link]]\nname = \"a\"\ndriver = \"udp\"\nbind = \"10.0.0.1\"\n[link.faults]\ndrop = 2.0",
                 &["link[0].faults.drop = 2", "0 to 1"],
+            ),
+            (
+                "[[vm]]\nname = \"a\"\nsocket = \"a.sock\"",
+                &["vm[0].socket = a.sock", "absolute"],
+            ),
+            (
+                "[[vm]]\nname = \"a\"\nsocket = \"/a\"",
+                &["vm[0].addresses = []", "at least one"],
+            ),
+            (
+                "[[vm]]\nname = \"a\"\nsocket = \"/a\"\naddresses = [\"10.0.0.1\"]\nmemory = \"100 MiB\"",
+                &["vm[0].memory = 104857600", "power of two"],
+            ),
+            (
+                "[[vm]]\nname = \"a\"\nsocket = \"/a\"\naddresses = [\"10.0.0.1\"]\nvectors = 1",
+                &["vm[0].vectors = 1", "4 to 256"],
+            ),
+            (
+                "[[vm]]\nname = \"a\"\nsocket = \"/a\"\ntenant = \"t\"\naddresses = [\"10.0.0.0/8\"]\n[[vm]]\nname = \"b\"\nsocket = \"/b\"\ntenant = \"t\"\naddresses = [\"10.1.0.1\"]",
+                &["vm[1].addresses = 10.1.0.1", "overlaps"],
             ),
             ("= 1", &["test.toml:1"]),
         ] {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Config, DomainConfig, RawLink, Size};
+use super::{Config, DomainConfig, RawLink, RawVm, Size};
 
 /// The file.
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
@@ -22,6 +22,8 @@ pub struct RawConfig {
     pub domain: Vec<RawDomain>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub link: Vec<RawLink>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub vm: Vec<RawVm>,
 }
 
 /// `[limits]`.
@@ -88,6 +90,7 @@ impl From<&Config> for RawConfig {
             },
             domain: config.domains.iter().map(RawDomain::from).collect(),
             link: config.links.iter().map(RawLink::from).collect(),
+            vm: config.vms.iter().map(RawVm::from).collect(),
         }
     }
 }

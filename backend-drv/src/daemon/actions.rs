@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::epoll::EpollFlags;
+use rdma_core::channel::Up;
 use rdma_core::control::Message;
 use rdma_core::event::WaitRef;
 use rdma_core::layout::End;
@@ -15,12 +16,13 @@ use rdma_core::sync::full_barrier;
 use super::clients::Role;
 use super::outbox::Left;
 use super::{Arena, Daemon, Program, Task};
-use crate::broker::{Action, Beside, Shortage};
+use crate::broker::{Action, Beside, Shortage, UPLINK, host_connection};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::ledger::Link;
 use crate::relay::Command;
 use crate::shared::ConnectionArena;
+use crate::vm::VmId;
 use crate::workers::{Job, Outcome, Side};
 
 impl Daemon {
@@ -43,7 +45,7 @@ impl Daemon {
                 to,
                 message,
                 beside,
-            } => self.send(to, &message, beside),
+            } => self.send(to, message, beside),
             Action::Ring { process, context } => {
                 self.ring(process, context);
             }
@@ -78,35 +80,50 @@ impl Daemon {
                 self.ledger.links.remove(&(process, slot));
             }
             Action::Forget(process) => {
+                self.dismiss_outside(process);
                 self.departed.remove(&process);
                 self.drop_port(process);
             }
             Action::Reach { id, far } => self.reach(id, far),
             Action::Sample(id) => self.sample(id),
-            Action::Tell { peer, message } => self.command(Command::Tell(peer, message)),
+            Action::Tell { peer, message } if peer == UPLINK => self.tell_host_of_pairing(message),
+            Action::Tell { peer, message } => match VmId::of(peer) {
+                Some(vm) => self.local_pairs(vm, message),
+                None => self.command(Command::Tell(peer, message)),
+            },
             Action::OpenRelay { half, peer, far } => self.open_relay(&half, peer, far),
             Action::OpenHere(halves) => self.open_here(&halves),
             Action::JoinRelay { connection, place } => {
                 self.command(Command::Join(connection, place));
             }
             Action::CloseRelay(connection) => self.command(Command::Close(connection)),
-            Action::EndRelay(connection) => self.command(Command::End(connection)),
-            Action::DepartRelay { connection, held } => {
-                self.command(Command::Depart(connection, held));
-            }
+            Action::EndRelay(connection) => match host_connection(connection) {
+                Some(connection) => self.tell_host(&Up::Ended(connection)),
+                None => self.command(Command::End(connection)),
+            },
+            Action::DepartRelay { connection, held } => match host_connection(connection) {
+                Some(connection) => self.tell_host(&Up::Departed { connection, held }),
+                None => self.command(Command::Depart(connection, held)),
+            },
         }
     }
 
-    fn send(&mut self, to: Process, message: &Message<'static>, beside: Option<Beside>) {
+    fn send(&mut self, to: Process, message: Message<'static>, beside: Option<Beside>) {
         let Some(program) = self.programs.get(&to) else {
             return;
         };
         let token = program.token;
-        let Ok(fd) = beside.map(|beside| self.beside(beside)).transpose() else {
-            // Its owner has just left; whoever was to have it is told so next.
-            return;
+        let outside = beside.and_then(|beside| self.beside_outside(message, beside));
+        let (message, fd) = match outside {
+            Some((message, fd)) => (message, Some(fd)),
+            None => match beside.map(|beside| self.beside(beside)).transpose() {
+                Ok(fd) => (message, fd),
+                // Its owner has just left; whoever was to have it is told so next.
+                Err(()) => return,
+            },
         };
-        match message {
+        let message = self.place_in_file(message, beside);
+        match &message {
             Message::Paired(paired) => {
                 tracing::debug!(process = %to, slot = paired.slot, conn = paired.conn_id, "paired");
                 let link = Link {
@@ -127,7 +144,7 @@ impl Daemon {
         let Some(client) = self.clients.get_mut(&token) else {
             return;
         };
-        if client.outbox.push(message, fd, limit) {
+        if client.outbox.push(&message, fd, limit) {
             self.flush(token);
         } else {
             if self.may_log() {
@@ -262,6 +279,9 @@ impl Daemon {
     }
 
     fn recycle(&mut self, place: Place) {
+        if self.recycle_outside(&place) {
+            return;
+        }
         match self.arenas.get(&place.arena) {
             Some(arena) => {
                 let job = Job::Clear {
@@ -289,7 +309,9 @@ impl Daemon {
                     if let Err(error) = &result {
                         tracing::warn!(%error, arena = %place.arena, "memory is not used again");
                     }
-                    self.broker.recycled(&place, result.is_ok());
+                    if !self.guest_recycled(&place, result.is_ok()) {
+                        self.broker.recycled(&place, result.is_ok());
+                    }
                 }
                 Outcome::Withdrawn(task, result) => self.withdrawn(task, result),
                 Outcome::Rescued(id, at, result) => self.rescued(id, at, result),
@@ -315,6 +337,13 @@ impl Daemon {
     /// Wakes a context as a producer would. The reference comes from shared memory: only the
     /// survivor and other processes of its user can be meant.
     pub(super) fn wake(&mut self, survivor: Process, who: WaitRef) {
+        if let Some(foreign) = self.foreign(Process(who.process)) {
+            full_barrier();
+            if foreign.waiters.post(who) {
+                self.ring_outside(Process(who.process), who.context.into());
+            }
+            return;
+        }
         let Some(program) = self.program(Process(who.process)) else {
             return;
         };
@@ -328,7 +357,10 @@ impl Daemon {
         }
     }
 
-    fn ring(&mut self, process: Process, context: u32) {
+    pub(super) fn ring(&mut self, process: Process, context: u32) {
+        if self.ring_outside(process, context) {
+            return;
+        }
         let Some(program) = self.program(process) else {
             return;
         };

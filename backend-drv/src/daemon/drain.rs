@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Daemon;
 use super::withdrawals::Task;
-use crate::broker::Filter;
+use crate::broker::{Filter, host_connection};
 use crate::relay::Command;
 
 /// How long that may take. What is left then goes on as it would without `--drain`.
@@ -38,8 +38,10 @@ impl Daemon {
         self.command(Command::Drain);
         let found = self.broker.revoke(&Filter::default(), |_| 0);
         tracing::info!(connections = found.connections.len(), "going back to TCP");
+        self.withdraw_outside(&found.connections);
         for connection in found.connections {
-            if !self.broker.is_relayed(connection) {
+            // What the own relay serves it drains by itself.
+            if host_connection(connection).is_some() || !self.broker.is_relayed(connection) {
                 self.withdraw(Task {
                     connection,
                     vanished: None,

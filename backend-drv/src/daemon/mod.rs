@@ -14,6 +14,8 @@ mod programs;
 mod relays;
 mod revocations;
 mod survivors;
+mod uplink;
+mod vms;
 mod withdrawals;
 
 use std::collections::HashMap;
@@ -44,6 +46,8 @@ use crate::reporter::Reporter;
 use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
 use crate::throttle::Throttle;
+use crate::uplink::Uplink;
+use crate::vm::Vms;
 use crate::wake::Waiters;
 use crate::workers::Workers;
 
@@ -71,6 +75,8 @@ const SIGNALS: u64 = 1;
 const REPORTER: u64 = 2;
 const WORKERS: u64 = 3;
 const RELAY: u64 = 4;
+const UPLINK: u64 = 5;
+const UPLINK_COMMON: u64 = 6;
 const FIRST_TOKEN: u64 = 16;
 
 /// What a daemon needs to know.
@@ -114,6 +120,9 @@ pub struct Daemon {
     arenas: HashMap<ArenaId, Arena>,
     workers: Workers,
     relay: Option<Relay>,
+    /// In a guest: the way to its host.
+    uplink: Option<Uplink>,
+    vms: Vms,
     keeper: Option<Keeper>,
     /// What the relay begins with, until it has been started.
     kept: Option<Kept>,
@@ -143,6 +152,8 @@ struct Program {
     record: Arc<ProgramRecord>,
     waiters: Arc<Waiters>,
     namespace: Namespace,
+    /// In a guest: its event memory can be reached from outside.
+    outside: bool,
 }
 
 /// Connection memory.
@@ -166,7 +177,13 @@ impl Daemon {
     ///
     /// # Errors
     /// No descriptors or threads to be had.
-    pub fn new(options: Options, listener: Listener, links: Links) -> io::Result<Self> {
+    pub fn new(
+        options: Options,
+        listener: Listener,
+        links: Links,
+        uplink: Option<Uplink>,
+        vms: Vms,
+    ) -> io::Result<Self> {
         let signals = signals()?;
         let user = options.limits.per_user;
         let user_limit = Holdings {
@@ -226,6 +243,8 @@ impl Daemon {
             arenas: HashMap::new(),
             workers,
             relay: None,
+            uplink,
+            vms,
             keeper,
             kept,
             survivors,
@@ -251,6 +270,8 @@ impl Daemon {
             daemon.start_relay_with(links)?;
         }
         daemon.watch_survivors();
+        daemon.watch_uplink(UPLINK, UPLINK_COMMON)?;
+        daemon.watch_vms()?;
         Ok(daemon)
     }
 
@@ -304,7 +325,9 @@ impl Daemon {
             REPORTER => self.take_served(),
             WORKERS => self.take_results(),
             RELAY => self.take_reports(),
-            token if self.handle_survivor(token) => {}
+            UPLINK => self.take_uplink(),
+            UPLINK_COMMON => self.ring_common(),
+            token if self.handle_survivor(token) || self.handle_vm(token) => {}
             token => self.serve_client(token, events),
         }
     }
@@ -317,6 +340,7 @@ impl Daemon {
         self.tick_withdrawals(now);
         self.tick_revocations(now);
         self.tick_drain(now);
+        self.tick_uplink(now);
         self.tick_survivors(now);
         for token in std::mem::take(&mut self.stalled) {
             self.flush(token);
@@ -347,6 +371,7 @@ impl Daemon {
             self.survivors.next(),
             self.drain.as_ref().map(drain::Drain::next),
             self.accepting.again_at,
+            self.uplink.as_ref().and_then(Uplink::next),
             first,
             retry,
         ];

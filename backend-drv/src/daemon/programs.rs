@@ -52,8 +52,13 @@ impl Daemon {
                 Ok(())
             }
             (Role::Program(process), Message::Retracted(slot)) => {
-                if let Some(id) = self.broker.far_registration(process, *slot) {
-                    self.withdrawals.plan_rescue(id);
+                match self.broker.far_registration(process, *slot) {
+                    Some(id) => self.withdrawals.plan_rescue(id),
+                    None => {
+                        if let Some(connection) = self.broker.connection_of(process, *slot) {
+                            self.tell_retracted(connection);
+                        }
+                    }
                 }
                 Ok(())
             }
@@ -88,9 +93,16 @@ impl Daemon {
         let slots = SlotArena::new(memory).map_err(Offence::NoMemory)?;
         identity::slot_arena(&slots)?;
         let user_namespace = identity::user_namespace(&*client.socket, client.credentials);
-        let events = EventMemory::create().map_err(Offence::NoMemory)?;
         let credentials = client.credentials;
-        let process = self.free_number().ok_or(Offence::NoNumber)?;
+        let admitted = self.admit_outside(credentials.uid);
+        let outside = admitted.is_some();
+        let (process, events) = match admitted {
+            Some(admitted) => admitted,
+            None => (
+                self.free_number().ok_or(Offence::NoNumber)?,
+                EventMemory::create().map_err(Offence::NoMemory)?,
+            ),
+        };
         let port = self.reserve_port(process);
         let rings = &self.options.limits;
         let wanted = if (RING_LOG2_MIN..=RING_LOG2_MAX).contains(&hello.ring_log2) {
@@ -127,6 +139,7 @@ impl Daemon {
                     cookie: netns,
                     netlink: Arc::new(netlink),
                 },
+                outside,
             },
         );
         if let Some(client) = self.clients.get_mut(&token) {
@@ -178,6 +191,7 @@ impl Daemon {
         let contexts = u32::try_from(program.waiters.doorbells()).unwrap_or(u32::MAX);
         program.record.contexts.store(contexts, Count::Relaxed);
         self.keep_doorbell(process, context.context);
+        self.publish_context(process, context.context);
         self.broker.context(process, context.context);
         Ok(())
     }

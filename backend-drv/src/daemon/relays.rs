@@ -67,6 +67,12 @@ impl Daemon {
 
     /// Finds a backend for a far address.
     pub(super) fn reach(&mut self, id: RegistrationId, far: std::net::IpAddr) {
+        if self.reach_outside(id) {
+            return;
+        }
+        if let Some(guest) = self.guest_for(far) {
+            return self.broker.reachable(id, guest);
+        }
         let Some(relay) = &self.relay else {
             return;
         };
@@ -289,6 +295,8 @@ impl Daemon {
                 return self.command(Command::Tell(peer, refusal));
             }
         }
-        self.broker.heard(peer, message);
+        if !self.peer_pairs(peer, message) {
+            self.broker.heard(peer, message);
+        }
     }
 }

@@ -81,6 +81,7 @@ impl Daemon {
                 .map_or(0, |program| program.record.pid)
         };
         let found = self.broker.revoke(&filter, pid_of);
+        self.withdraw_outside(&found.connections);
         // Told to leave; the relay sees to the rest.
         let survivors = self.revoke_survivors(&filter);
         tracing::info!(

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rdma_core::channel::Up;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::End;
 use rdma_core::reason::Reason;
@@ -14,7 +15,7 @@ use rdma_core::sync::{Ordering, full_barrier};
 
 use super::agenda::Agenda;
 use super::{Daemon, Program};
-use crate::broker::Occupant;
+use crate::broker::{Occupant, host_connection};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::relay::Command;
@@ -84,7 +85,10 @@ impl Daemon {
     pub(super) fn withdraw(&mut self, task: Task) {
         if self.broker.is_relayed(task.connection) {
             // The relay does it, with the far backend.
-            self.command(Command::Withdraw(task.connection));
+            match host_connection(task.connection) {
+                Some(connection) => self.tell_host(&Up::Withdraw(connection)),
+                None => self.command(Command::Withdraw(task.connection)),
+            }
             self.end_task(task);
             return self.told(task.connection, true);
         }
@@ -150,6 +154,9 @@ impl Daemon {
                     if let (Some(occupant), true) = (occupant, behind) {
                         self.withdrawals.plan_rescue(occupant.id);
                     }
+                }
+                if task.vanished.is_some() {
+                    self.tell_retracted(task.connection);
                 }
                 // Until its last bytes are read the other end stays on its ring, which tools see.
                 if !reading || !self.withdrawals.tasks.again(task, now) {

@@ -1,5 +1,286 @@
 //! Virtual machines on this host.
 //!
-//! * [`server`]: how a VM gets its shared-memory device: the protocol that QEMU speaks.
+//! Each has a shared-memory device, and in it a guest's frontend driver (`viaduct-guest`, [`crate::uplink`]), which
+//! speaks to this backend through control rings ([`rdma_core::channel`]). The backend makes all memory, says who may
+//! have what, and finds far ends; between two guests of one tenant it then has nothing more to do.
+//!
+//! * [`server`]: how a VM gets its device: the protocol that QEMU speaks.
+//! * [`region`]: the memory of a VM, or of a tenant's VMs, and what of it is free.
+//! * [`seat`]: a VM whose device is there: its control rings and its programs.
+//! * [`switch`]: who looks for whom.
+//! * [`connections`]: memory that guests were given for connections.
+//!
+//! Everything a guest writes is hostile until checked. A guest can lose its own connections and its own acceleration,
+//! never those of others; what the VMs of a tenant share is that tenant's.
 
+pub mod connections;
+pub mod region;
+pub mod seat;
 pub mod server;
+pub mod switch;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
+use rdma_core::event::WaitRef;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::config::VmConfig;
+use crate::ids::{PeerId, Process};
+
+use connections::Connections;
+use region::Region;
+use seat::Seat;
+use server::Group;
+use switch::Switch;
+
+/// A virtual machine, in the order of the configuration.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct VmId(pub usize);
+
+/// Guests are far backends to the broker; their numbers as such have this bit.
+const VM_PEERS: u32 = 1 << 30;
+
+impl VmId {
+    /// The guest as a far backend.
+    pub fn peer(self) -> PeerId {
+        PeerId(VM_PEERS | u32::try_from(self.0).unwrap_or(0))
+    }
+
+    /// The guest that is meant by a far backend; `None`: it is another host's.
+    pub fn of(peer: PeerId) -> Option<Self> {
+        if peer.0 & VM_PEERS == 0 || peer == crate::broker::UPLINK {
+            return None;
+        }
+        Some(Self(usize::try_from(peer.0 & !VM_PEERS).ok()?))
+    }
+
+    /// See [`rdma_core::control::Welcome::machine`].
+    pub fn machine(self) -> u32 {
+        u32::try_from(self.0 + 1).unwrap_or(0)
+    }
+}
+
+/// Several machines have one address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("several virtual machines have the address")]
+pub struct Ambiguous;
+
+/// A region and who shares it.
+#[derive(Debug)]
+pub struct Tenancy {
+    /// The memory.
+    pub region: Region,
+    /// The members.
+    pub group: Group,
+}
+
+/// A virtual machine that may come.
+#[derive(Debug)]
+pub struct Vm {
+    /// As configured.
+    pub config: VmConfig,
+    /// The domain that is charged; 0 is none.
+    pub domain: u32,
+    /// Index of its tenancy.
+    pub tenancy: usize,
+    /// Where its QEMU connects.
+    pub listener: OwnedFd,
+    /// Its device is there.
+    pub seat: Option<Seat>,
+}
+
+impl Vm {
+    /// Whether an address is one that its programs may use.
+    pub fn owns(&self, addr: IpAddr) -> bool {
+        self.config
+            .addresses
+            .iter()
+            .any(|net: &IpNet| net.contains(&addr))
+    }
+}
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Vms {
+    /// Regions.
+    pub tenancies: Vec<Tenancy>,
+    /// Machines.
+    pub vms: Vec<Vm>,
+    /// Who looks for whom.
+    pub switch: Switch,
+    /// Memory of connections.
+    pub connections: Connections,
+    /// Whose block of process numbers it is; a driver that starts anew gets another.
+    blocks: HashMap<u32, VmId>,
+    sockets: Vec<PathBuf>,
+}
+
+impl Vms {
+    /// Makes the regions and listens for the QEMUs. `first_domain`: the number of the first VM's domain.
+    ///
+    /// # Errors
+    /// No descriptor, memory, or socket path to be had.
+    pub fn open(configs: &[VmConfig], first_domain: u32) -> io::Result<Self> {
+        let mut all = Self::default();
+        let mut by_tenant: HashMap<&str, usize> = HashMap::new();
+        for (index, config) in configs.iter().enumerate() {
+            let known = config
+                .tenant
+                .as_deref()
+                .and_then(|name| by_tenant.get(name));
+            let tenancy = match known {
+                Some(known) => *known,
+                None => {
+                    let number = all.tenancies.len();
+                    let same = |other: &&VmConfig| {
+                        config.tenant.is_some() && other.tenant == config.tenant
+                    };
+                    let bytes = configs.iter().filter(same).map(|other| other.memory_bytes);
+                    let bytes = bytes.max().unwrap_or(config.memory_bytes);
+                    let region = Region::create(number, bytes)?;
+                    let group = Group::new(region.memory().clone(), config.vectors)?;
+                    all.tenancies.push(Tenancy { region, group });
+                    if let Some(name) = config.tenant.as_deref() {
+                        by_tenant.insert(name, number);
+                    }
+                    number
+                }
+            };
+            let listener = listen(&config.socket, config.socket_mode)?;
+            all.sockets.push(config.socket.clone());
+            all.vms.push(Vm {
+                config: config.clone(),
+                domain: first_domain + u32::try_from(index).unwrap_or(0),
+                tenancy,
+                listener,
+                seat: None,
+            });
+        }
+        Ok(all)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.vms.is_empty()
+    }
+
+    /// A machine.
+    pub fn vm(&self, vm: VmId) -> Option<&Vm> {
+        self.vms.get(vm.0)
+    }
+
+    /// A machine whose device is there.
+    pub fn seat(&self, vm: VmId) -> Option<&Seat> {
+        self.vms.get(vm.0)?.seat.as_ref()
+    }
+
+    /// The same.
+    pub fn seat_mut(&mut self, vm: VmId) -> Option<&mut Seat> {
+        self.vms.get_mut(vm.0)?.seat.as_mut()
+    }
+
+    /// A region.
+    pub fn tenancy_mut(&mut self, vm: VmId) -> Option<&mut Tenancy> {
+        let tenancy = self.vms.get(vm.0)?.tenancy;
+        self.tenancies.get_mut(tenancy)
+    }
+
+    /// A region.
+    pub fn tenancy(&self, vm: VmId) -> Option<&Tenancy> {
+        self.tenancies.get(self.vms.get(vm.0)?.tenancy)
+    }
+
+    /// The machines that share a region.
+    pub fn of_tenancy(&self, tenancy: usize) -> impl Iterator<Item = VmId> + '_ {
+        let all = self.vms.iter().enumerate();
+        all.filter(move |(_, vm)| vm.tenancy == tenancy)
+            .map(|(index, _)| VmId(index))
+    }
+
+    /// The machine whose programs may use `addr`. Tenants number theirs without asking each other: `asking`, if it
+    /// is a guest, means its own tenant's first.
+    ///
+    /// # Errors
+    /// [`Ambiguous`].
+    pub fn owner(&self, addr: IpAddr, asking: Option<VmId>) -> Result<Option<VmId>, Ambiguous> {
+        let tenancy = asking.and_then(|vm| self.vm(vm)).map(|vm| vm.tenancy);
+        let mut found = Vec::new();
+        for (index, vm) in self.vms.iter().enumerate() {
+            if vm.seat.is_some() && vm.owns(addr) {
+                if Some(vm.tenancy) == tenancy {
+                    return Ok(Some(VmId(index)));
+                }
+                found.push(VmId(index));
+            }
+        }
+        match found.as_slice() {
+            [] => Ok(None),
+            [one] => Ok(Some(*one)),
+            _ => Err(Ambiguous),
+        }
+    }
+
+    /// A block of process numbers for a driver that has just started; its first number.
+    pub fn take_block(&mut self, vm: VmId) -> Option<u32> {
+        let blocks = (WaitRef::PROCESS_MAX + 1 - GUEST_PROCESS_MIN) / GUEST_PROCESSES;
+        let block = (0..blocks).find(|block| !self.blocks.contains_key(block))?;
+        self.blocks.insert(block, vm);
+        Some(GUEST_PROCESS_MIN + block * GUEST_PROCESSES)
+    }
+
+    /// A machine has gone, and so have all numbers of its programs.
+    pub fn free_blocks(&mut self, vm: VmId) {
+        self.blocks.retain(|_, owner| *owner != vm);
+    }
+
+    /// The machine that a process number belongs to.
+    pub fn vm_of_process(&self, process: Process) -> Option<VmId> {
+        let block = process.0.checked_sub(GUEST_PROCESS_MIN)? / GUEST_PROCESSES;
+        self.blocks.get(&block).copied()
+    }
+}
+
+impl Drop for Vms {
+    fn drop(&mut self) {
+        for path in &self.sockets {
+            // Whoever connects late finds nothing, as after any daemon.
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+/// Connections that wait to be accepted: there is one QEMU.
+const BACKLOG: i32 = 4;
+
+fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
+    let named =
+        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(named)?;
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => {
+            return Err(named(io::Error::new(
+                io::ErrorKind::AddrInUse,
+                "another daemon is listening there; name another socket",
+            )));
+        }
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+            std::fs::remove_file(path).map_err(named)?;
+        }
+        Err(_) => {}
+    }
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?).map_err(|error| named(error.into()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(named)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket)
+}

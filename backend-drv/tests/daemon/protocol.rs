@@ -135,6 +135,9 @@ fn messages_out_of_place_are_refused() {
         process: 1,
         layout_version: 1,
         epoch: 1,
+        at: 0,
+        machine: 0,
+        reserved: 0,
     };
     answer(&daemon, &bytes(&Message::Welcome(welcome)), 1);
     // HELLO twice, and a question from a program.

@@ -209,6 +209,7 @@ impl Broker {
         let body = Peer {
             process: port.0,
             reserved: 0,
+            at: 0,
         };
         self.send(process, Message::Peer(body), Some(Beside::Events(port)));
         let reference = ContextRef {

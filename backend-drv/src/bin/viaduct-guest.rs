@@ -1,0 +1,137 @@
+//! `viaduct-guest`: the frontend driver's daemon of a virtual machine.
+
+use std::io::{IsTerminal, Write};
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use backend_drv::config::{Config, DEFAULT_SOCKET_PATH};
+use backend_drv::daemon::{Daemon, Options};
+use backend_drv::listener::{self, Access, Listener};
+use backend_drv::relay::Links;
+use backend_drv::uplink::{Outside, Uplink};
+use backend_drv::vm::Vms;
+use backend_drv::{memory, privileges};
+use clap::Parser;
+use frontend_drv::device::{self, Choice};
+use tracing_subscriber::EnvFilter;
+
+/// Serves the programs of a virtual machine as viaductd serves those of a host, and reaches the far ends of their
+/// connections through the machine's shared-memory device.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    /// The device: `auto`, a PCI address such as 00:04.0, dax:PATH, or socket:PATH of viaductd's socket for a member
+    /// that is no virtual machine
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: Choice,
+    /// Where programs connect
+    #[arg(long, value_name = "PATH", default_value = DEFAULT_SOCKET_PATH.as_os_str())]
+    socket: PathBuf,
+    /// Permissions of the socket, in octal
+    #[arg(long, value_name = "MODE", default_value = "0666", value_parser = octal)]
+    socket_mode: u32,
+    /// The user whose programs may use the device [default: the one that starts this daemon]
+    #[arg(long, value_name = "UID", conflicts_with = "any_user")]
+    uid: Option<u32>,
+    /// All users' programs may use the device: whoever does can read and change what all of them send
+    #[arg(long)]
+    any_user: bool,
+    /// When stopped, take all connections off the rings first: programs go on over TCP
+    #[arg(long)]
+    drain: bool,
+    /// Write a byte to this open descriptor once programs can connect, and close it
+    #[arg(long, value_name = "N")]
+    ready_fd: Option<RawFd>,
+    /// What to log, for example `debug` or `info,backend_drv::uplink=trace`
+    #[arg(long, value_name = "FILTER", default_value = "info")]
+    log: EnvFilter,
+}
+
+fn octal(text: &str) -> Result<u32, String> {
+    u32::from_str_radix(text, 8)
+        .ok()
+        .filter(|mode| *mode <= 0o777)
+        .ok_or_else(|| format!("\"{text}\" must be octal permissions such as 0660"))
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    match serve(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Nothing is left to be done if this fails too.
+            let _ = writeln!(std::io::stderr(), "viaduct-guest: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn serve(args: Args) -> anyhow::Result<()> {
+    tracing_subscriber::fmt()
+        .with_env_filter(args.log)
+        .with_writer(std::io::stderr)
+        // A log that cannot be written is no reason to stop serving.
+        .log_internal_errors(false)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    privileges::raise_descriptor_limit();
+    let config = Config::built_in()?;
+    let device = device::open(&device::Options {
+        choice: args.device,
+    })
+    .context("device")?;
+    tracing::info!(
+        member = device.id(),
+        bytes = device.memory_bytes(),
+        vectors = device.vectors(),
+        "device"
+    );
+    let outside = match (args.any_user, args.uid) {
+        (true, _) => Outside::Anybody,
+        (false, uid) => Outside::User(uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw())),
+    };
+    let uplink = Uplink::new(device, outside, nonce()).context("device memory")?;
+    let access = Access {
+        mode: args.socket_mode,
+        group: None,
+        directory_mode: 0o755,
+        directory_owner: None,
+    };
+    let socket = std::path::absolute(&args.socket)?;
+    let listener = Listener::bind(&socket, &access)?;
+    let options = Options {
+        limits: config.limits,
+        domains: Vec::new(),
+        domain_memory: Vec::new(),
+        embedded: false,
+        shares: Vec::new(),
+        drain: args.drain,
+        relay_here: true,
+    };
+    let mut daemon = Daemon::new(
+        options,
+        listener,
+        Links::default(),
+        Some(uplink),
+        Vms::default(),
+    )
+    .context("starting")?;
+    daemon.wait_for_host();
+    tracing::info!(socket = %socket.display(), "listening");
+    if let Some(number) = args.ready_fd {
+        let pipe = memory::inherited_fd(number).context("--ready-fd")?;
+        listener::announce(pipe).context("--ready-fd")?;
+    }
+    listener::notify("READY=1");
+    daemon.run().context("event loop")?;
+    listener::notify("STOPPING=1");
+    Ok(())
+}
+
+/// Differs between two runs.
+fn nonce() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}

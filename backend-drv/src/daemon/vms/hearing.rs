@@ -1,0 +1,379 @@
+//! What drivers in guests say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rdma_core::channel::{Down, GUEST_PROCESSES, GuestHello, GuestWelcome, MESSAGE_BYTES, Up};
+use rdma_core::reason::Reason;
+use rdma_core::wire::pairing::Pairing;
+
+use crate::daemon::Daemon;
+use crate::ids::{PeerId, Process};
+use crate::relay::Command;
+use crate::vm::connections::relay_id;
+use crate::vm::seat::{Heap, Program, Seat};
+use crate::vm::switch::{FlowId, Side};
+use crate::vm::{Ambiguous, VmId};
+use crate::wake::Waiters;
+
+/// Messages taken from one guest before others get their turn.
+const TURN: usize = 256;
+/// Programs of guests are no users of this host.
+pub(super) const GUEST_UID: u32 = u32::MAX;
+
+impl Daemon {
+    /// Takes what a guest has said.
+    pub(super) fn hear_vm(&mut self, vm: VmId) {
+        for _ in 0..TURN {
+            let mut bytes = [0; MESSAGE_BYTES];
+            let Some(seat) = self.vms.seat_mut(vm) else {
+                return;
+            };
+            let was_good = seat.fault.is_none();
+            let Some(length) = seat.next(&mut bytes) else {
+                if let Some(fault) = seat.fault
+                    && was_good
+                {
+                    seat.offences += 1;
+                    tracing::warn!(vm = vm.0, %fault, "a guest is not listened to until it starts anew");
+                }
+                // Room may have come for what waits.
+                self.flush_vm(vm);
+                return;
+            };
+            match Up::parse(bytes.get(..length).unwrap_or_default()) {
+                Ok(message) => {
+                    tracing::trace!(vm = vm.0, ?message, "from a guest");
+                    self.hear_guest(vm, message);
+                }
+                Err(error) => {
+                    if let Some(seat) = self.vms.seat_mut(vm) {
+                        seat.offences += 1;
+                    }
+                    if self.may_log() {
+                        tracing::warn!(vm = vm.0, %error, "from a guest");
+                    }
+                }
+            }
+            self.perform();
+        }
+        // More may be there: the bell is rung once more, behind those of others.
+        if let Some(tenancy) = self.vms.tenancy(vm)
+            && let Some(bell) = tenancy.group.bell(crate::vm::server::HOST, 0)
+        {
+            super::ring(bell.as_fd());
+        }
+    }
+
+    fn hear_guest(&mut self, vm: VmId, message: Up) {
+        if let Up::Hello(hello) = message {
+            return self.guest_begins(vm, &hello);
+        }
+        let welcomed = self.vms.seat(vm).is_some_and(|seat| seat.welcome.is_some());
+        let good = welcomed && self.hear_program(vm, message).is_some();
+        if !good && let Some(seat) = self.vms.seat_mut(vm) {
+            // It may also just be late. Counted, and nothing more.
+            seat.offences += 1;
+        }
+    }
+
+    /// A driver has started.
+    fn guest_begins(&mut self, vm: VmId, hello: &GuestHello) {
+        let before = self.vms.seat(vm).and_then(|seat| seat.welcome);
+        if let Some(welcome) = before {
+            if welcome.nonce == hello.nonce {
+                return self.tell_vm(vm, &Down::Welcome(welcome));
+            }
+            // Its programs may still be there, and their direct connections go on by themselves.
+            self.guest_ended(vm);
+        }
+        let Some(first_process) = self.vms.take_block(vm) else {
+            return self.tell_vm(vm, &Down::Refused(Reason::Quota.code()));
+        };
+        let Some(tenancy) = self.vms.tenancy_mut(vm) else {
+            return;
+        };
+        let bytes = Seat::heap_bytes(&tenancy.region);
+        let heap = tenancy.region.take(bytes).map(|at| Heap { at, bytes });
+        let Some((vms, heap)) = Some(&mut self.vms).zip(heap) else {
+            return self.tell_vm(vm, &Down::Refused(Reason::NoMemory.code()));
+        };
+        let welcome = GuestWelcome {
+            nonce: hello.nonce,
+            heap_at: heap.at,
+            heap_bytes: heap.bytes,
+            first_process,
+            processes: GUEST_PROCESSES,
+            machine: vm.machine(),
+            reserved: 0,
+        };
+        let Some(found) = vms.vms.get_mut(vm.0) else {
+            return;
+        };
+        if let (Some(seat), Some(tenancy)) = (&mut found.seat, vms.tenancies.get(found.tenancy)) {
+            seat.begin(&tenancy.region);
+            seat.welcome = Some(welcome);
+            seat.heaps.push(heap);
+        }
+        tracing::info!(vm = %found.config.name, first_process, "guest");
+        self.tell_vm(vm, &Down::Welcome(welcome));
+    }
+
+    /// `None`: the message makes no sense for this guest.
+    fn hear_program(&mut self, vm: VmId, message: Up) -> Option<()> {
+        match message {
+            Up::Hello(_) => None,
+            Up::Program { process, at } => self.guest_program(vm, Process(process), at),
+            Up::ProgramGone(process) => {
+                self.vms.seat(vm)?.programs.get(&Process(process))?;
+                self.guest_program_left(vm, Process(process));
+                Some(())
+            }
+            Up::Context(body) => {
+                self.guest_context(vm, Process(body.process), body.context, body.vector)
+            }
+            Up::Pairing { process, message } => {
+                self.guest_pairs(vm, process, message);
+                Some(())
+            }
+            Up::Ended(number) => {
+                let (index, ..) = self.vms.connections.end_of(number, vm)?;
+                self.guest_let_go(number, index);
+                Some(())
+            }
+            Up::Departed { connection, held } => {
+                let (index, ..) = self.vms.connections.end_of(connection, vm)?;
+                if self.vms.connections.get(connection)?.relayed {
+                    self.command(Command::Depart(relay_id(connection, index), held));
+                }
+                Some(())
+            }
+            Up::Withdraw(number) => {
+                let (index, _, far) = self.vms.connections.end_of(number, vm)?;
+                if self.vms.connections.get(number)?.relayed {
+                    self.command(Command::Withdraw(relay_id(number, index)));
+                } else if let Some(far) = far {
+                    self.tell_vm(far.vm, &Down::Withdraw(number));
+                }
+                Some(())
+            }
+            Up::Retracted(number) => {
+                let (_, _, far) = self.vms.connections.end_of(number, vm)?;
+                if let Some(far) = far
+                    && !self.vms.connections.get(number)?.relayed
+                {
+                    self.tell_vm(far.vm, &Down::Retracted(number));
+                }
+                Some(())
+            }
+            Up::Kick { process, context } => {
+                let target = self.vms.vm_of_process(Process(process))?;
+                let same = self.vms.vm(target)?.tenancy == self.vms.vm(vm)?.tenancy;
+                same.then_some(())?;
+                self.tell_vm(target, &Down::Kick { process, context });
+                Some(())
+            }
+        }
+    }
+
+    fn guest_program(&mut self, vm: VmId, process: Process, at: u64) -> Option<()> {
+        let found = self.vms.vms.get_mut(vm.0)?;
+        let region = &self.vms.tenancies.get(found.tenancy)?.region;
+        let seat = found.seat.as_mut()?;
+        let taken = seat.programs.contains_key(&process)
+            || seat.programs.values().any(|program| program.at == at);
+        if taken || !seat.may_number(process) {
+            return None;
+        }
+        let events = seat.events_of(region, at)?;
+        let program = Program {
+            waiters: Arc::new(Waiters::new(process, GUEST_UID, events)),
+            at,
+            vectors: BTreeMap::new(),
+            knows: BTreeSet::new(),
+            port: None,
+        };
+        seat.programs.insert(process, program);
+        Some(())
+    }
+
+    fn guest_context(
+        &mut self,
+        vm: VmId,
+        process: Process,
+        context: u32,
+        vector: u16,
+    ) -> Option<()> {
+        let found = self.vms.vms.get_mut(vm.0)?;
+        let group = &self.vms.tenancies.get(found.tenancy)?.group;
+        let seat = found.seat.as_mut()?;
+        let member = seat.member;
+        let program = seat.programs.get_mut(&process)?;
+        let bell = group.bell(member, vector)?;
+        program.vectors.insert(context, vector);
+        // Its own copy, so that a port of the relay can be told from others in epoll.
+        if let Ok(bell) = bell.as_fd().try_clone_to_owned() {
+            program.waiters.add_doorbell(context, bell);
+        }
+        // Whoever knows the program already.
+        let knowing = self.who_knows(process);
+        for other in knowing {
+            self.tell_context(other, process, context, (member, vector));
+        }
+        Some(())
+    }
+
+    /// What a guest says of the two ends of a connection.
+    fn guest_pairs(&mut self, vm: VmId, process: u32, message: Pairing) {
+        let mut deeds = Vec::new();
+        match message {
+            Pairing::Offer { id, names, .. } => {
+                let known = self
+                    .vms
+                    .seat(vm)
+                    .is_some_and(|seat| seat.programs.contains_key(&Process(process)));
+                let owns = self.vms.vm(vm).is_some_and(|vm| vm.owns(names.own.ip()));
+                let to = if known && owns {
+                    self.side_of(vm, names.far.ip())
+                } else {
+                    Err(Reason::Untrusted)
+                };
+                match to {
+                    Ok(to) => {
+                        let from = Side::Vm(vm);
+                        self.vms
+                            .switch
+                            .offer(from, to, process, message, &mut deeds);
+                    }
+                    Err(reason) => {
+                        let reason = reason.code();
+                        let refusal = Pairing::Refuse { id, reason };
+                        self.tell_vm(vm, &Down::Pairing(refusal));
+                    }
+                }
+            }
+            Pairing::Candidate { .. } => {
+                let known = self
+                    .vms
+                    .seat(vm)
+                    .is_some_and(|seat| seat.programs.contains_key(&Process(process)));
+                if known {
+                    let side = Side::Vm(vm);
+                    self.vms.switch.hear(side, process, message, &mut deeds);
+                }
+            }
+            other => self
+                .vms
+                .switch
+                .hear(Side::Vm(vm), process, other, &mut deeds),
+        }
+        self.do_deeds(deeds);
+    }
+
+    /// Who has the end with this address, of a connection of a guest's program.
+    fn side_of(&mut self, asking: VmId, addr: IpAddr) -> Result<Side, Reason> {
+        match self.vms.owner(addr, Some(asking)) {
+            Ok(Some(vm)) if vm == asking => return Err(Reason::NotEstablished),
+            Ok(Some(vm)) => return Ok(Side::Vm(vm)),
+            Ok(None) => {}
+            Err(Ambiguous) => return Err(Reason::Ambiguous),
+        }
+        if self.is_own_address(addr) {
+            return Ok(Side::Local(asking));
+        }
+        match self.peer_for(addr) {
+            Some(peer) => Ok(Side::Peer(peer)),
+            None => Err(Reason::Unreachable),
+        }
+    }
+
+    /// Whether programs of this host may have an address: one of its interfaces, or of a domain.
+    fn is_own_address(&self, addr: IpAddr) -> bool {
+        let of_domain = |domain: &crate::broker::Domain| domain.owns(addr);
+        if self.options.domains.iter().any(of_domain) {
+            return true;
+        }
+        let Ok(interfaces) = nix::ifaddrs::getifaddrs() else {
+            return false;
+        };
+        interfaces
+            .filter_map(|interface| interface.address)
+            .any(|own| {
+                let v4 = own.as_sockaddr_in().map(|own| IpAddr::V4(own.ip()));
+                let v6 = own.as_sockaddr_in6().map(|own| IpAddr::V6(own.ip()));
+                v4.or(v6) == Some(addr)
+            })
+    }
+
+    fn peer_for(&self, addr: IpAddr) -> Option<PeerId> {
+        let relay = self.relay.as_ref()?;
+        let peers = relay.peers().lock();
+        let mut peers = peers.unwrap_or_else(std::sync::PoisonError::into_inner);
+        peers.reach(addr, Instant::now())
+    }
+
+    /// A program of this host has said something to a guest, for which the broker takes a far backend.
+    pub(in crate::daemon) fn local_pairs(&mut self, vm: VmId, message: Pairing) {
+        let mut deeds = Vec::new();
+        let from = Side::Local(vm);
+        match message {
+            Pairing::Offer { .. } => {
+                self.vms
+                    .switch
+                    .offer(from, Side::Vm(vm), 0, message, &mut deeds);
+            }
+            other => self.vms.switch.hear(from, 0, other, &mut deeds),
+        }
+        self.do_deeds(deeds);
+    }
+
+    /// Another host's backend has said something. False: it concerns programs of this host.
+    pub(in crate::daemon) fn peer_pairs(&mut self, peer: PeerId, message: Pairing) -> bool {
+        let mut deeds = Vec::new();
+        let from = Side::Peer(peer);
+        match message {
+            Pairing::Offer { id, names, .. } => match self.vms.owner(names.far.ip(), None) {
+                Ok(None) => return false,
+                Ok(Some(vm)) => {
+                    self.vms
+                        .switch
+                        .offer(from, Side::Vm(vm), 0, message, &mut deeds);
+                }
+                Err(Ambiguous) => {
+                    let reason = Reason::Ambiguous.code();
+                    self.command(Command::Tell(peer, Pairing::Refuse { id, reason }));
+                    return true;
+                }
+            },
+            Pairing::Candidate { offer: id, .. }
+            | Pairing::Pair { id, .. }
+            | Pairing::Paired { offer: id, .. }
+            | Pairing::Refuse { id, .. } => {
+                if FlowId::of(id).is_none() {
+                    return false;
+                }
+                self.vms.switch.hear(from, 0, message, &mut deeds);
+            }
+            Pairing::Withdraw { offer } => {
+                if !self.vms.switch.has_offer(from, offer) {
+                    return false;
+                }
+                self.vms.switch.hear(from, 0, message, &mut deeds);
+            }
+            Pairing::Resume { .. } | Pairing::Gone { .. } => return false,
+        }
+        self.do_deeds(deeds);
+        true
+    }
+
+    /// The guest at a far address, for a program of this host.
+    pub(in crate::daemon) fn guest_for(&self, addr: IpAddr) -> Option<PeerId> {
+        match self.vms.owner(addr, None) {
+            Ok(Some(vm)) => Some(vm.peer()),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! Ends, programs, drivers and machines that go.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rdma_core::channel::Down;
+use rdma_core::event::WaitFor;
+use rdma_core::reason::Reason;
+use rdma_core::sync::full_barrier;
+
+use super::hearing::GUEST_UID;
+use crate::carving::Place;
+use crate::daemon::Daemon;
+use crate::ids::Process;
+use crate::relay::Command;
+use crate::vm::VmId;
+use crate::vm::connections::{GuestEnd, relay_id};
+use crate::vm::region::is_in_region;
+use crate::vm::switch::Side;
+use crate::workers::Job;
+
+impl Daemon {
+    /// A guest's program uses the memory of a connection no more.
+    pub(super) fn guest_let_go(&mut self, number: u64, index: usize) {
+        let relayed = self
+            .vms
+            .connections
+            .get(number)
+            .is_some_and(|found| found.relayed);
+        if relayed {
+            self.command(Command::End(relay_id(number, index)));
+        }
+        if let Some(end) = self.vms.connections.let_go(number, index) {
+            self.recycle_guest(&end);
+        }
+    }
+
+    /// Has the memory of a connection zeroed.
+    pub(super) fn recycle_guest(&mut self, end: &GuestEnd) {
+        let arena = self
+            .vms
+            .tenancy(end.vm)
+            .and_then(|tenancy| tenancy.region.arena(end.place.arena));
+        if let Some(arena) = arena {
+            let job = Job::Clear {
+                arena: Arc::new(arena),
+                place: end.place,
+            };
+            self.workers.submit(GUEST_UID, job);
+        }
+    }
+
+    /// Memory of a connection has been zeroed, or not. False: it is none of a guest's.
+    pub(in crate::daemon) fn guest_recycled(&mut self, place: &Place, zeroed: bool) -> bool {
+        if !is_in_region(place.arena) {
+            return false;
+        }
+        for tenancy in &mut self.vms.tenancies {
+            if tenancy.region.arena(place.arena).is_some() {
+                tenancy.region.release(place, zeroed);
+            }
+        }
+        true
+    }
+
+    /// A program has left its guest.
+    pub(super) fn guest_program_left(&mut self, vm: VmId, process: Process) {
+        let Some(seat) = self.vms.seat_mut(vm) else {
+            return;
+        };
+        let program = seat.programs.remove(&process);
+        let port = program.and_then(|program| program.port);
+        for other in self.who_knows(process) {
+            self.tell_vm(other, &Down::ProgramGone(process.0));
+            if let Some(seat) = self.vms.seat_mut(other) {
+                for program in seat.programs.values_mut() {
+                    program.knows.remove(&process);
+                }
+            }
+        }
+        if let Some(port) = port {
+            self.command(Command::RemovePort(process));
+            if let Some(tenancy) = self.vms.tenancy_mut(vm) {
+                tenancy.region.leave(port.waiters.process);
+                tenancy
+                    .region
+                    .give_back(port.at, rdma_core::event::EVENT_BYTES as u64);
+            }
+        }
+        if let Some(tenancy) = self.vms.tenancy_mut(vm) {
+            tenancy.region.leave(process);
+        }
+    }
+
+    /// A driver has ended, and its programs are looked after no more.
+    pub(super) fn guest_ended(&mut self, vm: VmId) {
+        let mut deeds = Vec::new();
+        let is_it = |side| side == Side::Vm(vm) || side == Side::Local(vm);
+        self.vms.switch.forget(is_it, Reason::FarEnd, &mut deeds);
+        self.do_deeds(deeds);
+        let programs: Vec<Process> = self
+            .vms
+            .seat(vm)
+            .map(|seat| seat.programs.keys().copied().collect())
+            .unwrap_or_default();
+        for process in programs {
+            self.guest_program_left(vm, process);
+        }
+        if let Some(seat) = self.vms.seat_mut(vm) {
+            seat.welcome = None;
+        }
+        self.broker.peer_renewed(vm.peer());
+    }
+
+    /// A machine has gone, and takes everything of its own along. Its far ends are told at once: no kernel will.
+    pub(super) fn vm_left(&mut self, vm: VmId) {
+        let Some(seat) = self.vms.seat(vm) else {
+            return;
+        };
+        let member = seat.member;
+        tracing::info!(vm = vm.0, member, "device gone");
+        for (number, index) in self.vms.connections.of_vm(vm) {
+            self.break_end(vm, number);
+            self.guest_let_go(number, index);
+        }
+        self.guest_ended(vm);
+        self.broker.peer_silent(vm.peer());
+        let heaps = self
+            .vms
+            .vms
+            .get_mut(vm.0)
+            .and_then(|vm| vm.seat.take())
+            .map(|seat| seat.heaps);
+        self.vms.free_blocks(vm);
+        if let Some(tenancy) = self.vms.tenancy_mut(vm) {
+            if let Some(socket) = tenancy.group.socket(member) {
+                let _ = self.epoll.delete(socket.as_fd());
+            }
+            tenancy.group.leave(member);
+            tenancy.region.clear_control(member);
+            for heap in heaps.into_iter().flatten() {
+                tenancy.region.give_back(heap.at, heap.bytes);
+            }
+        }
+    }
+
+    /// Breaks a connection for the sake of the end that is left.
+    fn break_end(&mut self, vm: VmId, number: u64) {
+        let Some((index, own, far)) = self.vms.connections.end_of(number, vm) else {
+            return;
+        };
+        if self
+            .vms
+            .connections
+            .get(number)
+            .is_some_and(|found| found.relayed)
+        {
+            self.command(Command::Depart(relay_id(number, index), false));
+            return;
+        }
+        let arena = self
+            .vms
+            .tenancy(vm)
+            .and_then(|tenancy| tenancy.region.arena(own.place.arena));
+        let Some((arena, far)) = arena.zip(far) else {
+            return;
+        };
+        if let Some(words) = arena.end(own.place.offset, own.end) {
+            words.state.break_with(Reason::LinkReset);
+        }
+        full_barrier();
+        let mut waiting = Vec::new();
+        if let Some(words) = arena.end(far.place.offset, far.end) {
+            for what in [WaitFor::Data, WaitFor::Space] {
+                words.waits.each(what, |who| waiting.push(who));
+            }
+        }
+        let Some(program) = self
+            .vms
+            .seat(far.vm)
+            .and_then(|seat| seat.programs.get(&far.process))
+        else {
+            return;
+        };
+        for who in waiting {
+            if who.process == far.process.0
+                && program.waiters.post(who)
+                && let Some(bell) = program.waiters.doorbell(who.context.into())
+            {
+                super::ring(bell.as_fd());
+            }
+        }
+    }
+}

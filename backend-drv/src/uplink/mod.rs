@@ -1,0 +1,351 @@
+//! A guest's side of the channel to its host: what `viaduct-guest` has in the place of links.
+//!
+//! The memory of the guest's device ([`frontend_drv::device`]) holds a control ring each way
+//! ([`rdma_core::channel`]), the event memory of the programs that may have far ends outside, and the memory of their
+//! connections with those. The host gives all of it out; a part of it, the *heap*, is the guest's to put event memory
+//! into.
+//!
+//! * [`Uplink`]: the device, the rings, and what the host has told.
+//! * [`vectors`]: which interrupt wakes whom.
+
+mod vectors;
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use frontend_drv::device::Device;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use rdma_core::channel::{
+    BACKEND, CHANNEL_VERSION, CONTROL_VECTOR, ControlRing, Direction, Down, GuestContext,
+    GuestHello, GuestWelcome, MESSAGE_BYTES, Up, Writer, doorbell_value,
+};
+use rdma_core::event::{CONTEXT_STRIDE, EVENT_BYTES};
+use rdma_core::layout::LAYOUT_VERSION;
+
+use crate::ids::{ArenaId, Process};
+use crate::memory::Mapping;
+use crate::shared::{ConnectionArena, EventMemory};
+use crate::space::Space;
+use crate::wake::Waiters;
+
+pub use vectors::Vectors;
+
+/// Between two HELLOs that are not answered.
+const GREET_EVERY: Duration = Duration::from_millis(500);
+
+/// Who may have far ends outside the guest. Whoever maps the device maps all of it, so these programs trust each
+/// other.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outside {
+    /// Programs of this user.
+    User(u32),
+    /// Everybody.
+    Anybody,
+}
+
+impl Outside {
+    /// Whether a program of this user may.
+    pub fn allows(self, uid: u32) -> bool {
+        match self {
+            Self::User(user) => user == uid,
+            Self::Anybody => true,
+        }
+    }
+}
+
+/// A process outside the guest.
+#[derive(Debug)]
+pub struct Foreign {
+    /// Its contexts.
+    pub waiters: Waiters,
+    /// Which member and vector wakes each of them.
+    bells: HashMap<u32, (u16, u16)>,
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Uplink {
+    device: Box<dyn Device>,
+    mapping: Arc<Mapping>,
+    writer: Writer,
+    ring: ControlRing,
+    bell: EventFd,
+    vectors: Vectors,
+    outside: Outside,
+    nonce: u64,
+    greeted_at: Option<Instant>,
+    welcome: Option<GuestWelcome>,
+    heap: Space,
+    foreign: HashMap<Process, Foreign>,
+    /// Connections in each arena of the host's.
+    arena_users: HashMap<ArenaId, usize>,
+    last_process: u32,
+}
+
+impl Uplink {
+    /// Takes the device over. `nonce` differs between two runs.
+    ///
+    /// # Errors
+    /// The memory cannot be mapped, or is too small to have a control ring for this guest.
+    pub fn new(device: Box<dyn Device>, outside: Outside, nonce: u64) -> io::Result<Self> {
+        let bytes = usize::try_from(device.memory_bytes());
+        let bytes = bytes.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
+        let mapping = Arc::new(Mapping::of_device(&**device.memory(), bytes)?);
+        let member = device.id();
+        let region = mapping.region();
+        let unfit = || io::Error::from(io::ErrorKind::InvalidInput);
+        let writer = Writer::new(&region, member, Direction::Up).ok_or_else(unfit)?;
+        let ring = ControlRing::afresh(&region, member, Direction::Down).ok_or_else(unfit)?;
+        let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
+        let bell = EventFd::from_flags(flags)?;
+        if device.vectors() > 0 {
+            device.bind(CONTROL_VECTOR, bell.as_fd())?;
+        }
+        let vectors = Vectors::new(&*device)?;
+        Ok(Self {
+            device,
+            mapping,
+            writer,
+            ring,
+            bell,
+            vectors,
+            outside,
+            nonce,
+            greeted_at: None,
+            welcome: None,
+            heap: Space::default(),
+            foreign: HashMap::new(),
+            arena_users: HashMap::new(),
+            last_process: 0,
+        })
+    }
+
+    /// Readable when the host has said something.
+    pub fn bell(&self) -> BorrowedFd<'_> {
+        self.bell.as_fd()
+    }
+
+    /// Readable when a context rings that has no vector of its own.
+    pub fn common_bell(&self) -> BorrowedFd<'_> {
+        self.vectors.common_bell()
+    }
+
+    /// Doorbells of the contexts that have no vector of their own; also silences the common one.
+    pub fn common_contexts(&self) -> Vec<(Process, u32)> {
+        self.vectors.take_common()
+    }
+
+    /// When [`Uplink::greet`] wants to be called, or when the host must be looked for by itself.
+    pub fn next(&self) -> Option<Instant> {
+        match (self.welcome, self.greeted_at) {
+            (Some(_), _) => None,
+            (None, Some(at)) => Some(at + GREET_EVERY),
+            (None, None) => Some(Instant::now()),
+        }
+    }
+
+    /// Says HELLO, unless the host has answered or was asked just now.
+    pub fn greet(&mut self, now: Instant) {
+        let soon = self.greeted_at.is_some_and(|at| now < at + GREET_EVERY);
+        if self.welcome.is_some() || soon {
+            return;
+        }
+        self.greeted_at = Some(now);
+        let hello = GuestHello {
+            version: CHANNEL_VERSION,
+            layout_version: LAYOUT_VERSION,
+            nonce: self.nonce,
+        };
+        self.send(&Up::Hello(hello));
+    }
+
+    /// Says something to the host.
+    pub fn send(&mut self, message: &Up) {
+        tracing::trace!(?message, "to the host");
+        let mut bytes = [0; MESSAGE_BYTES];
+        let length = message.emit(&mut bytes);
+        if let Err(error) = self.writer.push(bytes.get(..length).unwrap_or_default()) {
+            tracing::warn!(%error, "the host does not listen");
+            return;
+        }
+        self.flush();
+    }
+
+    /// Writes what waits for room.
+    pub fn flush(&mut self) {
+        if self.writer.flush() {
+            self.device.ring(BACKEND, CONTROL_VECTOR);
+        }
+    }
+
+    /// Silences the bell; call before [`Uplink::receive`].
+    pub fn silence(&self) {
+        let _ = self.bell.read();
+    }
+
+    /// What the host has said.
+    pub fn receive(&mut self) -> Option<Down> {
+        loop {
+            let mut bytes = [0; MESSAGE_BYTES];
+            let length = match self.ring.next(&mut bytes) {
+                Ok(Some(length)) => length,
+                Ok(None) => return None,
+                Err(error) => {
+                    tracing::error!(%error, "the host makes no sense");
+                    return None;
+                }
+            };
+            match Down::parse(bytes.get(..length).unwrap_or_default()) {
+                Ok(message) => {
+                    tracing::trace!(?message, "from the host");
+                    return Some(message);
+                }
+                Err(error) => tracing::warn!(%error, "from the host"),
+            }
+        }
+    }
+
+    /// The host serves us. False: it answers an earlier run, or has answered already.
+    pub fn welcomed(&mut self, welcome: &GuestWelcome) -> bool {
+        let end = welcome.heap_at.checked_add(welcome.heap_bytes);
+        let fits = end.is_some_and(|end| end <= self.device.memory_bytes());
+        if welcome.nonce != self.nonce || self.welcome.is_some() || !fits {
+            return false;
+        }
+        self.heap = Space::new(welcome.heap_at, welcome.heap_at + welcome.heap_bytes);
+        self.welcome = Some(*welcome);
+        true
+    }
+
+    /// Whether the host serves us.
+    pub const fn is_up(&self) -> bool {
+        self.welcome.is_some()
+    }
+
+    /// See [`rdma_core::control::Welcome::machine`].
+    pub fn machine(&self) -> u32 {
+        self.welcome.map_or(0, |welcome| welcome.machine)
+    }
+
+    /// Whether programs of this user may have far ends outside.
+    pub fn allows(&self, uid: u32) -> bool {
+        self.is_up() && self.outside.allows(uid)
+    }
+
+    /// A number and event memory for a program that may have far ends outside, if there are any left.
+    pub fn admit(&mut self, taken: impl Fn(Process) -> bool) -> Option<(Process, EventMemory)> {
+        let welcome = self.welcome?;
+        let process = (0..welcome.processes).find_map(|_| {
+            self.last_process = (self.last_process + 1) % welcome.processes;
+            let process = Process(welcome.first_process + self.last_process);
+            // The highest ones are the host's.
+            let ours = self.last_process < welcome.processes / 2;
+            (ours && !taken(process)).then_some(process)
+        })?;
+        let at = self.heap.take(EVENT_BYTES as u64)?;
+        let events = EventMemory::part(self.device.memory(), &self.mapping, at)?;
+        self.send(&Up::Program {
+            process: process.0,
+            at,
+        });
+        Some((process, events))
+    }
+
+    /// A program that was [admitted](Uplink::admit) is gone, and whoever knew it outside will be told.
+    pub fn dismiss(&mut self, process: Process, events: &EventMemory, contexts: u32) {
+        self.vectors.free_all(process, &*self.device);
+        self.send(&Up::ProgramGone(process.0));
+        let used = contexts as usize * CONTEXT_STRIDE;
+        self.mapping.zero(events.at(), used.min(EVENT_BYTES));
+        self.heap.give_back(events.at(), EVENT_BYTES as u64);
+    }
+
+    /// A program that was [admitted](Uplink::admit) has a context with this doorbell.
+    pub fn add_context(&mut self, process: Process, context: u32, bell: BorrowedFd<'_>) {
+        let vector = self.vectors.bind(process, context, bell, &*self.device);
+        let body = GuestContext {
+            process: process.0,
+            context,
+            member: self.device.id(),
+            vector,
+            reserved: 0,
+        };
+        self.send(&Up::Context(body));
+    }
+
+    /// The host speaks of a process outside.
+    pub fn add_foreign(&mut self, process: Process, at: u64) -> bool {
+        let Some(events) = EventMemory::part(self.device.memory(), &self.mapping, at) else {
+            return false;
+        };
+        let foreign = Foreign {
+            waiters: Waiters::new(process, 0, events),
+            bells: HashMap::new(),
+        };
+        self.foreign.insert(process, foreign);
+        true
+    }
+
+    /// It has a context.
+    pub fn add_foreign_context(&mut self, body: &GuestContext) -> bool {
+        let Some(foreign) = self.foreign.get_mut(&Process(body.process)) else {
+            return false;
+        };
+        let bell = (body.member, body.vector);
+        foreign.bells.insert(body.context, bell);
+        true
+    }
+
+    /// It has left.
+    pub fn remove_foreign(&mut self, process: Process) {
+        self.foreign.remove(&process);
+    }
+
+    /// A process outside.
+    pub fn foreign(&self, process: Process) -> Option<&Foreign> {
+        self.foreign.get(&process)
+    }
+
+    /// Wakes a context of a process outside.
+    pub fn ring(&self, process: Process, context: u32) {
+        let bells = self.foreign.get(&process).map(|foreign| &foreign.bells);
+        if let Some((member, vector)) = bells.and_then(|bells| bells.get(&context)) {
+            self.device.ring(*member, *vector);
+        }
+    }
+
+    /// How a program rings a context of a process outside: what it stores, to which file's registers.
+    pub fn register(&self, process: Process, context: u32) -> Option<(u32, Arc<OwnedFd>)> {
+        let (member, vector) = *self.foreign.get(&process)?.bells.get(&context)?;
+        let file = Arc::clone(self.device.register()?);
+        Some((doorbell_value(member, vector), file))
+    }
+
+    /// An arena of the host's, of `bytes` bytes from `at` on.
+    pub fn arena(&self, at: u64, bytes: u64) -> Option<ConnectionArena> {
+        ConnectionArena::part(self.device.memory(), &self.mapping, (at, bytes))
+    }
+
+    /// One connection more lies in an arena. True if it is the first.
+    pub fn enter_arena(&mut self, arena: ArenaId) -> bool {
+        let users = self.arena_users.entry(arena).or_default();
+        *users += 1;
+        *users == 1
+    }
+
+    /// One connection less. True if it was the last.
+    pub fn leave_arena(&mut self, arena: ArenaId) -> bool {
+        let Some(users) = self.arena_users.get_mut(&arena) else {
+            return false;
+        };
+        *users = users.saturating_sub(1);
+        let last = *users == 0;
+        if last {
+            self.arena_users.remove(&arena);
+        }
+        last
+    }
+}

@@ -1,0 +1,223 @@
+//! The memory that virtual machines share with the backend, and with each other if they are of one tenant.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rdma_core::channel::{
+    CHANNEL_VERSION, CONTROL_AREA_BYTES, HEAP_START, REGION_MAGIC, RegionHeader, control_offset,
+};
+use rdma_core::event::EVENT_BYTES;
+use rdma_core::layout::LAYOUT_VERSION;
+use rdma_core::sync::Ordering;
+use rustix::fs::{FallocateFlags, fallocate};
+
+use crate::carving::{Carving, Couple, Place};
+use crate::ids::{ArenaId, Process};
+use crate::memory::Mapping;
+use crate::shared::{ConnectionArena, EventMemory, sealed_memory};
+use crate::space::Space;
+
+/// Arenas of regions are numbered apart from those of programs of this host, and of other regions.
+const ARENAS: u32 = 1 << 30;
+const ARENAS_PER_REGION: u32 = 1 << 20;
+
+/// Whether an arena lies in a region.
+pub const fn is_in_region(arena: ArenaId) -> bool {
+    arena.0 & ARENAS != 0
+}
+
+/// Where an arena lies.
+#[derive(Clone, Copy, Debug)]
+struct Hole {
+    at: u64,
+    bytes: u64,
+}
+
+/// One region.
+#[derive(Debug)]
+pub struct Region {
+    memory: Arc<OwnedFd>,
+    mapping: Arc<Mapping>,
+    bytes: u64,
+    space: Space,
+    carving: Carving,
+    arenas: HashMap<ArenaId, Hole>,
+}
+
+impl Region {
+    /// Makes region number `index`, of `bytes` bytes, a power of two.
+    ///
+    /// # Errors
+    /// No descriptor or address space to be had.
+    pub fn create(index: usize, bytes: u64) -> io::Result<Self> {
+        let memory = sealed_memory("viaduct-region", bytes)?;
+        let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mapping = Arc::new(Mapping::of_sealed(&memory, len)?);
+        let mut carving = Carving::default();
+        let index = u32::try_from(index).unwrap_or(0);
+        carving.skip(ArenaId(ARENAS + index * ARENAS_PER_REGION));
+        let region = Self {
+            memory: Arc::new(memory),
+            mapping,
+            bytes,
+            space: Space::new(HEAP_START, bytes),
+            carving,
+            arenas: HashMap::new(),
+        };
+        region.write_header();
+        Ok(region)
+    }
+
+    fn write_header(&self) {
+        if let Some(header) = self.mapping.get::<RegionHeader>(0) {
+            header.version.store(CHANNEL_VERSION, Ordering::Relaxed);
+            header
+                .layout_version
+                .store(LAYOUT_VERSION, Ordering::Relaxed);
+            header.bytes.store(self.bytes, Ordering::Relaxed);
+            header.magic.store(REGION_MAGIC, Ordering::Release);
+        }
+    }
+
+    /// The file.
+    pub const fn memory(&self) -> &Arc<OwnedFd> {
+        &self.memory
+    }
+
+    /// The mapping.
+    pub const fn mapping(&self) -> &Arc<Mapping> {
+        &self.mapping
+    }
+
+    /// Size in bytes.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Bytes that nobody has been given.
+    pub fn free(&self) -> u64 {
+        self.space.free()
+    }
+
+    /// `bytes` bytes for whatever.
+    pub fn take(&mut self, bytes: u64) -> Option<u64> {
+        self.space.take(bytes)
+    }
+
+    /// Gives back what [`Region::take`] gave out, as zeros.
+    pub fn give_back(&mut self, at: u64, bytes: u64) {
+        match self.punch(at, bytes) {
+            Ok(()) => self.space.give_back(at, bytes),
+            Err(error) => tracing::warn!(%error, at, bytes, "memory is not used again"),
+        }
+    }
+
+    fn punch(&self, at: u64, bytes: u64) -> io::Result<()> {
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(fallocate(self.memory.as_fd(), how, at, bytes)?)
+    }
+
+    /// A member has left: its control rings read as zeros again.
+    pub fn clear_control(&self, member: u16) {
+        if let Some(at) = control_offset(member)
+            && let Err(error) = self.punch(at as u64, CONTROL_AREA_BYTES as u64)
+        {
+            tracing::warn!(%error, "control rings");
+        }
+    }
+
+    /// Event memory, and where it lies.
+    pub fn events(&mut self) -> Option<(u64, EventMemory)> {
+        let at = self.take(EVENT_BYTES as u64)?;
+        let events = self.events_at(at)?;
+        Some((at, events))
+    }
+
+    /// The event memory at `at`; `None` if it would not lie in the region.
+    pub fn events_at(&self, at: u64) -> Option<EventMemory> {
+        EventMemory::part(&self.memory, &self.mapping, at)
+    }
+
+    /// Memory for a connection of `couple`, and the arena that it lies in.
+    pub fn place(&mut self, couple: Couple, ring_log2: u32) -> Option<(Place, ConnectionArena)> {
+        let place = self.carving.place(couple, ring_log2)?;
+        if place.fresh {
+            let Some(at) = self.space.take(place.arena_bytes) else {
+                self.carving.forget(place.arena);
+                return None;
+            };
+            let hole = Hole {
+                at,
+                bytes: place.arena_bytes,
+            };
+            self.arenas.insert(place.arena, hole);
+        }
+        let arena = self.arena(place.arena)?;
+        Some((place, arena))
+    }
+
+    /// An arena.
+    pub fn arena(&self, arena: ArenaId) -> Option<ConnectionArena> {
+        let hole = self.arenas.get(&arena)?;
+        ConnectionArena::part(&self.memory, &self.mapping, (hole.at, hole.bytes))
+    }
+
+    /// The memory of a connection is used no more, and has been zeroed or not.
+    pub fn release(&mut self, place: &Place, zeroed: bool) {
+        if self.carving.release(place, zeroed) {
+            self.drop_arena(place.arena);
+        }
+    }
+
+    /// A process has left: no new connection lies in its arenas.
+    pub fn leave(&mut self, process: Process) {
+        for arena in self.carving.leave(process) {
+            self.drop_arena(arena);
+        }
+    }
+
+    fn drop_arena(&mut self, arena: ArenaId) {
+        if let Some(Hole { at, bytes }) = self.arenas.remove(&arena) {
+            self.give_back(at, bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_comes_back_as_zeros() {
+        let mut region = Region::create(1, 64 << 20).unwrap();
+        let free = region.free();
+        let couple = Couple::of(Process(1), Process(2));
+        let (place, arena) = region.place(couple, 16).unwrap();
+        assert!(is_in_region(place.arena));
+        arena.prepare(place.offset, 16, 9).unwrap();
+        arena.clear(place.offset, 16).unwrap();
+        region.release(&place, true);
+        region.leave(Process(1));
+        assert_eq!(region.free(), free);
+        let (at, events) = region.events().unwrap();
+        events.context(3).unwrap().post(7);
+        region.give_back(at, EVENT_BYTES as u64);
+        let (again, events) = region.events().unwrap();
+        assert_eq!(again, at);
+        assert!(!events.context(3).unwrap().has_pending());
+    }
+
+    #[test]
+    fn a_full_region_has_no_place() {
+        let mut region = Region::create(0, 64 << 20).unwrap();
+        let couple = Couple::of(Process(1), Process(2));
+        let mut count = 0;
+        while region.place(couple, 22).is_some() {
+            count += 1;
+        }
+        assert!(count >= 2, "{count}");
+        assert!(region.place(couple, 16).is_some(), "a smaller one fits");
+    }
+}
