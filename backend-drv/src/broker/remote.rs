@@ -366,6 +366,12 @@ impl Broker {
         }
     }
 
+    /// The far backend's number for the far end of a relayed connection.
+    pub fn far_id(&self, connection: ConnectionId) -> Option<u64> {
+        let relay = self.connections.get(&connection)?.relay?;
+        Some(relay.abroad()?.far_id)
+    }
+
     /// Whether a backend relays the connection.
     pub fn is_relayed(&self, connection: ConnectionId) -> bool {
         self.connections

@@ -13,6 +13,8 @@ use crate::broker::{Beside, Half};
 use crate::ids::{PeerId, Process, RegistrationId};
 use crate::relay::{self, Command, Links, Opening, Relay, Report};
 use crate::shared::EventMemory;
+use crate::vm::VmId;
+use crate::vm::connections::of_relay;
 use crate::wake::Waiters;
 use crate::workers::Job;
 
@@ -128,7 +130,7 @@ impl Daemon {
     }
 
     /// The relay is needed. `None`: there is none.
-    fn start_relay(&mut self) -> Option<()> {
+    pub(super) fn start_relay(&mut self) -> Option<()> {
         if self.relay.is_none()
             && let Err(error) = self.start_relay_with(Links::default())
         {
@@ -140,6 +142,9 @@ impl Daemon {
     /// Has a connection relayed to another host.
     pub(super) fn open_relay(&mut self, half: &Half, peer: PeerId, far: Option<FarPlace>) {
         let connection = half.connection;
+        if VmId::of(peer).is_some() {
+            return self.open_to_guest(half);
+        }
         match self.opening(half) {
             Some(opening) => self.command(Command::Open { opening, peer, far }),
             None => {
@@ -168,7 +173,7 @@ impl Daemon {
     }
 
     /// What the relay has to know to serve one end.
-    fn opening(&mut self, half: &Half) -> Option<Opening> {
+    pub(super) fn opening(&mut self, half: &Half) -> Option<Opening> {
         self.try_open_relay(half.process)?;
         let arena = Arc::clone(&self.arenas.get(&half.place.arena)?.memory);
         let origin = self.broker.origin(half.connection)?;
@@ -229,6 +234,9 @@ impl Daemon {
         match report {
             Report::Opened(connection, place) => {
                 tracing::debug!(%connection, ?place, "relay");
+                if self.guest_opened(&[connection], place) {
+                    return;
+                }
                 if place.is_err() {
                     self.broker.relay_closed(connection);
                 }
@@ -236,6 +244,13 @@ impl Daemon {
             }
             Report::OpenedHere(both, result) => {
                 tracing::debug!(?both, ?result, "relay");
+                let place = FarPlace {
+                    endpoint: 0,
+                    rkey: 0,
+                };
+                if self.guest_opened(&both, result.map(|()| place)) {
+                    return;
+                }
                 if result.is_err() {
                     for connection in both {
                         self.broker.relay_closed(connection);
@@ -245,6 +260,9 @@ impl Daemon {
             }
             Report::Left { connection, .. } => {
                 tracing::debug!(%connection, "relayed to its end");
+                if let Some((number, index)) = of_relay(connection) {
+                    return self.guest_relay_left(number, index);
+                }
                 self.broker.relay_closed(connection);
                 self.survivor_left(connection);
             }
@@ -263,6 +281,9 @@ impl Daemon {
                 self.broker.peer_silent(peer);
             }
             Report::Granted(connection) => {
+                if let Some((number, index)) = of_relay(connection) {
+                    return self.guest_granted(number, index);
+                }
                 let ends = self.broker.ends(connection);
                 for occupant in ends.into_iter().flat_map(|ends| ends.occupants).flatten() {
                     self.withdrawals.plan_rescue(occupant.id);

@@ -2,12 +2,15 @@
 
 use std::collections::HashMap;
 
+use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
 use rdma_core::layout::End;
+use rdma_core::wire::pairing::Place as FarPlace;
 
 use super::VmId;
 use super::switch::FlowId;
+use crate::broker::Half;
 use crate::carving::Place;
-use crate::ids::{ConnectionId, Process};
+use crate::ids::{ConnectionId, PeerId, Process};
 
 /// The relay's numbers for the ends of guests have this bit.
 const RELAYED: u64 = 1 << 52;
@@ -27,6 +30,23 @@ pub struct GuestEnd {
     pub end: End,
     /// The process at the far end: the other program, or the relay as this one knows it.
     pub far: Process,
+    /// The guest has been told of the memory.
+    pub granted: bool,
+    /// The guest uses the memory.
+    pub used: bool,
+    /// The relay uses the memory.
+    pub relayed: bool,
+}
+
+/// Who has an end of a connection.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Holder {
+    /// A guest's program.
+    Guest(GuestEnd),
+    /// A program of this host, in memory of its own, which the relay serves.
+    Local(Half),
+    /// A program behind another host's backend, and where that takes bytes, if it has said so.
+    Peer(PeerId, Option<FarPlace>),
 }
 
 /// A connection with one or two ends in guests.
@@ -34,12 +54,45 @@ pub struct GuestEnd {
 pub struct Connection {
     /// How its ends found each other.
     pub flow: FlowId,
-    /// Ends that have not let go: the leader's, the follower's.
-    pub ends: [Option<GuestEnd>; 2],
-    /// The backend relays it.
-    pub relayed: bool,
-    /// For a relayed connection: ends whose memory the relay has not let go of.
-    pub held: [bool; 2],
+    /// The leader's and the follower's end.
+    pub ends: [Holder; 2],
+    /// Ring size as a power of two.
+    pub ring_log2: u32,
+}
+
+impl Connection {
+    /// Whether the relay serves it, as opposed to two guests alone.
+    pub fn is_relayed(&self) -> bool {
+        self.guests().any(|(_, end)| end.far_is_relay())
+    }
+
+    /// The ends that are in guests.
+    pub fn guests(&self) -> impl Iterator<Item = (usize, GuestEnd)> + '_ {
+        let all = self.ends.iter().enumerate();
+        all.filter_map(|(index, holder)| match holder {
+            Holder::Guest(end) => Some((index, *end)),
+            _ => None,
+        })
+    }
+
+    fn guest_mut(&mut self, index: usize) -> Option<&mut GuestEnd> {
+        match self.ends.get_mut(index)? {
+            Holder::Guest(end) => Some(end),
+            _ => None,
+        }
+    }
+
+    /// Whether nobody uses any memory of it.
+    fn is_over(&self) -> bool {
+        self.guests().all(|(_, end)| !end.used && !end.relayed)
+    }
+}
+
+impl GuestEnd {
+    /// Whether the far end of the memory is the relay.
+    pub fn far_is_relay(&self) -> bool {
+        (self.far.0 - GUEST_PROCESS_MIN) % GUEST_PROCESSES >= GUEST_PROCESSES / 2
+    }
 }
 
 /// All of them.
@@ -74,48 +127,62 @@ impl Connections {
         self.by_flow.get(&flow).copied()
     }
 
-    /// The end of a connection that a guest has, which 0 or 1 it is, and the other one.
+    /// The end of a connection that a guest uses, which it is, and the other one if a guest uses that.
     pub fn end_of(&self, number: u64, vm: VmId) -> Option<(usize, GuestEnd, Option<GuestEnd>)> {
-        let ends = self.all.get(&number)?.ends;
-        (0..2).find_map(|index| {
-            let own = ends.get(index).copied().flatten()?;
-            let far = ends.get(1 - index).copied().flatten();
-            (own.vm == vm).then_some((index, own, far))
-        })
+        let connection = self.all.get(&number)?;
+        let used = |(_, end): &(usize, GuestEnd)| end.used;
+        let mut own = connection.guests().filter(used);
+        let (index, end) = own.find(|(_, end)| end.vm == vm)?;
+        let mut far = connection.guests().filter(used);
+        let far = far.find(|(other, _)| *other != index);
+        Some((index, end, far.map(|(_, end)| end)))
     }
 
-    /// A guest lets go of its end. Its memory, if nobody uses that any more.
+    /// Notes that a guest was told of its end. `None`: there is no such end.
+    pub fn granted(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
+        let end = self.all.get_mut(&number)?.guest_mut(index)?;
+        end.granted = true;
+        Some(*end)
+    }
+
+    /// A guest uses its end no more. The end, if nobody uses its memory any more.
     pub fn let_go(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
-        let connection = self.all.get_mut(&number)?;
-        let end = connection.ends.get_mut(index)?.take()?;
-        let shared = !connection.relayed && connection.ends.iter().any(Option::is_some);
-        let is_held = connection.held.get(index).copied().unwrap_or(false);
-        if shared || is_held {
-            if is_held {
-                // Put back for the relay to let go of.
-                *connection.ends.get_mut(index)? = Some(end);
-            }
-            return None;
-        }
-        self.forget_if_over(number);
-        Some(end)
+        self.release(number, index, |end| end.used = false)
     }
 
-    fn forget_if_over(&mut self, number: u64) {
-        if let Some(connection) = self.all.get(&number)
-            && connection.ends == [None, None]
-        {
+    /// The relay uses the memory of an end no more. The end, if nobody does.
+    pub fn relay_left(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
+        self.release(number, index, |end| end.relayed = false)
+    }
+
+    fn release(
+        &mut self,
+        number: u64,
+        index: usize,
+        change: impl FnOnce(&mut GuestEnd),
+    ) -> Option<GuestEnd> {
+        let connection = self.all.get_mut(&number)?;
+        let end = connection.guest_mut(index)?;
+        let was_free = !end.used && !end.relayed;
+        change(end);
+        let end = *end;
+        let shared = connection
+            .guests()
+            .any(|(other, far)| other != index && far.place == end.place && far.used);
+        if connection.is_over() {
             self.by_flow.remove(&connection.flow);
             self.all.remove(&number);
         }
+        let is_free = !end.used && !end.relayed && !shared;
+        (is_free && !was_free).then_some(end)
     }
 
-    /// Connections with an end in a guest, and which end.
+    /// Connections with an end that a guest uses, and which end.
     pub fn of_vm(&self, vm: VmId) -> Vec<(u64, usize)> {
         let mut found = Vec::new();
         for (number, connection) in &self.all {
-            for (index, end) in connection.ends.iter().enumerate() {
-                if end.is_some_and(|end| end.vm == vm) {
+            for (index, end) in connection.guests() {
+                if end.vm == vm && end.used {
                     found.push((*number, index));
                 }
             }
@@ -126,8 +193,17 @@ impl Connections {
 
     /// How many there are: direct, and relayed.
     pub fn count(&self) -> (usize, usize) {
-        let relayed = self.all.values().filter(|found| found.relayed).count();
+        let relayed = self.all.values().filter(|found| found.is_relayed());
+        let relayed = relayed.count();
         (self.all.len() - relayed, relayed)
+    }
+
+    /// The relayed connection that serves an end of this host's.
+    pub fn of_local(&self, connection: ConnectionId) -> Option<u64> {
+        let is_it = |holder: &Holder| matches!(holder, Holder::Local(half) if half.connection == connection);
+        let mut all = self.all.iter();
+        all.find(|(_, found)| found.ends.iter().any(is_it))
+            .map(|(number, _)| *number)
     }
 }
 
@@ -143,4 +219,72 @@ pub const fn of_relay(id: ConnectionId) -> Option<(u64, usize)> {
     }
     let rest = id.0 & !RELAYED;
     Some((rest >> 1, (rest & 1) as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::ArenaId;
+
+    fn end(vm: usize, offset: u64, relayed: bool) -> GuestEnd {
+        let far = GUEST_PROCESS_MIN + if relayed { GUEST_PROCESSES / 2 } else { 1 };
+        GuestEnd {
+            vm: VmId(vm),
+            process: Process(GUEST_PROCESS_MIN + 1),
+            registration: 1,
+            place: Place {
+                arena: ArenaId(1),
+                offset,
+                ring_log2: 16,
+                arena_bytes: 1 << 20,
+                fresh: false,
+            },
+            end: End::Zero,
+            far: Process(far),
+            granted: true,
+            used: true,
+            relayed,
+        }
+    }
+
+    fn connection(ends: [GuestEnd; 2]) -> (Connections, u64) {
+        let mut all = Connections::default();
+        let number = all.insert(Connection {
+            flow: FlowId(7),
+            ends: ends.map(Holder::Guest),
+            ring_log2: 16,
+        });
+        (all, number)
+    }
+
+    #[test]
+    fn shared_memory_is_free_when_both_have_let_go() {
+        let (mut all, number) = connection([end(0, 0, false), end(1, 0, false)]);
+        assert_eq!(all.count(), (1, 0));
+        assert_eq!(all.let_go(number, 0), None);
+        assert_eq!(all.let_go(number, 0), None, "once");
+        assert_eq!(all.end_of(number, VmId(0)), None);
+        assert!(all.let_go(number, 1).is_some());
+        assert_eq!(all.count(), (0, 0));
+        assert_eq!(all.of_flow(FlowId(7)), None);
+    }
+
+    #[test]
+    fn relayed_memory_is_free_when_guest_and_relay_have_let_go() {
+        let (mut all, number) = connection([end(0, 0, true), end(1, 4096, true)]);
+        assert_eq!(all.count(), (0, 1));
+        assert_eq!(all.let_go(number, 0), None);
+        assert!(all.relay_left(number, 0).is_some());
+        assert_eq!(all.relay_left(number, 1), None);
+        assert!(all.let_go(number, 1).is_some());
+        assert_eq!(all.count(), (0, 0));
+    }
+
+    #[test]
+    fn the_relay_names_ends_apart() {
+        for (number, index) in [(1, 0), (1, 1), (77, 1)] {
+            assert_eq!(of_relay(relay_id(number, index)), Some((number, index)));
+        }
+        assert_eq!(of_relay(ConnectionId(3)), None);
+    }
 }

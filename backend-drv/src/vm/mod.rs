@@ -31,6 +31,7 @@ use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
 use rdma_core::event::WaitRef;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
+use crate::broker::Half;
 use crate::config::VmConfig;
 use crate::ids::{PeerId, Process};
 
@@ -38,7 +39,7 @@ use connections::Connections;
 use region::Region;
 use seat::Seat;
 use server::Group;
-use switch::Switch;
+use switch::{FlowId, Switch};
 
 /// A virtual machine, in the order of the configuration.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -117,6 +118,8 @@ pub struct Vms {
     pub switch: Switch,
     /// Memory of connections.
     pub connections: Connections,
+    /// Ends of this host's that lead, while their far guest is asked.
+    pub local_halves: HashMap<FlowId, Half>,
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,

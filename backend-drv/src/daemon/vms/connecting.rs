@@ -1,7 +1,6 @@
 //! From two ends that belong together to memory that they share, or that the relay serves.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use rdma_core::channel::{Down, Grant, GuestContext};
 use rdma_core::layout::End;
@@ -12,16 +11,9 @@ use crate::carving::{Couple, Place};
 use crate::daemon::Daemon;
 use crate::ids::Process;
 use crate::relay::Command;
-use crate::shared::ConnectionArena;
 use crate::vm::VmId;
-use crate::vm::connections::{Connection, GuestEnd};
+use crate::vm::connections::{Connection, GuestEnd, Holder, relay_id};
 use crate::vm::switch::{Deed, Flow, FlowId, Side};
-
-/// What is said of memory that only the hearer's own backend needs to know.
-const NOWHERE: FarPlace = FarPlace {
-    endpoint: 0,
-    rkey: 0,
-};
 
 impl Daemon {
     /// Does what the switch wants done.
@@ -90,6 +82,9 @@ impl Daemon {
             place,
             end,
             far: processes[1 - index],
+            granted: false,
+            used: true,
+            relayed: false,
         };
         let ends = [
             guest_end(one, 0, flow.leader.id, End::Zero),
@@ -97,9 +92,8 @@ impl Daemon {
         ];
         let connection = self.vms.connections.insert(Connection {
             flow: number,
-            ends: ends.map(Some),
-            relayed: false,
-            held: [false; 2],
+            ends: ends.map(Holder::Guest),
+            ring_log2,
         });
         arena
             .prepare(place.offset, place.ring_log2, connection)
@@ -112,18 +106,22 @@ impl Daemon {
                 .map(|program| program.at);
             self.introduce_guest(ends[near].vm, processes[near], processes[far], at);
         }
-        self.grant(connection, &ends[1], &arena, false);
+        self.grant(connection, 1);
         Ok(())
     }
 
     /// Tells a guest of memory for one of its registrations.
-    pub(super) fn grant(
-        &mut self,
-        connection: u64,
-        end: &GuestEnd,
-        arena: &ConnectionArena,
-        relayed: bool,
-    ) {
+    pub(super) fn grant(&mut self, connection: u64, index: usize) {
+        let Some(end) = self.vms.connections.granted(connection, index) else {
+            return;
+        };
+        let arena = self
+            .vms
+            .tenancy(end.vm)
+            .and_then(|tenancy| tenancy.region.arena(end.place.arena));
+        let Some(arena) = arena else {
+            return;
+        };
         let Place {
             offset,
             ring_log2,
@@ -140,7 +138,7 @@ impl Daemon {
             ring_log2,
             peer: end.far.0,
             end: u8::try_from(end.end.index()).unwrap_or(0),
-            relayed: relayed.into(),
+            relayed: end.far_is_relay().into(),
             reserved: [0; 2],
         };
         self.tell_vm(end.vm, &Down::Grant(grant));
@@ -154,18 +152,13 @@ impl Daemon {
         let Some(found) = self.vms.connections.get(connection).copied() else {
             return;
         };
-        if found.relayed {
-            return self.complete_relayed(number, connection, place);
-        }
-        self.vms.switch.remove(number);
-        if let Some(leader) = found.ends[0] {
-            let arena = self
-                .vms
-                .tenancy(leader.vm)
-                .and_then(|tenancy| tenancy.region.arena(leader.place.arena));
-            if let Some(arena) = arena {
-                self.grant(connection, &leader, &arena, false);
+        let flow = self.vms.switch.remove(number);
+        if found.is_relayed() {
+            if let Some(flow) = flow {
+                self.complete_relayed(&flow, connection, place);
             }
+        } else {
+            self.grant(connection, 0);
         }
     }
 
@@ -177,12 +170,14 @@ impl Daemon {
         let Some(found) = self.vms.connections.get(connection).copied() else {
             return;
         };
-        if found.relayed {
-            return self.undo_relayed(connection);
-        }
-        // The follower lets go by itself, or has never had it.
-        for index in 0..2 {
-            self.guest_let_go(connection, index);
+        for (index, end) in found.guests() {
+            if end.relayed {
+                self.command(Command::Close(relay_id(connection, index)));
+            }
+            // A follower that was told lets go by itself.
+            if !end.granted {
+                self.guest_let_go(connection, index);
+            }
         }
     }
 
@@ -264,20 +259,4 @@ impl Daemon {
         }
         found.into_iter().collect()
     }
-
-    /// The relay's side of a connection: not before there is one that copies between two memories of this host.
-    fn connect_relayed(
-        &mut self,
-        _number: FlowId,
-        _flow: &Flow,
-        _ring_log2: u32,
-        _place: FarPlace,
-    ) -> Result<(), Reason> {
-        let _ = (NOWHERE, Arc::new(()));
-        Err(Reason::Unreachable)
-    }
-
-    fn complete_relayed(&mut self, _number: FlowId, _connection: u64, _place: FarPlace) {}
-
-    fn undo_relayed(&mut self, _connection: u64) {}
 }

@@ -146,14 +146,14 @@ impl Daemon {
             }
             Up::Departed { connection, held } => {
                 let (index, ..) = self.vms.connections.end_of(connection, vm)?;
-                if self.vms.connections.get(connection)?.relayed {
+                if self.vms.connections.get(connection)?.is_relayed() {
                     self.command(Command::Depart(relay_id(connection, index), held));
                 }
                 Some(())
             }
             Up::Withdraw(number) => {
                 let (index, _, far) = self.vms.connections.end_of(number, vm)?;
-                if self.vms.connections.get(number)?.relayed {
+                if self.vms.connections.get(number)?.is_relayed() {
                     self.command(Command::Withdraw(relay_id(number, index)));
                 } else if let Some(far) = far {
                     self.tell_vm(far.vm, &Down::Withdraw(number));
@@ -163,7 +163,7 @@ impl Daemon {
             Up::Retracted(number) => {
                 let (_, _, far) = self.vms.connections.end_of(number, vm)?;
                 if let Some(far) = far
-                    && !self.vms.connections.get(number)?.relayed
+                    && !self.vms.connections.get(number)?.is_relayed()
                 {
                     self.tell_vm(far.vm, &Down::Retracted(number));
                 }

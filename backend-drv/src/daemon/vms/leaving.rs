@@ -14,7 +14,7 @@ use crate::daemon::Daemon;
 use crate::ids::Process;
 use crate::relay::Command;
 use crate::vm::VmId;
-use crate::vm::connections::{GuestEnd, relay_id};
+use crate::vm::connections::{Connection, GuestEnd, relay_id};
 use crate::vm::region::is_in_region;
 use crate::vm::switch::Side;
 use crate::workers::Job;
@@ -26,7 +26,7 @@ impl Daemon {
             .vms
             .connections
             .get(number)
-            .is_some_and(|found| found.relayed);
+            .is_some_and(Connection::is_relayed);
         if relayed {
             self.command(Command::End(relay_id(number, index)));
         }
@@ -153,9 +153,10 @@ impl Daemon {
             .vms
             .connections
             .get(number)
-            .is_some_and(|found| found.relayed)
+            .is_some_and(Connection::is_relayed)
         {
-            self.command(Command::Depart(relay_id(number, index), false));
+            let reason = Reason::LinkReset;
+            self.command(Command::Break(relay_id(number, index), reason));
             return;
         }
         let arena = self

@@ -3,6 +3,7 @@
 mod connecting;
 mod hearing;
 mod leaving;
+mod relaying;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};

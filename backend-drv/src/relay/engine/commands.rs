@@ -75,6 +75,7 @@ impl Engine {
             Command::Close(connection) => self.board.close_connection(connection),
             Command::End(connection) => self.board.end(connection),
             Command::Depart(connection, held) => self.board.depart(connection, held),
+            Command::Break(connection, reason) => self.board.break_end(connection, reason),
             Command::Withdraw(connection) => self.board.withdraw(connection),
             Command::Tell(peer, message) => {
                 if let Some(line) = self.line_to(peer) {

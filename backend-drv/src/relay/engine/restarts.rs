@@ -14,11 +14,17 @@ use crate::nic::Address;
 use crate::relay::connections::{Parts, Way};
 use crate::relay::{Kept, KeptPort, Report};
 use crate::shared::ConnectionArena;
+use crate::vm::region::is_in_region;
 
 impl Engine {
     /// Has the next daemon know of a connection, if both ends are there.
     pub(in crate::relay) fn record(&self, endpoint: u32) {
-        if let Some(records) = &self.records
+        let of_guest = |endpoint| {
+            let entry = self.board.connections.get(endpoint);
+            entry.is_some_and(|entry| is_in_region(entry.place.arena))
+        };
+        // The region of a guest is not kept.
+        if let Some(records) = self.records.as_ref().filter(|_| !of_guest(endpoint))
             && let Some(record) = self.record_of(endpoint)
             && let Err(error) = records.write(endpoint, &record)
         {

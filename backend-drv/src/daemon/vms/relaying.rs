@@ -1,0 +1,405 @@
+//! Connections of guests that the relay serves: with guests of other tenants, with programs of this host, and with
+//! programs of other hosts.
+//!
+//! Each guest's end is in memory of its guest's region, which nobody else maps but the backend.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use rdma_core::layout::End;
+use rdma_core::reason::Reason;
+use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
+
+use super::hearing::GUEST_UID;
+use crate::broker::{Half, Proof};
+use crate::carving::Couple;
+use crate::daemon::Daemon;
+use crate::ids::{ConnectionId, Process};
+use crate::keeper::record::Origin;
+use crate::pairing::Tuple;
+use crate::relay::{Command, Opening};
+use crate::vm::VmId;
+use crate::vm::connections::{Connection, GuestEnd, Holder, of_relay, relay_id};
+use crate::vm::seat::Port;
+use crate::vm::server::HOST;
+use crate::vm::switch::{Flow, FlowEnd, FlowId, Side};
+use crate::wake::Waiters;
+
+/// What is said of memory to whom it does not concern.
+const NOWHERE: FarPlace = FarPlace {
+    endpoint: 0,
+    rkey: 0,
+};
+
+impl Daemon {
+    /// Makes the memory of the ends that are in guests, and has the relay serve the connection as soon as the other
+    /// end is ready. `place`: for a leader behind a link where that takes bytes.
+    pub(super) fn connect_relayed(
+        &mut self,
+        number: FlowId,
+        flow: &Flow,
+        ring_log2: u32,
+        place: FarPlace,
+    ) -> Result<(), Reason> {
+        self.start_relay().ok_or(Reason::NoMemory)?;
+        let leader = self.holder(&flow.leader, number, ring_log2, Some(place))?;
+        let follower = match self.holder(&flow.follower, number, ring_log2, None) {
+            Ok(follower) => follower,
+            Err(reason) => {
+                if let Some(Holder::Guest(end)) = leader {
+                    self.recycle_guest(&end);
+                }
+                return Err(reason);
+            }
+        };
+        // A local follower has its memory only after it has heard PAIR.
+        let waits = follower.is_none();
+        let ends = [
+            leader.ok_or(Reason::NotEstablished)?,
+            follower.unwrap_or(Holder::Peer(crate::ids::PeerId(0), None)),
+        ];
+        let found = Connection {
+            flow: number,
+            ends,
+            ring_log2,
+        };
+        let connection = self.vms.connections.insert(found);
+        for (_, end) in found.guests() {
+            if let Err(reason) = self.prepare_guest_end(connection, &end) {
+                self.not_served(connection, &found, false, reason);
+                return Err(reason);
+            }
+        }
+        if waits {
+            let message = Pairing::Pair {
+                id: flow.follower.id,
+                offer: number.0,
+                ring_log2: u8::try_from(ring_log2).unwrap_or(0),
+                place: NOWHERE,
+            };
+            if let Side::Local(vm) = flow.follower.side {
+                self.broker.heard(vm.peer(), message);
+            }
+            return Ok(());
+        }
+        if self.serve_flow(connection, flow).is_none() {
+            self.not_served(connection, &found, false, Reason::NoMemory);
+            return Err(Reason::NoMemory);
+        }
+        Ok(())
+    }
+
+    /// The end of a flow; `None`: a local follower, which will come.
+    fn holder(
+        &mut self,
+        end: &FlowEnd,
+        number: FlowId,
+        ring_log2: u32,
+        leads: Option<FarPlace>,
+    ) -> Result<Option<Holder>, Reason> {
+        match end.side {
+            Side::Vm(vm) => {
+                let process = Process(end.process);
+                let port = self.guest_port(vm, process).ok_or(Reason::NoMemory)?;
+                let tenancy = self.vms.tenancy_mut(vm).ok_or(Reason::NotEstablished)?;
+                let (place, _) = tenancy
+                    .region
+                    .place(Couple::of(process, port), ring_log2)
+                    .ok_or(Reason::NoMemory)?;
+                Ok(Some(Holder::Guest(GuestEnd {
+                    vm,
+                    process,
+                    registration: end.id,
+                    place,
+                    end: End::Zero,
+                    far: port,
+                    granted: false,
+                    used: true,
+                    relayed: false,
+                })))
+            }
+            Side::Peer(peer) => Ok(Some(Holder::Peer(peer, leads))),
+            Side::Local(_) => {
+                let half = self.vms.local_halves.remove(&number);
+                match (half, leads) {
+                    (Some(half), _) => Ok(Some(Holder::Local(half))),
+                    (None, Some(_)) => Err(Reason::NotEstablished),
+                    (None, None) => Ok(None),
+                }
+            }
+        }
+    }
+
+    fn prepare_guest_end(&self, connection: u64, end: &GuestEnd) -> Result<(), Reason> {
+        let arena = self
+            .vms
+            .tenancy(end.vm)
+            .and_then(|tenancy| tenancy.region.arena(end.place.arena))
+            .ok_or(Reason::NoMemory)?;
+        arena
+            .prepare(end.place.offset, end.place.ring_log2, connection)
+            .map_err(|_| Reason::NoMemory)
+    }
+
+    /// The number by which a guest's program knows the relay; made at its first relayed connection.
+    fn guest_port(&mut self, vm: VmId, process: Process) -> Option<Process> {
+        let number = self.vms.seat(vm)?.port_number(process)?;
+        if self.vms.seat(vm)?.programs.get(&process)?.port.is_some() {
+            return Some(number);
+        }
+        let tenancy = self.vms.tenancy_mut(vm)?;
+        let (at, events) = tenancy.region.events()?;
+        let own = tenancy.group.vectors() - 1;
+        let vector = 1 + u16::try_from(process.0 % u32::from(own)).unwrap_or(0);
+        let bell = tenancy.group.bell(HOST, vector)?;
+        let bell = bell.as_fd().try_clone_to_owned().ok()?;
+        let waiters = Arc::new(Waiters::new(number, GUEST_UID, events));
+        let seat = self.vms.seat_mut(vm)?;
+        let program = seat.programs.get_mut(&process)?;
+        program.port = Some(Port {
+            waiters: Arc::clone(&waiters),
+            at,
+        });
+        let waited = Arc::clone(&program.waiters);
+        self.command(Command::AddPort {
+            program: waited,
+            port: waiters,
+            bell: Arc::new(bell),
+        });
+        self.introduce_guest(vm, process, number, Some(at));
+        self.tell_context(vm, number, 0, (HOST, vector));
+        Some(number)
+    }
+
+    /// Has the relay serve a connection both of whose ends are ready.
+    fn serve_flow(&mut self, number: u64, flow: &Flow) -> Option<()> {
+        let found = self.vms.connections.get(number).copied()?;
+        match found.ends {
+            [Holder::Peer(peer, far), Holder::Guest(end)] => {
+                let opening = self.guest_opening(number, 1, &end, flow)?;
+                self.command(Command::Open { opening, peer, far });
+            }
+            [Holder::Guest(end), Holder::Peer(peer, _)] => {
+                let opening = self.guest_opening(number, 0, &end, flow)?;
+                let far = None;
+                self.command(Command::Open { opening, peer, far });
+            }
+            [one, other] => {
+                let one = self.opening_of(number, 0, &one, flow)?;
+                let other = self.opening_of(number, 1, &other, flow)?;
+                self.command(Command::OpenHere(Box::new([one, other])));
+            }
+        }
+        Some(())
+    }
+
+    fn opening_of(
+        &mut self,
+        number: u64,
+        index: usize,
+        holder: &Holder,
+        flow: &Flow,
+    ) -> Option<Opening> {
+        match holder {
+            Holder::Guest(end) => self.guest_opening(number, index, end, flow),
+            Holder::Local(half) => self.opening(half),
+            Holder::Peer(..) => None,
+        }
+    }
+
+    fn guest_opening(
+        &mut self,
+        number: u64,
+        index: usize,
+        end: &GuestEnd,
+        flow: &Flow,
+    ) -> Option<Opening> {
+        let leader = Tuple {
+            own: flow.names.own,
+            far: flow.names.far,
+        };
+        let tuple = if index == 0 {
+            leader
+        } else {
+            leader.mirrored()
+        };
+        let vm = self.vms.vm(end.vm)?;
+        let domain = vm.domain;
+        let arena = self.vms.tenancy(end.vm)?.region.arena(end.place.arena)?;
+        if let Some(Holder::Guest(end)) = self
+            .vms
+            .connections
+            .get_mut(number)
+            .and_then(|found| found.ends.get_mut(index))
+        {
+            end.relayed = true;
+        }
+        Some(Opening {
+            connection: relay_id(number, index),
+            arena: Arc::new(arena),
+            place: end.place,
+            end: end.end,
+            process: end.process,
+            domain,
+            origin: Origin {
+                tuple,
+                netns: 0,
+                uid: GUEST_UID,
+                proof: Proof {
+                    inode: 0,
+                    cookie: 0,
+                },
+            },
+        })
+    }
+
+    /// The broker wants an end of this host's relayed, whose far end is in a guest.
+    pub(in crate::daemon) fn open_to_guest(&mut self, half: &Half) {
+        let connection = half.connection;
+        let flow = self.broker.far_id(connection).and_then(FlowId::of);
+        let Some(flow) = flow else {
+            self.broker.relay_closed(connection);
+            return self
+                .broker
+                .relay_opened(connection, Err(Reason::NotEstablished));
+        };
+        match self.vms.connections.of_flow(flow) {
+            // The guest leads, and has its memory.
+            Some(number) => {
+                if let Some(found) = self.vms.connections.get_mut(number) {
+                    found.ends[1] = Holder::Local(*half);
+                }
+                let flow = self.vms.switch.flow(flow).copied();
+                if flow
+                    .and_then(|flow| self.serve_flow(number, &flow))
+                    .is_none()
+                {
+                    self.broker.relay_closed(connection);
+                    self.broker.relay_opened(connection, Err(Reason::NoMemory));
+                }
+            }
+            // The guest follows: it will get its memory when it hears of this one.
+            None => {
+                self.vms.local_halves.insert(flow, *half);
+                self.broker.relay_opened(connection, Ok(NOWHERE));
+            }
+        }
+    }
+
+    /// The relay serves a connection of guests, or does not. False: none of ours.
+    pub(in crate::daemon) fn guest_opened(
+        &mut self,
+        ids: &[ConnectionId],
+        result: Result<FarPlace, Reason>,
+    ) -> bool {
+        let Some((number, _)) = ids.iter().find_map(|id| of_relay(*id)) else {
+            return false;
+        };
+        let Some(found) = self.vms.connections.get(number).copied() else {
+            return true;
+        };
+        let flow = self.vms.switch.flow(found.flow).copied();
+        let (place, flow) = match (result, flow) {
+            (Ok(place), Some(flow)) => (place, flow),
+            (result, flow) => {
+                let reason = result.err().unwrap_or(Reason::NotEstablished);
+                self.not_served(number, &found, flow.is_some(), reason);
+                return true;
+            }
+        };
+        let ring_log2 = u8::try_from(found.ring_log2).unwrap_or(0);
+        match found.ends {
+            [_, Holder::Guest(_)] => {
+                if let Some(Connection {
+                    ends: [Holder::Peer(_, own), _],
+                    ..
+                }) = self.vms.connections.get_mut(number)
+                {
+                    // From now on: where we take bytes, to be told when the guest is ready.
+                    *own = Some(place);
+                }
+                self.grant(number, 1);
+            }
+            [_, Holder::Local(half)] => self.broker.relay_opened(half.connection, Ok(NOWHERE)),
+            [_, Holder::Peer(peer, _)] => {
+                let pair = Pairing::Pair {
+                    id: flow.follower.id,
+                    offer: found.flow.0,
+                    ring_log2,
+                    place,
+                };
+                self.command(Command::Tell(peer, pair));
+            }
+        }
+        true
+    }
+
+    /// The relay cannot serve a connection, or nobody wants it any more.
+    fn not_served(&mut self, number: u64, found: &Connection, refuse: bool, reason: Reason) {
+        for holder in found.ends {
+            if let Holder::Local(half) = holder {
+                self.broker.relay_closed(half.connection);
+                self.broker.relay_opened(half.connection, Err(reason));
+            }
+        }
+        for (index, _) in found.guests() {
+            self.guest_relay_left(number, index);
+            self.guest_let_go(number, index);
+        }
+        if refuse {
+            let mut deeds = Vec::new();
+            self.vms.switch.refuse(found.flow, reason, &mut deeds);
+            self.do_deeds(deeds);
+        }
+    }
+
+    /// The follower is ready: so is the leader.
+    pub(super) fn complete_relayed(&mut self, flow: &Flow, number: u64, place: FarPlace) {
+        let Some(found) = self.vms.connections.get(number).copied() else {
+            return;
+        };
+        match found.ends[0] {
+            Holder::Guest(_) => {
+                if matches!(found.ends[1], Holder::Peer(..)) {
+                    self.command(Command::Join(relay_id(number, 0), place));
+                }
+                self.grant(number, 0);
+            }
+            Holder::Local(_) => {
+                if let Side::Local(vm) = flow.leader.side {
+                    let paired = Pairing::Paired {
+                        offer: flow.leader.id,
+                        place: NOWHERE,
+                    };
+                    self.broker.heard(vm.peer(), paired);
+                }
+            }
+            Holder::Peer(peer, own) => {
+                let paired = Pairing::Paired {
+                    offer: flow.leader.id,
+                    place: own.unwrap_or(NOWHERE),
+                };
+                self.command(Command::Tell(peer, paired));
+            }
+        }
+    }
+
+    /// The relay uses the memory of a guest's end no more.
+    pub(in crate::daemon) fn guest_relay_left(&mut self, number: u64, index: usize) {
+        if let Some(end) = self.vms.connections.relay_left(number, index) {
+            self.recycle_guest(&end);
+        }
+    }
+
+    /// A sender in a guest has to send by the kernel again what is left of its ring.
+    pub(in crate::daemon) fn guest_granted(&mut self, number: u64, index: usize) {
+        let end = self
+            .vms
+            .connections
+            .get(number)
+            .and_then(|found| found.guests().find(|(other, _)| *other == index));
+        if let Some((_, end)) = end {
+            self.tell_vm(end.vm, &rdma_core::channel::Down::Retracted(number));
+        }
+    }
+}
