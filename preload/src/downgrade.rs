@@ -127,6 +127,13 @@ fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reas
             // What comes by the kernel must not be taken for the next bytes of the stream.
             kernel::abort(fd);
         }
+        Left::Ring if conn.is_relayed() => {
+            kick::wake_all(conn, view);
+            if !relayed::is_confirmed(conn, view) {
+                break_conn(conn, view, reason);
+                kernel::abort(fd);
+            }
+        }
         // Its sender may sleep where the library does not see it.
         Left::Ring if is_sent_to => lifecycle::tell_retracted(conn),
         Left::Ring | Left::Nothing => {}

@@ -10,15 +10,20 @@ use core::sync::atomic::Ordering;
 
 use rdma_core::handshake::Route;
 use rdma_core::layout::ConnView;
-use rdma_core::slot::TxState;
+use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::control::monotonic_ns;
+use crate::ops::ready;
 
 /// How long the backend's word is waited for. It comes within a round trip, unless the link is down (the
 /// backend says so when it gives the link up) or somebody else than the far program ended the kernel's
 /// connection.
 const PATIENCE_NS: u64 = 60_000_000_000;
+/// How long an end that leaves its ring waits until it knows that nothing is lost. It takes a round trip.
+const CONFIRMATION_NS: u64 = 2_000_000_000;
+/// Between two looks at whether the backend has answered.
+const NAP_NS: u64 = 200_000;
 
 /// Whether the kernel's word on the far end, which has just come, must wait for the backend's.
 #[inline]
@@ -84,7 +89,32 @@ pub(crate) fn awaits_grant(conn: &Conn, view: &ConnView) -> bool {
     conn.is_relayed()
         && conn.slot().tx.state() == TxState::Ring
         && view.mine.state.route() == Route::Retracted
-        && !view.theirs.state.is_granted()
+        // Both are set before the backend goes on.
+        && !(view.theirs.state.is_granted() && view.theirs.state.is_reader_gone())
+}
+
+/// Whether this end has left its ring by itself, and the far backend has not said yet that the far program sends what
+/// lies behind: an end of the kernel's stream need not be the end.
+fn is_unconfirmed(conn: &Conn, view: &ConnView) -> bool {
+    conn.is_relayed()
+        && conn.slot().rx.state() == RxState::Returned
+        && view.mine.state.has_left_ring()
+        && !view.theirs.state.is_confirmed()
+        && view.theirs.state.ended_at() != Some(conn.slot().rx.cursor().head)
+}
+
+/// Waits, if need be, until the far backend has said that the far program sends what this end has left behind in its
+/// ring. False: nobody does, or nobody says so in time.
+#[cold]
+pub(crate) fn is_confirmed(conn: &Conn, view: &ConnView) -> bool {
+    let deadline = monotonic_ns() + CONFIRMATION_NS;
+    while is_unconfirmed(conn, view) {
+        if is_broken(view) || monotonic_ns() >= deadline {
+            return false;
+        }
+        let _ = ready::kernel_poll(&mut [], Some(NAP_NS));
+    }
+    true
 }
 
 /// Whether this end has to wait for that word: it does not come where nobody reads any more.

@@ -151,8 +151,13 @@ impl EndState {
     }
 
     /// Backend, for the reader of a relayed connection: that reader has left its ring after `head` bytes of
-    /// it, whatever the sender, which says `far`, wished meanwhile.
-    pub fn grant(&self, far: &Self, head: u64) {
+    /// it, whatever the sender, which says `far`, wished meanwhile. False: too late, the sender has ended
+    /// [for good](Self::finish).
+    #[must_use]
+    pub fn grant(&self, far: &Self, head: u64) -> bool {
+        if far.route() == Route::Finished {
+            return false;
+        }
         self.retract_at.store(head, Ordering::Relaxed);
         self.granted.store(1, Ordering::Release);
         for from in [Route::Kernel, Route::Switched, Route::Accepted] {
@@ -160,10 +165,35 @@ impl EndState {
                 break;
             }
         }
+        if far.route() == Route::Finished {
+            // Nobody looks at it there.
+            self.granted.store(0, Ordering::Relaxed);
+            return false;
+        }
         let _ =
             self.reader_gone
                 .compare_exchange(0, LEFT_RING, Ordering::SeqCst, Ordering::Relaxed);
         full_barrier();
+        true
+    }
+
+    /// Sender of a relayed connection, after it has [ended](Self::end): nothing will be sent again, whoever leaves
+    /// the ring. False: its reader has left already, or a backend asks for that, and it has to be minded first.
+    #[must_use]
+    pub fn finish(&self) -> bool {
+        self.reroute(Route::Switched, Route::Finished);
+        self.route() != Route::Retracted
+    }
+
+    /// Backend, for the reader of a relayed connection, of whatever is behind the place where that reader left its
+    /// ring: the far program sends it once more.
+    pub fn confirm(&self) {
+        self.confirmed.store(1, Ordering::Release);
+    }
+
+    /// Reader of a relayed connection that has left its ring: whether the backend has [said so](Self::confirm).
+    pub fn is_confirmed(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire) != 0
     }
 
     /// Sender of a relayed connection that took its switch back: whether the far backend has said where
@@ -195,6 +225,11 @@ impl EndState {
     #[inline(always)]
     pub fn is_reader_gone(&self) -> bool {
         self.reader_gone.load(Ordering::Acquire) != 0
+    }
+
+    /// Whether this end has left its ring, and not closed since.
+    pub fn has_left_ring(&self) -> bool {
+        self.reader_gone.load(Ordering::Acquire) == LEFT_RING
     }
 
     /// Whether this end has closed, not only left its ring.
@@ -236,6 +271,8 @@ pub enum Route {
     /// The receiver has left the ring at its `retract_at`, or the sender has taken back a switch that
     /// nobody had seen.
     Retracted = 4,
+    /// By ring, to its end: relayed connections only.
+    Finished = 5,
 }
 
 impl Route {
@@ -245,6 +282,7 @@ impl Route {
             2 => Self::Accepted,
             3 => Self::Returned,
             4 => Self::Retracted,
+            5 => Self::Finished,
             _ => Self::Kernel,
         }
     }

@@ -21,7 +21,7 @@ use crate::mem::{Region, RingBytes, Shared};
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// Version of everything in this module. Both ends and the daemon must agree.
-pub const LAYOUT_VERSION: u32 = 3;
+pub const LAYOUT_VERSION: u32 = 4;
 
 /// First word of a connection's memory: "VIADUCT1".
 pub const CONN_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCT1");
@@ -91,6 +91,9 @@ pub struct EndState {
     /// Relayed connections: this end, a backend, has answered a sender that took its switch back, and
     /// `retract_at` stands; see [`crate::mirror`].
     pub granted: AtomicU32,
+    /// Relayed connections: this end, a backend, knows that the far program sends once more what its reader has
+    /// left in the ring.
+    pub confirmed: AtomicU32,
 }
 
 /// Who waits at an end; see [`crate::event`].

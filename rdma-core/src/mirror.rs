@@ -24,6 +24,12 @@
 //! ring is read to the end. A reader that was made to leave without that might leave bytes behind that nobody
 //! sends again.
 //!
+//! A reader that leaves its ring by itself counts on its sender for what lies behind, but the sender may have sent its
+//! last byte and be gone when it hears of that. One word decides as well, in the sender's memory: either the far
+//! backend [grants](EndState::grant) first and the sender sees that before its FIN, or the sender has
+//! [finished](EndState::finish). The far backend says which: [`Snapshot::CONFIRMED`], or the connection is broken. Until then
+//! the reader takes no end of the kernel's stream for the end.
+//!
 //! Nothing that a program writes is believed further than that program's own connection.
 
 use crate::event::{WaitFor, WaitRef};
@@ -66,6 +72,8 @@ impl Snapshot {
     pub const BROKEN: u32 = 64;
     /// Both directions are to leave the rings: the far program is to ask as well.
     pub const OFF: u32 = 128;
+    /// The program sends once more, by the kernel, what lies behind the far program's `left_at`.
+    pub const CONFIRMED: u32 = 256;
 
     /// Whether `flag` is said.
     pub const fn has(&self, flag: u32) -> bool {
@@ -177,7 +185,12 @@ impl Mirror {
     pub fn resumed(view: ConnView, waits: WaitRef) -> Result<Self, Corrupt> {
         let mut mirror = Self::new(view, waits)?;
         let program = mirror.program();
-        if !mirror.up_over && matches!(program.route(), Route::Switched | Route::Retracted) {
+        if !mirror.up_over
+            && matches!(
+                program.route(),
+                Route::Switched | Route::Retracted | Route::Finished
+            )
+        {
             // Even if the far backend has not heard of it: it says then that nothing was read.
             mirror.say(Snapshot::SWITCHED);
             mirror.said.switch_at = program.switch_at.load(Ordering::Relaxed);
@@ -253,6 +266,9 @@ impl Mirror {
         if self.gone || is_closed {
             self.say(Snapshot::GONE);
         }
+        if self.up_over && self.own().is_granted() {
+            self.say(Snapshot::CONFIRMED);
+        }
         if let Some(reason) = program.broken() {
             self.say(Snapshot::BROKEN);
             self.said.reason = reason.code();
@@ -279,11 +295,11 @@ impl Mirror {
             Self::make_ask(program);
         }
         let route = program.route();
-        if matches!(route, Route::Switched | Route::Retracted) && !self.said.has(Snapshot::SWITCHED)
-        {
+        let is_switched = matches!(route, Route::Switched | Route::Retracted | Route::Finished);
+        if is_switched && !self.said.has(Snapshot::SWITCHED) {
             if route == Route::Retracted {
                 // Nobody was told of a switch, so nobody has read anything.
-                self.own().grant(program, 0);
+                let _ = self.own().grant(program, 0);
                 self.up_over = true;
                 if self.asks {
                     self.say(Snapshot::ASKED);
@@ -389,15 +405,26 @@ impl Mirror {
             if snapshot.left_at < self.up.head || snapshot.left_at > self.up.tail {
                 return Err(self.nonsense(snapshot.left_at));
             }
-            own.grant(program, snapshot.left_at);
             self.up_over = true;
+            wake = true;
+            // Whoever is gone sends nothing again.
+            let is_minded = !self.gone && own.grant(program, snapshot.left_at);
+            if is_minded || self.end_of_up(program) <= snapshot.left_at {
+                self.say(Snapshot::CONFIRMED);
+            } else {
+                self.break_with(Reason::FarEnd);
+            }
+        }
+        if snapshot.has(Snapshot::CONFIRMED) && !own.is_confirmed() {
+            own.confirm();
             wake = true;
         }
         if snapshot.has(Snapshot::GONE) && !own.is_closed() {
             own.leave();
             wake = true;
         }
-        if snapshot.has(Snapshot::BROKEN) && own.broken().is_none() && !self.is_off() {
+        let concerns = !self.is_off() || self.awaits_confirmation();
+        if snapshot.has(Snapshot::BROKEN) && own.broken().is_none() && concerns {
             let reason = Reason::from_code(snapshot.reason).unwrap_or(Reason::FarEnd);
             own.break_with(reason);
             wake = true;
@@ -407,6 +434,22 @@ impl Mirror {
             wake: look.wake | wake,
             ..look
         })
+    }
+
+    /// Where the stream that the program sends by ring ends, as far as is known.
+    fn end_of_up(&mut self, program: &EndState) -> u64 {
+        if let Some(end) = program.ended_at() {
+            return end;
+        }
+        // Nonsense is found by the next look.
+        let _ = Consumer::of(&self.view).refresh(&mut self.up);
+        self.up.tail
+    }
+
+    /// Whether the program has left its ring by itself, and nobody has said whether it gets what lies behind.
+    fn awaits_confirmation(&self) -> bool {
+        let own = self.own();
+        own.route() == Route::Retracted && !own.is_confirmed()
     }
 
     /// What depends on how many bytes the program has been given.
@@ -430,6 +473,8 @@ impl Mirror {
                 Route::Returned => Some(at),
                 // The program was faster.
                 Route::Retracted => own.retracted_at(program).filter(|left| *left <= at),
+                // Nobody finishes here.
+                Route::Finished => None,
             };
             if let Some(at) = settled {
                 self.leave_at(at);

@@ -154,6 +154,77 @@ fn a_reader_that_leaves_is_faster_than_a_sender_that_asks() {
     assert!(b.mirror.said().has(Snapshot::GONE) && a.backend().is_closed());
 }
 
+/// A reader leaves while its sender's last bytes are under way.
+fn leave_behind(finishes: bool, more: &[u8]) -> (Host, Host) {
+    let (mut a, mut b) = switched();
+    a.send(more);
+    if finishes {
+        a.state().end(a.tx.tail);
+        assert!(a.state().finish());
+    }
+    assert_eq!(b.state().retract(b.backend(), b.rx.head), Ok(()));
+    // Only words cross.
+    b.mirror.look().expect("sound");
+    a.mirror.look().expect("sound");
+    a.mirror.hear(b.mirror.said()).expect("sound");
+    assert!(!b.backend().is_confirmed());
+    b.mirror.hear(a.mirror.said()).expect("sound");
+    (a, b)
+}
+
+#[test]
+fn a_reader_that_leaves_is_told_that_its_sender_sends_again() {
+    let (a, b) = leave_behind(false, b"more");
+    assert!(b.backend().is_confirmed());
+    assert_eq!(b.backend().broken(), None);
+    // The sender sees it before it is gone.
+    a.state().end(9);
+    assert!(!a.state().finish());
+    assert_eq!(a.state().retracted_at(a.backend()), Some(2));
+}
+
+#[test]
+fn a_reader_that_leaves_behind_what_nobody_sends_again_is_told() {
+    let (a, b) = leave_behind(true, b"more");
+    assert!(!b.backend().is_confirmed());
+    assert_eq!(b.backend().broken(), Some(Reason::FarEnd));
+    assert_eq!(a.backend().broken(), Some(Reason::FarEnd));
+    assert!(!a.backend().is_granted());
+}
+
+#[test]
+fn a_reader_that_leaves_after_the_last_byte_has_all() {
+    let (mut a, mut b) = switched();
+    a.state().end(5);
+    assert!(a.state().finish());
+    assert_eq!(b.receive(9), b"llo");
+    assert_eq!(b.state().retract(b.backend(), 5), Ok(()));
+    carry(&mut b, &mut a);
+    carry(&mut a, &mut b);
+    assert!(b.backend().is_confirmed());
+    assert_eq!((a.backend().broken(), b.backend().broken()), (None, None));
+}
+
+#[test]
+fn nothing_is_confirmed_for_a_sender_that_has_vanished() {
+    let (mut a, mut b) = switched();
+    a.mirror.depart();
+    assert_eq!(b.state().retract(b.backend(), 2), Ok(()));
+    carry(&mut b, &mut a);
+    carry(&mut a, &mut b);
+    assert!(!b.backend().is_confirmed() && b.backend().broken().is_some());
+}
+
+#[test]
+fn what_was_confirmed_is_said_again_after_a_restart() {
+    let (mut a, mut b) = leave_behind(false, b"more");
+    restart(&mut a);
+    restart(&mut b);
+    a.mirror.look().expect("sound");
+    assert!(a.mirror.said().has(Snapshot::CONFIRMED));
+    assert!(b.backend().is_confirmed());
+}
+
 #[test]
 fn backends_take_both_directions_off() {
     let (mut a, mut b) = switched();

@@ -91,6 +91,7 @@ fn nothing_is_lost() {
         let happened = [
             total.by_ring,
             total.granted,
+            total.confirmed,
             total.sessions_ended,
             total.broken,
         ];

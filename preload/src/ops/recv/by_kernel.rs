@@ -6,11 +6,13 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
 use libc::{MSG_DONTWAIT, MSG_WAITALL};
+use rdma_core::Reason;
 use rdma_core::slot::RxState;
 
+use super::ends::break_conn;
 use crate::conn::Conn;
 use crate::user::Buffers;
-use crate::{errno, fds, kernel, pins, real, upgrade};
+use crate::{errno, fds, kernel, pins, real, relayed, upgrade};
 
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
 pub(in crate::ops) fn from_kernel(
@@ -33,6 +35,16 @@ pub(in crate::ops) fn from_kernel(
     let got = pins::inside(conn, fd, native);
     rx.inside.leave();
     let got = got?;
+    if got == 0
+        && state == RxState::Returned
+        && let Some(view) = conn.view()
+        && !relayed::is_confirmed(conn, view)
+    {
+        // Bytes may be missing.
+        break_conn(conn, view, Reason::FarEnd);
+        errno::set(libc::ECONNRESET);
+        return Some(-1);
+    }
     if waits && got > 0 {
         waited.store(1, Ordering::Relaxed);
     }

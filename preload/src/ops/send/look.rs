@@ -139,7 +139,11 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
         view.mine.state.end(tx.cursor().tail);
         // A receiver that left meanwhile did not know of the end, and counts on us; so does a backend that
         // has made us ask where it left.
-        let counts = downgrade::is_wanted(conn, view) || relayed::has_to_wait(conn, view);
+        let counts = if conn.is_relayed() {
+            tx.state() == TxState::Ring && !view.mine.state.finish()
+        } else {
+            downgrade::is_wanted(conn, view)
+        };
         if fd.is_none() || !locked || !counts {
             break;
         }

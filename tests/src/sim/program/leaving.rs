@@ -37,7 +37,29 @@ impl End {
             }
             2 => {
                 self.leave_receiving(&view, around);
+                around.kick_all();
+                self.mover_deadline = around.now.plus(FLUSH);
                 self.mover_stage = 3;
+                Next::Again
+            }
+            3 => {
+                let is_broken = Self::broken(&view).is_some();
+                if self.is_unconfirmed(&view) && !is_broken && around.now < self.mover_deadline {
+                    return Next::Sleep {
+                        what: None,
+                        watch: Watch::Nothing,
+                        until: Some(around.now.plus(NAP)),
+                    };
+                }
+                self.is_told = self.has_left && view.theirs.state.is_confirmed();
+                if self.is_unconfirmed(&view) {
+                    around.excuse = Some("nobody sends again what was left");
+                    self.break_with(&view, Reason::Stdio, around);
+                    self.received.get_or_insert(Outcome::Broken(Reason::Stdio));
+                    let at = around.tcp.close(self.side, true, around.arrival);
+                    around.kernel_at = Some(at);
+                }
+                self.mover_stage = 4;
                 Next::Again
             }
             _ => {

@@ -206,8 +206,10 @@ pub struct End {
     pub dozes: [Doze; 4],
     mover_stage: u8,
     mover_deadline: Time,
-    /// It has left its ring by itself.
+    /// It has left its ring by itself,
     pub has_left: bool,
+    /// and was told that the far program sends what lies behind.
+    pub is_told: bool,
 }
 
 impl End {
@@ -248,6 +250,7 @@ impl End {
             mover_stage: 0,
             mover_deadline: Time(0),
             has_left: false,
+            is_told: false,
         }
     }
 
@@ -364,7 +367,14 @@ impl End {
     fn awaits_grant(&self, view: &ConnView) -> bool {
         self.tx_state == TxState::Ring
             && view.mine.state.route() == Route::Retracted
-            && !view.theirs.state.is_granted()
+            && !(view.theirs.state.is_granted() && view.theirs.state.is_reader_gone())
+    }
+
+    /// It has left its ring by itself, and nobody has said whether what lies behind is sent again.
+    fn is_unconfirmed(&self, view: &ConnView) -> bool {
+        self.has_left
+            && !view.theirs.state.is_confirmed()
+            && view.theirs.state.ended_at() != Some(self.rx.head)
     }
 
     fn has_to_wait(&self, view: &ConnView) -> bool {
@@ -426,6 +436,11 @@ impl End {
                                 || far.returned_at() == Some(self.rx.head)
                                 || self.final_tail.is_some()
                                 || Self::broken(&view).is_some()
+                        }
+                        RxState::Returned => {
+                            let is_told = !self.is_unconfirmed(&view);
+                            let is_over = self.has_left && tcp.is_over(self.side);
+                            is_over && (is_told || Self::broken(&view).is_some())
                         }
                         _ => false,
                     }

@@ -78,6 +78,7 @@ impl End {
                 Next::Done
             }
             Got::End if self.rx_state == RxState::Armed => self.end_before_switch(around),
+            Got::End if self.rx_state == RxState::Returned => self.end_after_leaving(),
             Got::End => {
                 self.received = Some(Outcome::End);
                 Next::Done
@@ -86,6 +87,27 @@ impl End {
                 self.received = Some(Outcome::Reset);
                 Next::Done
             }
+        }
+    }
+
+    /// The kernel's stream is over for a reader that has left its ring: bytes may be missing.
+    pub(super) fn end_after_leaving(&mut self) -> Next {
+        let Some(view) = self.view() else {
+            return Next::Done;
+        };
+        if !self.is_unconfirmed(&view) {
+            self.received = Some(Outcome::End);
+            return Next::Done;
+        }
+        if let Some(reason) = Self::broken(&view) {
+            self.received = Some(Outcome::Broken(reason));
+            return Next::Done;
+        }
+        // Whoever leaves gives up in time.
+        Next::Sleep {
+            what: Some(WaitFor::Data),
+            watch: Watch::Nothing,
+            until: None,
         }
     }
 

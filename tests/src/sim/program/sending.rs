@@ -242,7 +242,7 @@ impl End {
                 self.stage += 1;
                 Some(Next::Again)
             }
-            2 if self.is_wanted(&view) || self.has_to_wait(&view) => {
+            2 if self.tx_state == TxState::Ring && !view.mine.state.finish() => {
                 self.stage = 3;
                 Some(Next::Again)
             }
