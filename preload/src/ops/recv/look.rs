@@ -132,11 +132,12 @@ fn end_before_switch(conn: &Conn, view: &ConnView) -> Option<Step> {
         return Some(Step::Error(relayed::errno_of_break(view)));
     }
     // A switch may still be on its way over the link.
-    Some(if relayed::is_early(conn, view) {
-        Step::Empty
-    } else {
-        Step::End
-    })
+    if relayed::is_early(conn, view) {
+        return Some(Step::Empty);
+    }
+    // Nobody can say whether these were all bytes.
+    break_conn(conn, view, Reason::LinkTimeout);
+    Some(Step::Error(relayed::errno_of_break(view)))
 }
 
 /// Takes from the kernel what is there now, at most `most` bytes; the step and the bytes.

@@ -15,7 +15,7 @@ use rdma_core::link::{MILLISECOND, SECOND, Time};
 use rdma_core::reason::Reason;
 use rdma_core::ring::{Consumer, Producer, RxCursor, TxCursor};
 use rdma_core::slot::{RxState, TxState};
-use rdma_core::sync::{Ordering, full_barrier};
+use rdma_core::sync::full_barrier;
 
 use crate::sim::random::{Random, stream};
 use crate::sim::tcp::{Got, Tcp};

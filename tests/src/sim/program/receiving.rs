@@ -134,6 +134,13 @@ impl End {
                 until: Some(since.plus(PATIENCE)),
             };
         }
+        if !ended {
+            // Nobody can say whether these were all bytes.
+            around.excuse = Some("nobody says how the stream ends");
+            self.break_with(&view, Reason::LinkTimeout, around);
+            self.received = Some(Outcome::Broken(Reason::LinkTimeout));
+            return Next::Done;
+        }
         self.received = Some(Outcome::End);
         Next::Done
     }
@@ -243,17 +250,15 @@ impl End {
         if self.is_early(around.now) {
             return false;
         }
-        let killed = far.ended_at().is_none();
-        let tail = view.rx_words.tail.load(Ordering::Acquire);
-        if killed {
-            let read = view.theirs.consumer.head.load(Ordering::Acquire);
-            if read < self.tx.tail && !reset {
-                self.pending_reset = true;
-            } else if self.tx_state == TxState::Ring {
-                self.tx_state = TxState::Done;
+        let Some(end) = far.ended_at() else {
+            if far.broken().is_none() {
+                // Nobody can say whether these were all bytes.
+                around.excuse = Some("nobody says how the stream ends");
+                self.break_with(view, Reason::LinkTimeout, around);
             }
-        }
-        self.final_tail = Some(far.ended_at().unwrap_or(tail));
+            return true;
+        };
+        self.final_tail = Some(end);
         around.note(|| format!("the kernel reports the end, at {:?}", self.final_tail));
         true
     }
