@@ -12,6 +12,11 @@ pub fn viaductd() -> PathBuf {
     find("viaductd")
 }
 
+/// The daemon of virtual machines.
+pub fn viaduct_guest() -> PathBuf {
+    find("viaduct-guest")
+}
+
 /// The tool.
 pub fn viaduct() -> PathBuf {
     find("viaduct")

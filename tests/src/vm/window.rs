@@ -3,10 +3,11 @@
 #![expect(unsafe_code, reason = "a mapping of shared memory")]
 
 use core::ptr::NonNull;
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 use std::io;
 use std::os::fd::AsFd;
 
+use rdma_core::mem::Region;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 /// The beginning of some memory.
@@ -49,6 +50,33 @@ impl Window {
         let word = unsafe { self.base.add(index) };
         // SAFETY: mapped, aligned, and only ever used as an atomic here.
         unsafe { word.as_ref() }
+    }
+
+    /// The half word at an offset, for registers.
+    ///
+    /// # Panics
+    /// If it is not inside.
+    pub fn half(&self, offset: usize) -> &AtomicU32 {
+        let index = offset / size_of::<u32>();
+        assert!(
+            (index + 1) * size_of::<u32>() <= self.bytes,
+            "{offset} is outside"
+        );
+        // SAFETY: inside the mapping, just checked.
+        let half = unsafe { self.base.cast::<AtomicU32>().add(index) };
+        // SAFETY: mapped, aligned, and only ever used as an atomic here.
+        unsafe { half.as_ref() }
+    }
+
+    /// How much is mapped.
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// All of it, for what the library has for such memory. To be used no longer than this lives.
+    pub const fn region(&self) -> Region {
+        // SAFETY: mapped readable and writable with this length; whoever uses it keeps this.
+        unsafe { Region::new(self.base.cast(), self.bytes) }
     }
 }
 

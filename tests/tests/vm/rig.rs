@@ -1,8 +1,11 @@
 //! What tests with guests need.
 
 use std::path::PathBuf;
+use std::process::Command;
+use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::sched::{CloneFlags, unshare};
 use viaduct_tests::vm::check_tools;
 use viaduct_tests::vm::guest::{Guest, Spec};
 use viaduct_tests::vm::kernel::Kernel;
@@ -18,7 +21,6 @@ pub(crate) struct Rig {
 
 impl Rig {
     /// `None`, and a line that says so, where there can be no guests.
-    #[expect(clippy::print_stdout, reason = "scripts/test counts such lines")]
     pub(crate) fn new() -> Result<Option<Self>> {
         let kernel = check_tools().and_then(|()| Kernel::prepared().context("no kernel"));
         match kernel {
@@ -28,7 +30,9 @@ impl Rig {
                 _turn: Turn::take()?,
             })),
             Err(why) => {
-                println!("skipped: guests: {why:#}; `scripts/test vm` gets what they need");
+                skipped(&format!(
+                    "guests: {why:#}; `scripts/test vm` gets what they need"
+                ));
                 Ok(None)
             }
         }
@@ -52,4 +56,40 @@ impl Rig {
     pub(crate) fn boot(&self, spec: &Spec) -> Result<Guest> {
         Guest::boot(&self.kernel, spec)
     }
+}
+
+/// Runs a test where nobody else is on the network, and with these addresses. Needs root.
+pub(crate) fn in_own_network(
+    addresses: &[&str],
+    test: impl FnOnce() -> Result<()> + Send,
+) -> Result<()> {
+    thread::scope(|scope| {
+        let alone = scope.spawn(|| {
+            if unshare(CloneFlags::CLONE_NEWNET).is_err() {
+                skipped("a network of its own needs root");
+                return Ok(());
+            }
+            ip("link set lo up")?;
+            for address in addresses {
+                ip(&format!("addr add {address}/32 dev lo"))?;
+            }
+            test()
+        });
+        alone
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// ip(8), in the network of the calling thread.
+pub(crate) fn ip(line: &str) -> Result<()> {
+    let said = Command::new("ip").args(line.split(' ')).output()?;
+    let error = String::from_utf8_lossy(&said.stderr);
+    ensure!(said.status.success(), "ip {line}: {error}");
+    Ok(())
+}
+
+#[expect(clippy::print_stdout, reason = "scripts/test counts such lines")]
+fn skipped(why: &str) {
+    println!("skipped: {why}");
 }

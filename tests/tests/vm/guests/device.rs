@@ -1,4 +1,4 @@
-//! Guests and their shared memory, without the daemon.
+//! Guests and their device, without the daemon.
 
 use std::path::Path;
 use std::sync::atomic::Ordering::SeqCst;

@@ -1,0 +1,138 @@
+//! Guests that harm their host, and what others notice of it: nothing.
+//!
+//! The others are two machines of another tenant, which are processes here: what they share with the guest is the
+//! daemon.
+
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use viaduct_tests::vm::guest::{Guest, Network};
+
+use crate::rig::{Rig, in_own_network};
+use crate::site::{Machine, Member, Running, Site, by_ring, serve, start_daemon, talk};
+
+const HOSTILE: Machine = Machine {
+    name: "hostile",
+    address: "10.77.0.1",
+    tenant: "",
+};
+
+const VICTIMS: [Machine; 2] = [
+    Machine {
+        name: "one",
+        address: "10.78.0.1",
+        tenant: "victims",
+    },
+    Machine {
+        name: "two",
+        address: "10.78.0.2",
+        tenant: "victims",
+    },
+];
+
+/// How long an attack goes on.
+const SECONDS: u64 = 5;
+
+/// Two machines that talk to each other.
+struct Victims {
+    members: [Member; 2],
+    _server: Running,
+    port: String,
+}
+
+impl Victims {
+    fn new(site: &Site<'_>) -> Result<Self> {
+        let [one, two] = &VICTIMS;
+        let members = [site.member(one)?, site.member(two)?];
+        let free = std::net::TcpListener::bind((members[0].address, 0))?;
+        let port = free.local_addr()?.port().to_string();
+        drop(free);
+        let server = Running::start(members[0].program(&["serve", &port]))?;
+        let ready = || std::net::TcpStream::connect(format!("{}:{port}", VICTIMS[0].address));
+        for _ in 0..600 {
+            if ready().is_ok() {
+                break;
+            }
+            thread::sleep(Duration::from_millis(50));
+        }
+        Ok(Self {
+            members,
+            _server: server,
+            port,
+        })
+    }
+
+    fn talk(&self, rounds: &str, pause: &str) -> Result<Running> {
+        let [one, two] = &VICTIMS;
+        let to = format!("{}:{}", one.address, self.port);
+        let line = ["talk", two.address, &to, rounds, "65536", pause];
+        Running::start(self.members[1].program(&line))
+    }
+
+    /// A talk has gone well, and by ring.
+    fn are_well(&self, talk: Running) -> Result<()> {
+        let output = talk.output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(
+            output.status.success() && said.ends_with("done\n"),
+            "{said}{error}"
+        );
+        let stats = self.members[1].stats()?;
+        ensure!(by_ring(&stats) > 0, "not by ring: {stats}");
+        Ok(())
+    }
+}
+
+/// What the guest does, while others talk; and that it is served again afterwards.
+fn suffers(attack: impl FnOnce(&mut Guest) -> Result<()> + Send) -> Result<()> {
+    let addresses = VICTIMS.map(|victim| victim.address);
+    in_own_network(&addresses, || suffers_here(attack))
+}
+
+fn suffers_here(attack: impl FnOnce(&mut Guest) -> Result<()>) -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let [one, two] = VICTIMS;
+    let mut site = Site::new(&rig, &[HOSTILE, one, two], "");
+    let mut guest = site.boot(&HOSTILE, Network::None)?;
+    let victims = Victims::new(&site)?;
+    victims.are_well(victims.talk("10", "0")?)?;
+    // Those who talk meanwhile go on, others begin.
+    let meanwhile = victims.talk("60", "100")?;
+    attack(&mut guest)?;
+    victims.are_well(victims.talk("10", "0")?)?;
+    victims.are_well(meanwhile)?;
+    assert!(site.daemon.is_alive());
+    // Its next daemon begins anew.
+    guest.run("kill -9 $(cat /tmp/daemon.pid); rm -f /run/viaduct/viaductd.sock")?;
+    start_daemon(&mut guest, "")?;
+    serve(&mut guest)?;
+    let stats = talk(&mut guest, "talk 127.0.0.1 127.0.0.1:7000 20 65536 0")?;
+    ensure!(by_ring(&stats) > 0, "{stats}");
+    assert!(site.daemon.is_alive());
+    Ok(())
+}
+
+fn attacks(guest: &mut Guest, line: &str) -> Result<()> {
+    let said = guest.run(&format!("guest {line}"))?;
+    ensure!(said.ends_with("done\n"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn garbage_in_the_region_harms_its_guest_alone() -> Result<()> {
+    suffers(|guest| attacks(guest, &format!("garbage 1 {SECONDS}")))
+}
+
+#[test]
+fn lies_in_the_control_ring_harm_its_guest_alone() -> Result<()> {
+    suffers(|guest| attacks(guest, &format!("lies 1 {SECONDS}")))
+}
+
+#[test]
+fn a_flood_of_doorbells_harms_its_guest_alone() -> Result<()> {
+    suffers(|guest| attacks(guest, &format!("flood {SECONDS}")))
+}

@@ -1,0 +1,123 @@
+//! Every way that the bytes of a connection can take, between programs of real guests.
+
+use anyhow::{Result, ensure};
+use viaduct_tests::vm::guest::{Guest, Network};
+
+use crate::rig::Rig;
+use crate::site::{Machine, Site, by_ring, serve, talk};
+
+const A: Machine = Machine {
+    name: "a",
+    address: "10.77.0.1",
+    tenant: "blue",
+};
+
+const B: Machine = Machine {
+    name: "b",
+    address: "10.77.0.2",
+    tenant: "blue",
+};
+
+/// 100 rounds of 64 KiB, there and back.
+const TALK: &str = "100 65536 0";
+const BYTES: u64 = 2 * 100 * 65536;
+
+/// Both guests, on one wire.
+fn both(rig: &Rig, site: &Site<'_>, one: &Machine, two: &Machine) -> Result<[Guest; 2]> {
+    let wire = rig.path("wire");
+    let one = site.boot(one, Network::Listen(wire.clone()))?;
+    let two = site.boot(two, Network::Connect(wire))?;
+    Ok([one, two])
+}
+
+/// Nearly everything goes by ring: the first bytes of a connection cannot.
+fn rides(guest: &mut Guest, line: &str) -> Result<()> {
+    let stats = talk(guest, line)?;
+    ensure!(by_ring(&stats) > BYTES / 2, "{stats}");
+    Ok(())
+}
+
+#[test]
+fn programs_of_one_guest_reach_each_other() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let site = Site::new(&rig, &[A], "");
+    let mut guest = site.boot(&A, Network::None)?;
+    serve(&mut guest)?;
+    rides(&mut guest, &format!("talk 127.0.0.1 127.0.0.1:7000 {TALK}"))
+}
+
+#[test]
+fn guests_of_one_tenant_reach_each_other() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let site = Site::new(&rig, &[A, B], "");
+    let [mut one, mut two] = both(&rig, &site, &A, &B)?;
+    serve(&mut one)?;
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))?;
+    // The tools work in there as on a host.
+    let status = two.run("viaduct status --json")?;
+    ensure!(
+        serde_json::from_str::<serde_json::Value>(&status).is_ok(),
+        "{status}"
+    );
+    Ok(())
+}
+
+#[test]
+fn guests_of_two_tenants_reach_each_other() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let other = Machine { tenant: "red", ..B };
+    let site = Site::new(&rig, &[A, other], "");
+    let [mut one, mut two] = both(&rig, &site, &A, &other)?;
+    serve(&mut one)?;
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+}
+
+#[test]
+fn guests_of_two_hosts_reach_each_other() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let ports = [free_port()?, free_port()?];
+    let link = |own: u16, other: u16, there: &Machine| {
+        let peer = format!(
+            "prefix = \"{}\", backend = \"127.0.0.1:{other}\"",
+            there.address
+        );
+        format!(
+            "[[link]]\nname = \"cable\"\ndriver = \"udp\"\nbind = \"127.0.0.1:{own}\"\npeers = [{{ {peer} }}]\n"
+        )
+    };
+    let [own, other] = ports;
+    let here = Site::new(&rig, &[A], &link(own, other, &B));
+    let there = Site::new(&rig, &[B], &link(other, own, &A));
+    let wire = rig.path("wire");
+    let mut one = here.boot(&A, Network::Listen(wire.clone()))?;
+    let mut two = there.boot(&B, Network::Connect(wire))?;
+    serve(&mut one)?;
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+}
+
+fn free_port() -> Result<u16> {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+    Ok(socket.local_addr()?.port())
+}
+
+#[test]
+fn an_address_that_is_not_the_guests_own_stays_on_tcp() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let site = Site::new(&rig, &[A, B], "");
+    let [mut one, mut two] = both(&rig, &site, &A, &B)?;
+    serve(&mut one)?;
+    two.run("ip addr add 10.77.0.3/24 dev eth0")?;
+    let stats = talk(&mut two, &format!("talk 10.77.0.3 10.77.0.1:7000 {TALK}"))?;
+    ensure!(by_ring(&stats) == 0, "{stats}");
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+}
