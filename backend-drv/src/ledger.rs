@@ -176,6 +176,8 @@ pub struct Ledger {
     pub refused: [AtomicUsize; REASONS],
     /// What the relay has counted, as it last said; null without links.
     pub relay: Arc<Mutex<serde_json::Value>>,
+    /// Virtual machines, as they last were; null without any.
+    pub vms: Mutex<serde_json::Value>,
     /// When the daemon started.
     pub started: Instant,
     /// Of this run of the daemon.
@@ -187,6 +189,7 @@ impl Ledger {
     pub fn new(epoch: u64) -> Self {
         Self {
             relay: Arc::default(),
+            vms: Mutex::default(),
             programs: DashMap::new(),
             links: DashMap::new(),
             sessions: DashMap::new(),

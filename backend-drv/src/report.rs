@@ -119,6 +119,7 @@ fn status(ledger: &Ledger, settings: &Settings, viewer: u32) -> Value {
         "processes": processes,
         "connections": connections,
         "relay": *ledger.relay.lock().unwrap_or_else(PoisonError::into_inner),
+        "vms": *ledger.vms.lock().unwrap_or_else(PoisonError::into_inner),
         "complete": complete,
     })
 }

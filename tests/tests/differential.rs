@@ -12,6 +12,7 @@ use std::time::Duration;
 use viaduct_tests::compare::differences;
 use viaduct_tests::rig::build;
 use viaduct_tests::rig::daemon::Daemon;
+use viaduct_tests::rig::guests::Guests;
 use viaduct_tests::rig::over::Over;
 use viaduct_tests::rig::program::Form;
 
@@ -93,8 +94,13 @@ fn plain(words: &[&str]) -> String {
 
 /// The environment of the ends, in which the library is loaded end by end.
 fn settings(daemon: &Daemon) -> Form {
+    settings_at(daemon.socket())
+}
+
+/// The same, for a daemon that listens here.
+fn settings_at(socket: &Path) -> Form {
     Form::plain()
-        .with("VIADUCT_SOCKET", daemon.socket())
+        .with("VIADUCT_SOCKET", socket)
         .with("VIADUCT_PEERS", "127.0.0.0/8,::1")
         .with("VIADUCT_UPGRADE_AFTER", "0")
 }
@@ -199,6 +205,33 @@ fn relayed_over_a_link() {
     relayed(&daemon, &["--warm"], &["--socket-b", &socket]);
 }
 
+/// The ends belong to two guests of one tenant, which share a region.
+#[test]
+fn between_guests_of_one_tenant() {
+    let guests = Guests::start(&["one", "one"], &[]);
+    between(&guests, &[]);
+    assert!(guests.host.status()["vms"]["machines"][0]["offences"] == 0);
+}
+
+/// The ends belong to two guests of two tenants, between which the host copies.
+#[test]
+fn between_guests_of_two_tenants() {
+    let guests = Guests::start(&["one", "two"], &[]);
+    between(&guests, NOT_RELAYED);
+}
+
+/// Compares a run between two guests with a plain one, but for some cases.
+fn between(guests: &Guests, left_out: &[&str]) {
+    let [one, other] = [0, 1].map(|index: usize| guests.guests[index].socket());
+    let other = other.to_string_lossy();
+    compare_apart(
+        &settings_at(one),
+        &["--warm"],
+        &["--socket-b", &other],
+        left_out,
+    );
+}
+
 /// The ends belong to two users, who share no memory.
 #[test]
 fn relayed_between_two_users() {
@@ -217,14 +250,18 @@ fn relayed_between_two_users() {
 
 /// Compares a run of which everything is relayed; `more` are words that a plain run has no use for.
 fn relayed(daemon: &Daemon, words: &[&str], more: &[&str]) {
-    let form = settings(daemon);
-    let expected = without(&plain(words), NOT_RELAYED);
+    compare_apart(&settings(daemon), words, more, NOT_RELAYED);
+}
+
+/// Compares a run whose ends are served apart.
+fn compare_apart(form: &Form, words: &[&str], more: &[&str], left_out: &[&str]) {
+    let expected = without(&plain(words), left_out);
     let library = build::library();
     let library = library.to_string_lossy();
     let accelerated = ["--ring", "--preload-a", &library, "--preload-b", &library];
     let words = [words, &accelerated, more].concat();
-    let (stdout, stderr) = run(&form, &words);
-    let stdout = without(&stdout, NOT_RELAYED);
+    let (stdout, stderr) = run(form, &words);
+    let stdout = without(&stdout, left_out);
     let shown = differences(&comparable(&expected), &comparable(&stdout));
     assert!(
         shown.is_empty(),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use backend_drv::config::{Config, DEFAULT_SOCKET_PATH};
-use backend_drv::daemon::{Daemon, Options};
+use backend_drv::daemon::{self, Daemon, Options};
 use backend_drv::listener::{self, Access, Listener};
 use backend_drv::relay::Links;
 use backend_drv::uplink::{Outside, Uplink};
@@ -38,6 +38,10 @@ struct Args {
     /// All users' programs may use the device: whoever does can read and change what all of them send
     #[arg(long)]
     any_user: bool,
+    /// This is no machine but a container that shares its network namespace with others: their loopback addresses are
+    /// ours, too
+    #[arg(long)]
+    shared_network: bool,
     /// When stopped, take all connections off the rings first: programs go on over TCP
     #[arg(long)]
     drain: bool,
@@ -76,6 +80,7 @@ fn serve(args: Args) -> anyhow::Result<()> {
         .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .init();
+    daemon::block_signals()?;
     privileges::raise_descriptor_limit();
     let config = Config::built_in()?;
     let device = device::open(&device::Options {
@@ -92,7 +97,8 @@ fn serve(args: Args) -> anyhow::Result<()> {
         (true, _) => Outside::Anybody,
         (false, uid) => Outside::User(uid.unwrap_or_else(|| nix::unistd::geteuid().as_raw())),
     };
-    let uplink = Uplink::new(device, outside, nonce()).context("device memory")?;
+    let uplink =
+        Uplink::new(device, outside, args.shared_network, nonce()).context("device memory")?;
     let access = Access {
         mode: args.socket_mode,
         group: None,

@@ -222,6 +222,13 @@ impl Broker {
         }
     }
 
+    /// All connections whose far end is outside the guest.
+    pub fn uplinked_connections(&self) -> impl Iterator<Item = ConnectionId> + '_ {
+        let all = self.connections.iter();
+        all.filter(|(_, entry)| entry.uplinked.is_some())
+            .map(|(connection, _)| *connection)
+    }
+
     /// How a connection is served whose far end is outside the guest.
     pub fn uplinked(&self, connection: ConnectionId) -> Option<Uplinked> {
         self.connections.get(&connection)?.uplinked

@@ -295,7 +295,7 @@ fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> 
     })?;
     let mut addresses = Vec::new();
     for text in &raw.addresses {
-        addresses.push(own_address(&key("addresses"), text)?);
+        addresses.push(own_address(&key("addresses"), text, false)?);
     }
     if let Some(netns) = &raw.netns {
         require(netns.is_absolute(), &key("netns"), netns.display(), || {
@@ -322,8 +322,8 @@ fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> 
     })
 }
 
-/// Addresses that belong to somebody.
-fn own_address(key: &str, text: &str) -> Result<IpNet, ConfigError> {
+/// Addresses that belong to somebody; `loopback`: even those that every namespace has.
+fn own_address(key: &str, text: &str, loopback: bool) -> Result<IpNet, ConfigError> {
     let net = text
         .parse::<IpNet>()
         .ok()
@@ -332,7 +332,7 @@ fn own_address(key: &str, text: &str) -> Result<IpNet, ConfigError> {
         "must be an address or ADDRESS/BITS".to_owned()
     })?;
     let ip = net.network();
-    let shared = ip.is_loopback() || ip.is_multicast();
+    let shared = (ip.is_loopback() && !loopback) || ip.is_multicast();
     require(!shared, key, text, || {
         "must not be a loopback or multicast address: every namespace has those".to_owned()
     })?;

@@ -39,6 +39,8 @@ pub struct VmConfig {
     pub weight: u32,
     /// Bytes per second on them.
     pub rate_limit: Option<u64>,
+    /// It is no machine but a container that shares its network namespace with others, loopback addresses included.
+    pub shared_network: bool,
 }
 
 /// `[[vm]]` as written.
@@ -56,6 +58,7 @@ pub struct RawVm {
     pub vectors: Option<u16>,
     pub weight: Option<u32>,
     pub rate_limit: Option<Size>,
+    pub shared_network: Option<bool>,
 }
 
 impl From<&VmConfig> for RawVm {
@@ -70,6 +73,7 @@ impl From<&VmConfig> for RawVm {
             vectors: Some(vm.vectors),
             weight: Some(vm.weight),
             rate_limit: vm.rate_limit.map(Size),
+            shared_network: Some(vm.shared_network),
         }
     }
 }
@@ -107,9 +111,10 @@ fn vm_of(index: usize, raw: RawVm) -> Result<VmConfig, ConfigError> {
             "must not be empty; leave it out for none".to_owned()
         })?;
     }
+    let shared_network = raw.shared_network.unwrap_or(false);
     let mut addresses = Vec::new();
     for text in &raw.addresses {
-        addresses.push(super::own_address(&key("addresses"), text)?);
+        addresses.push(super::own_address(&key("addresses"), text, shared_network)?);
     }
     require(!addresses.is_empty(), &key("addresses"), "[]", || {
         "must name at least one address that the VM's programs may use".to_owned()
@@ -138,6 +143,7 @@ fn vm_of(index: usize, raw: RawVm) -> Result<VmConfig, ConfigError> {
         vectors,
         weight,
         rate_limit: raw.rate_limit.map(|size| size.0),
+        shared_network,
     })
 }
 
@@ -161,6 +167,9 @@ fn check_with_others(index: usize, vm: &VmConfig, others: &[VmConfig]) -> Result
                 other.vectors
             )
         })?;
+        if vm.shared_network && other.shared_network {
+            continue;
+        }
         for net in &vm.addresses {
             let clash = other
                 .addresses

@@ -94,7 +94,10 @@ impl Daemon {
             Action::OpenRelay { half, peer, far } => self.open_relay(&half, peer, far),
             Action::OpenHere(halves) => self.open_here(&halves),
             Action::JoinRelay { connection, place } => {
-                self.command(Command::Join(connection, place));
+                // The relay knows both ends of what it copies to a guest.
+                if self.vms.connections.of_local(connection).is_none() {
+                    self.command(Command::Join(connection, place));
+                }
             }
             Action::CloseRelay(connection) => self.command(Command::Close(connection)),
             Action::EndRelay(connection) => match host_connection(connection) {

@@ -73,9 +73,13 @@ impl Daemon {
         };
         let done = !drain.relaying
             && self.withdrawals.tasks.is_empty()
-            && self.withdrawals.rescues.is_empty();
+            && self.withdrawals.rescues.is_empty()
+            && self.is_drained_outside();
         if done || now >= drain.until {
             tracing::info!(done, "stopping");
+            if done {
+                self.leave_host();
+            }
             self.stopping = true;
         }
     }

@@ -123,6 +123,7 @@ pub struct Daemon {
     /// In a guest: the way to its host.
     uplink: Option<Uplink>,
     vms: Vms,
+    telling: vms::Telling,
     keeper: Option<Keeper>,
     /// What the relay begins with, until it has been started.
     kept: Option<Kept>,
@@ -245,6 +246,7 @@ impl Daemon {
             relay: None,
             uplink,
             vms,
+            telling: vms::Telling::default(),
             keeper,
             kept,
             survivors,
@@ -341,6 +343,7 @@ impl Daemon {
         self.tick_revocations(now);
         self.tick_drain(now);
         self.tick_uplink(now);
+        self.tick_vms(now);
         self.tick_survivors(now);
         for token in std::mem::take(&mut self.stalled) {
             self.flush(token);
@@ -372,6 +375,7 @@ impl Daemon {
             self.drain.as_ref().map(drain::Drain::next),
             self.accepting.again_at,
             self.uplink.as_ref().and_then(Uplink::next),
+            self.telling.next(),
             first,
             retry,
         ];
@@ -402,15 +406,30 @@ impl Daemon {
 /// Descriptors of one user that may wait to be closed.
 const STRAYS_MAX: u64 = 512;
 
-/// Signals that end the daemon come through a descriptor; SIGXFSZ stays blocked, so that a memory
-/// beyond the file size limit is an error (EFBIG) and not our death.
-fn signals() -> io::Result<SignalFd> {
+/// Signals that end the daemon.
+fn ending() -> SigSet {
     let mut ending = SigSet::empty();
     ending.add(Signal::SIGTERM);
     ending.add(Signal::SIGINT);
-    let mut blocked = ending;
+    ending
+}
+
+/// Blocks the signals that a daemon receives as it does everything else. For a program that starts threads before
+/// it makes its daemon: a signal would otherwise find one of those, and kill.
+///
+/// # Errors
+/// None in practice.
+pub fn block_signals() -> io::Result<()> {
+    let mut blocked = ending();
     blocked.add(Signal::SIGXFSZ);
-    blocked.thread_block()?;
+    Ok(blocked.thread_block()?)
+}
+
+/// Signals that end the daemon come through a descriptor; SIGXFSZ stays blocked, so that a memory
+/// beyond the file size limit is an error (EFBIG) and not our death.
+fn signals() -> io::Result<SignalFd> {
+    block_signals()?;
+    let ending = ending();
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
     Ok(SignalFd::with_flags(&ending, flags)?)
 }

@@ -69,7 +69,7 @@ impl Daemon {
 
     /// Finds a backend for a far address.
     pub(super) fn reach(&mut self, id: RegistrationId, far: std::net::IpAddr) {
-        if self.reach_outside(id) {
+        if self.reach_outside(id, far) {
             return;
         }
         if let Some(guest) = self.guest_for(far) {

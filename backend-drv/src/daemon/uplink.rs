@@ -1,5 +1,6 @@
 //! The event loop of a guest: what the host says, and what it is told.
 
+use std::net::IpAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +9,12 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use rdma_core::channel::{Down, Grant, Up};
 use rdma_core::control::{Message, PeerRegister};
+use rdma_core::slot::{RxState, TxState};
 use rdma_core::wire::pairing::Pairing;
 
 use super::withdrawals::Task;
 use super::{Arena, Daemon};
-use crate::broker::{self, Beside, UPLINK, Uplinked};
+use crate::broker::{self, Beside, Ends, Occupant, UPLINK, Uplinked};
 use crate::carving::Place;
 use crate::ids::{ConnectionId, Process, RegistrationId};
 use crate::shared::EventMemory;
@@ -158,13 +160,13 @@ impl Daemon {
     }
 
     /// Whether a far address may be looked for outside the guest, on behalf of a registration.
-    pub(super) fn reach_outside(&mut self, id: RegistrationId) -> bool {
+    pub(super) fn reach_outside(&mut self, id: RegistrationId, far: IpAddr) -> bool {
         let Some(uplink) = &self.uplink else {
             return false;
         };
         let process = self.broker.registration(id).map(|found| found.process);
         let program = process.and_then(|process| self.programs.get(&process));
-        if uplink.is_up() && program.is_some_and(|program| program.outside) {
+        if uplink.may_be_outside(far) && program.is_some_and(|program| program.outside) {
             self.broker.reachable(id, UPLINK);
         }
         true
@@ -323,6 +325,48 @@ impl Daemon {
             && let Some(host) = broker::host_connection(connection)
         {
             self.tell_host(&Up::Retracted(host));
+        }
+    }
+
+    /// Whether no program of this guest has anything on a ring whose far end is outside.
+    pub(super) fn is_drained_outside(&self) -> bool {
+        let is_off = |occupant: &Occupant| {
+            let Some(slot) = self.seat(occupant).and_then(|seat| {
+                let program = &seat.program;
+                let slot = program.slots.slot(seat.slot)?;
+                let states = (slot.tx.state(), slot.rx.state());
+                seat.look().map(|_| states)
+            }) else {
+                return true;
+            };
+            let (tx, rx) = slot;
+            matches!(tx, TxState::Kernel | TxState::Done | TxState::Returned)
+                && matches!(rx, RxState::Kernel | RxState::Done | RxState::Returned)
+        };
+        self.outside().all(|(_, ends)| {
+            let mut here = ends.occupants.iter().flatten();
+            here.all(is_off)
+        })
+    }
+
+    /// Connections of this guest with far ends outside.
+    fn outside(&self) -> impl Iterator<Item = (ConnectionId, Ends)> + '_ {
+        let all = self.broker.uplinked_connections();
+        all.filter_map(|connection| Some((connection, self.broker.ends(connection)?)))
+    }
+
+    /// Everything is off the rings, and we leave: what the far ends do is no concern of ours.
+    pub(super) fn leave_host(&mut self) {
+        let direct = |(connection, _): &(ConnectionId, Ends)| {
+            self.broker.uplinked(*connection) == Some(Uplinked::Direct)
+        };
+        let left: Vec<u64> = self
+            .outside()
+            .filter(direct)
+            .filter_map(|(connection, _)| broker::host_connection(connection))
+            .collect();
+        for connection in left {
+            self.tell_host(&Up::Ended(connection));
         }
     }
 

@@ -130,7 +130,7 @@ impl Daemon {
         here.or_else(|| self.departed.get(&process))
     }
 
-    fn seat(&self, occupant: &Occupant) -> Option<Seat> {
+    pub(super) fn seat(&self, occupant: &Occupant) -> Option<Seat> {
         Some(Seat {
             program: Arc::clone(&self.program(occupant.process)?.record),
             slot: occupant.slot,

@@ -12,6 +12,7 @@ mod vectors;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -75,6 +76,7 @@ pub struct Uplink {
     bell: EventFd,
     vectors: Vectors,
     outside: Outside,
+    shared_network: bool,
     nonce: u64,
     greeted_at: Option<Instant>,
     welcome: Option<GuestWelcome>,
@@ -86,11 +88,17 @@ pub struct Uplink {
 }
 
 impl Uplink {
-    /// Takes the device over. `nonce` differs between two runs.
+    /// Takes the device over. `nonce` differs between two runs; `shared_network`: far ends at loopback addresses may be
+    /// outside, too.
     ///
     /// # Errors
     /// The memory cannot be mapped, or is too small to have a control ring for this guest.
-    pub fn new(device: Box<dyn Device>, outside: Outside, nonce: u64) -> io::Result<Self> {
+    pub fn new(
+        device: Box<dyn Device>,
+        outside: Outside,
+        shared_network: bool,
+        nonce: u64,
+    ) -> io::Result<Self> {
         let bytes = usize::try_from(device.memory_bytes());
         let bytes = bytes.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
         let mapping = Arc::new(Mapping::of_device(&**device.memory(), bytes)?);
@@ -113,6 +121,7 @@ impl Uplink {
             bell,
             vectors,
             outside,
+            shared_network,
             nonce,
             greeted_at: None,
             welcome: None,
@@ -228,6 +237,11 @@ impl Uplink {
     /// See [`rdma_core::control::Welcome::machine`].
     pub fn machine(&self) -> u32 {
         self.welcome.map_or(0, |welcome| welcome.machine)
+    }
+
+    /// Whether a far end at this address may be outside.
+    pub fn may_be_outside(&self, far: IpAddr) -> bool {
+        self.is_up() && (self.shared_network || !far.is_loopback())
     }
 
     /// Whether programs of this user may have far ends outside.

@@ -207,7 +207,7 @@ impl Vms {
             .map(|(index, _)| VmId(index))
     }
 
-    /// The machine whose programs may use `addr`. Tenants number theirs without asking each other: `asking`, if it
+    /// The machine whose programs may use `addr`, other than `asking`. Tenants number theirs without asking each other: `asking`, if it
     /// is a guest, means its own tenant's first.
     ///
     /// # Errors
@@ -216,7 +216,7 @@ impl Vms {
         let tenancy = asking.and_then(|vm| self.vm(vm)).map(|vm| vm.tenancy);
         let mut found = Vec::new();
         for (index, vm) in self.vms.iter().enumerate() {
-            if vm.seat.is_some() && vm.owns(addr) {
+            if asking != Some(VmId(index)) && vm.seat.is_some() && vm.owns(addr) {
                 if Some(vm.tenancy) == tenancy {
                     return Ok(Some(VmId(index)));
                 }

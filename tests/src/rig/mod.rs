@@ -3,6 +3,7 @@
 //! * [`build`]: where the library and the daemon under test are.
 //! * [`compiler`]: programs in C.
 //! * [`daemon`]: a private daemon, and questions to it.
+//! * [`guests`]: the daemons of a host and of two guests.
 //! * [`linked`]: two daemons with a link between them.
 //! * [`manager`]: what systemd is to a daemon.
 //! * [`program`]: programs, plain or under the library, with a watchdog.
@@ -16,6 +17,7 @@ pub mod build;
 pub mod compiler;
 pub mod daemon;
 pub mod far;
+pub mod guests;
 pub mod linked;
 pub mod manager;
 pub mod over;

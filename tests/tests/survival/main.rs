@@ -20,6 +20,7 @@ mod peer_killed;
 mod revoked;
 mod strangers;
 mod two_daemons;
+mod two_guests;
 
 /// Not a test: an agent, when the environment says so.
 #[test]

@@ -22,7 +22,7 @@ pub(crate) fn revoke(daemon: &Daemon, words: &[&str]) -> (Option<i32>, Value) {
     revoke_at(daemon.socket(), words)
 }
 
-fn revoke_at(socket: &Path, words: &[&str]) -> (Option<i32>, Value) {
+pub(crate) fn revoke_at(socket: &Path, words: &[&str]) -> (Option<i32>, Value) {
     let mut tool = Command::new(build::viaduct());
     tool.args(["revoke", "--json", "--socket"])
         .arg(socket)

@@ -276,7 +276,6 @@ impl Daemon {
     /// Who has the end with this address, of a connection of a guest's program.
     fn side_of(&mut self, asking: VmId, addr: IpAddr) -> Result<Side, Reason> {
         match self.vms.owner(addr, Some(asking)) {
-            Ok(Some(vm)) if vm == asking => return Err(Reason::NotEstablished),
             Ok(Some(vm)) => return Ok(Side::Vm(vm)),
             Ok(None) => {}
             Err(Ambiguous) => return Err(Reason::Ambiguous),

@@ -55,6 +55,7 @@ impl Daemon {
         if !is_in_region(place.arena) {
             return false;
         }
+        self.telling.note();
         for tenancy in &mut self.vms.tenancies {
             if tenancy.region.arena(place.arena).is_some() {
                 tenancy.region.release(place, zeroed);
@@ -121,7 +122,9 @@ impl Daemon {
         tracing::info!(vm = vm.0, member, "device gone");
         for (number, index) in self.vms.connections.of_vm(vm) {
             self.break_end(vm, number);
-            self.guest_let_go(number, index);
+            if let Some(end) = self.vms.connections.let_go(number, index) {
+                self.recycle_guest(&end);
+            }
         }
         self.guest_ended(vm);
         self.broker.peer_silent(vm.peer());

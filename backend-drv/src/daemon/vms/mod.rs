@@ -4,6 +4,9 @@ mod connecting;
 mod hearing;
 mod leaving;
 mod relaying;
+mod telling;
+
+pub(in crate::daemon) use telling::Telling;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -36,6 +39,9 @@ impl Daemon {
             self.epoll
                 .add(&vm.listener, readable(token(LISTENER, index)))?;
         }
+        if !self.vms.is_empty() {
+            self.tell_vms();
+        }
         for (index, tenancy) in self.vms.tenancies.iter().enumerate() {
             if let Some(bell) = tenancy.group.bell(HOST, CONTROL_VECTOR) {
                 self.epoll.add(bell, readable(token(BELL, index)))?;
@@ -58,6 +64,7 @@ impl Daemon {
             BELL => self.hear_region(index),
             _ => return false,
         }
+        self.telling.note();
         true
     }
 
@@ -113,6 +120,8 @@ impl Daemon {
         };
         tenancy.group.flush();
         if tenancy.group.is_gone(member) {
+            // Its last words.
+            self.hear_vm(vm);
             self.vm_left(vm);
         } else {
             self.tell_group(vm);

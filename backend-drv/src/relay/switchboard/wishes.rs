@@ -127,7 +127,10 @@ impl Switchboard {
 
     /// The program's machine has vanished: the far end is told that the connection is broken.
     pub fn break_end(&mut self, id: ConnectionId, reason: Reason) {
-        self.change(id, |entry| entry.mirror.get_mut().break_with(reason));
+        self.change(id, |entry| {
+            entry.ended = true;
+            entry.mirror.get_mut().break_with(reason);
+        });
     }
 
     /// The program has vanished; `held`: its socket lives on.

@@ -1,0 +1,130 @@
+//! A host's daemon and the daemons of its guests. The guests are no machines: they are members of a region by its
+//! server's socket, and share this machine's network.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tempfile::TempDir;
+
+use super::build;
+use super::daemon::{Daemon, retry, wait_readable};
+use super::program::WATCHDOG;
+
+/// The daemon of a guest.
+#[derive(Debug)]
+pub struct Guest {
+    child: Child,
+    device: PathBuf,
+    socket: PathBuf,
+}
+
+impl Guest {
+    /// A guest whose device is at `device`, and which serves programs at `socket`.
+    fn start(device: &Path, socket: &Path, more: &[&str]) -> Self {
+        let mut child = Command::new(build::viaduct_guest())
+            .arg("--device")
+            .arg(format!("socket:{}", device.display()))
+            .arg("--socket")
+            .arg(socket)
+            .args([
+                "--shared-network",
+                "--any-user",
+                "--log",
+                "info",
+                "--ready-fd",
+                "1",
+            ])
+            .args(more)
+            .env_remove("NOTIFY_SOCKET")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::inherit())
+            .spawn()
+            .expect("viaduct-guest starts");
+        let mut stdout = child.stdout.take().expect("piped");
+        let ready = wait_readable(&stdout, WATCHDOG) && stdout.read_exact(&mut [0]).is_ok();
+        assert!(ready, "the guest's daemon did not start");
+        Self {
+            child,
+            device: device.to_owned(),
+            socket: socket.to_owned(),
+        }
+    }
+
+    /// Where its programs connect.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// Ends it, and with it its device.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Tells it to stop, and waits until it has.
+    pub fn stop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+        retry("the guest's daemon stops", || {
+            self.child.try_wait().expect("our own child")
+        });
+    }
+
+    /// Starts it again, as after [`Guest::kill`].
+    pub fn restart(&mut self) {
+        let _ = std::fs::remove_file(&self.socket);
+        *self = Self::start(&self.device, &self.socket, &[]);
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A host and its guests.
+#[derive(Debug)]
+pub struct Guests {
+    /// The daemons of the guests.
+    pub guests: Vec<Guest>,
+    /// That of the host.
+    pub host: Daemon,
+    _directory: TempDir,
+}
+
+impl Guests {
+    /// A guest of each of these tenants. `more` are arguments of their daemons.
+    pub fn start(tenants: &[&str], more: &[&str]) -> Self {
+        Self::configured(tenants, "1 GiB", more)
+    }
+
+    /// The same, with regions of another size.
+    pub fn configured(tenants: &[&str], memory: &str, more: &[&str]) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let device = |index: usize| directory.path().join(format!("vm-{index}.sock"));
+        let config: String = (0..tenants.len())
+            .map(|index| {
+                format!(
+                    "[[vm]]\nname = \"{index}\"\nsocket = \"{}\"\ntenant = \"{}\"\nmemory = \"{memory}\"\n\
+                     addresses = [\"127.0.0.0/8\", \"::1\"]\nshared_network = true\n",
+                    device(index).display(),
+                    tenants[index],
+                )
+            })
+            .collect();
+        let host = Daemon::configured(&config);
+        let guests = (0..tenants.len()).map(|index| {
+            let socket = directory.path().join(format!("guest-{index}.sock"));
+            Guest::start(&device(index), &socket, more)
+        });
+        let guests = guests.collect();
+        Self {
+            guests,
+            host,
+            _directory: directory,
+        }
+    }
+}

@@ -1,0 +1,258 @@
+//! Programs in two guests: of one tenant, which share memory, and of two, between which the host copies. What happens
+//! to their connections when programs, drivers and devices go away.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use viaduct_tests::rig::daemon::{Daemon, retry};
+use viaduct_tests::rig::guests::Guests;
+use viaduct_tests::rig::program::{Agent, Form};
+
+use crate::duo::{Duo, Way, in_the_middle, settle};
+use crate::revoked::revoke_at;
+
+const MIB: usize = 1 << 20;
+const ONE: &[&str] = &["blue", "blue"];
+const TWO: &[&str] = &["blue", "red"];
+
+/// A program in each guest.
+fn apart(guests: &Guests) -> Duo {
+    let [client, server] = [0, 1].map(|index: usize| {
+        let form = Form::accelerated(guests.guests[index].socket());
+        Agent::start(&form)
+    });
+    Duo { server, client }
+}
+
+/// The same, with connection 0 on the rings.
+fn joined(guests: &Guests) -> Duo {
+    let mut duo = apart(guests);
+    duo.connect(0);
+    duo.warm_up(0, Way::Ring);
+    duo
+}
+
+/// Connections in guests that the host knows of: direct and relayed.
+fn counted(host: &Daemon) -> (u64, u64) {
+    let status = host.status();
+    let number = |name: &str| status["vms"][name].as_u64().expect("a number");
+    (number("direct"), number("relayed"))
+}
+
+fn settled(host: &Daemon, direct: u64, relayed: u64) {
+    retry("the host counts so many connections", || {
+        (counted(host) == (direct, relayed)).then_some(())
+    });
+}
+
+fn free(host: &Daemon) -> u64 {
+    let status = retry("both guests are served", || {
+        let status = host.status();
+        let machines = status["vms"]["machines"].as_array()?;
+        let all = machines.iter().all(|vm| vm["served"] == true);
+        all.then_some(status)
+    });
+    let machines = status["vms"]["machines"].as_array().expect("a list");
+    let free = machines.iter().map(|vm| vm["region_free"].as_u64());
+    free.sum::<Option<u64>>().expect("numbers")
+}
+
+fn reset() -> String {
+    format!("err {}", libc::ECONNRESET)
+}
+
+fn talk(tenants: &[&str], (direct, relayed): (u64, u64)) {
+    let guests = Guests::start(tenants, &[]);
+    let before = free(&guests.host);
+    let mut duo = joined(&guests);
+    settled(&guests.host, direct, relayed);
+    let kernel = duo.kernel(0);
+    duo.stream(0, 24 * MIB);
+    duo.both("ping 0 2000", "pong 0 2000");
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    for index in 1..5 {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+        duo.stream(index, MIB);
+    }
+    for index in 0..5 {
+        assert_eq!(duo.client.ask(&format!("close {index}")), "ok");
+        assert_eq!(duo.server.ask(&format!("recv {index} 1")), "ret 0");
+        assert_eq!(duo.server.ask(&format!("close {index}")), "ok");
+    }
+    settled(&guests.host, 0, 0);
+    duo.client.dismiss();
+    duo.server.dismiss();
+    retry("all memory is the host's again", || {
+        (free(&guests.host) == before).then_some(())
+    });
+}
+
+#[test]
+fn of_one_tenant_talk_without_the_host() {
+    talk(ONE, (1, 0));
+}
+
+#[test]
+fn of_two_tenants_talk_through_the_host() {
+    talk(TWO, (0, 1));
+}
+
+#[test]
+fn of_one_tenant_need_no_daemon_once_they_talk() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    let kernel = duo.kernel(0);
+    guests.host.kill();
+    duo.stream(0, 24 * MIB);
+    duo.both("ping 0 100", "pong 0 100");
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+}
+
+fn killed(tenants: &[&str]) {
+    let guests = Guests::start(tenants, &[]);
+    let mut duo = joined(&guests);
+    duo.client.tell("recv 0 1");
+    settle();
+    duo.server.kill();
+    assert_eq!(
+        duo.client.answer(),
+        "ret 0",
+        "as the kernel says of a process that was killed"
+    );
+    drop(duo);
+    settled(&guests.host, 0, 0);
+}
+
+#[test]
+fn a_program_that_is_killed_ends_a_direct_connection() {
+    killed(ONE);
+}
+
+#[test]
+fn a_program_that_is_killed_ends_a_relayed_connection() {
+    killed(TWO);
+}
+
+fn device_gone(tenants: &[&str]) {
+    let mut guests = Guests::start(tenants, &[]);
+    let mut duo = joined(&guests);
+    duo.client.tell("recv 0 1");
+    settle();
+    guests.guests[1].kill();
+    assert_eq!(duo.client.answer(), reset(), "its machine is no more");
+    drop(duo);
+    settled(&guests.host, 0, 0);
+    // The next one is served.
+    guests.guests[1].restart();
+    let mut duo = joined(&guests);
+    duo.stream(0, MIB);
+}
+
+#[test]
+fn a_device_that_vanishes_breaks_direct_connections() {
+    device_gone(ONE);
+}
+
+#[test]
+fn a_device_that_vanishes_breaks_relayed_connections() {
+    device_gone(TWO);
+}
+
+fn revoked(tenants: &[&str]) {
+    let guests = Guests::start(tenants, &[]);
+    let mut duo = joined(&guests);
+    in_the_middle(&mut duo, 24 * MIB, || {
+        std::thread::sleep(Duration::from_millis(50));
+        let (code, _) = revoke_at(guests.guests[0].socket(), &["--all"]);
+        assert_eq!(code, Some(0));
+    });
+    duo.warm_up(0, Way::Kernel);
+    duo.stream(0, MIB);
+}
+
+#[test]
+fn a_direct_connection_is_taken_back_to_tcp_by_one_guest() {
+    revoked(ONE);
+}
+
+#[test]
+fn a_relayed_connection_is_taken_back_to_tcp_by_one_guest() {
+    revoked(TWO);
+}
+
+fn drained(tenants: &[&str]) {
+    let mut guests = Guests::start(tenants, &["--drain"]);
+    let mut duo = joined(&guests);
+    let guest = &mut guests.guests[1];
+    in_the_middle(&mut duo, 24 * MIB, || guest.stop());
+    duo.warm_up(0, Way::Kernel);
+    duo.stream(0, MIB);
+}
+
+#[test]
+fn a_guest_that_drains_leaves_direct_connections_on_tcp() {
+    drained(ONE);
+}
+
+#[test]
+fn a_guest_that_drains_leaves_relayed_connections_on_tcp() {
+    drained(TWO);
+}
+
+#[test]
+fn idle_programs_are_taken_back_to_tcp_with_what_was_not_read() {
+    for tenants in [ONE, TWO] {
+        let guests = Guests::start(tenants, &[]);
+        let mut duo = joined(&guests);
+        assert_eq!(duo.client.ask("send 0 1000"), "ret 1000");
+        settle();
+        let (code, _) = revoke_at(guests.guests[1].socket(), &["--all"]);
+        assert_eq!(code, Some(0));
+        assert_eq!(duo.server.ask("recv 0 4000"), "ret 1000");
+        duo.warm_up(0, Way::Kernel);
+    }
+}
+
+/// A program of the host itself, and one in a guest.
+#[test]
+fn a_program_of_the_host_talks_to_one_in_a_guest() {
+    let guests = Guests::start(&["blue"], &[]);
+    for swap in [false, true] {
+        let mut sockets = [guests.host.socket(), guests.guests[0].socket()];
+        if swap {
+            sockets.reverse();
+        }
+        let [client, server] = sockets.map(|socket| Agent::start(&Form::accelerated(socket)));
+        let mut duo = Duo { server, client };
+        duo.connect(0);
+        duo.warm_up(0, Way::Ring);
+        let kernel = duo.kernel(0);
+        duo.stream(0, 8 * MIB);
+        assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+        assert_eq!(duo.client.ask("close 0"), "ok");
+        assert_eq!(duo.server.ask("recv 0 1"), "ret 0");
+        assert_eq!(duo.server.ask("close 0"), "ok");
+        settled(&guests.host, 0, 0);
+    }
+}
+
+#[test]
+fn a_region_that_is_full_leaves_connections_on_tcp() {
+    let guests = Guests::configured(ONE, "64 MiB", &[]);
+    let mut duo = apart(&guests);
+    for index in 0..12 {
+        duo.connect(index);
+        duo.warm_up(index, Way::Any);
+        duo.stream(index, MIB / 4);
+    }
+    let (direct, relayed) = counted(&guests.host);
+    assert!((1..12).contains(&direct) && relayed == 0, "{direct}");
+}
+
+#[test]
+fn the_daemon_of_the_host_leaves_no_socket_behind() {
+    let mut guests = Guests::start(TWO, &[]);
+    guests.host.signal(Signal::TERM);
+    retry("the daemon ends", || guests.host.end());
+}
