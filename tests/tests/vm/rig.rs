@@ -58,6 +58,10 @@ impl Rig {
     }
 }
 
+/// The interface of a test's own network to which a guest can be connected, and our address there.
+pub(crate) const TAP: &str = "tap-guest";
+pub(crate) const HOST: &str = "10.77.0.9";
+
 /// Runs a test where nobody else is on the network, and with these addresses. Needs root.
 pub(crate) fn in_own_network(
     addresses: &[&str],
@@ -70,6 +74,9 @@ pub(crate) fn in_own_network(
                 return Ok(());
             }
             ip("link set lo up")?;
+            ip(&format!("tuntap add {TAP} mode tap vnet_hdr"))?;
+            ip(&format!("addr add {HOST}/24 dev {TAP}"))?;
+            ip(&format!("link set {TAP} up"))?;
             for address in addresses {
                 ip(&format!("addr add {address}/32 dev lo"))?;
             }

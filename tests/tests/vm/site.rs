@@ -1,6 +1,6 @@
 //! A daemon with virtual machines: real guests, and members of a region that are processes of this machine.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, TcpStream};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -81,6 +81,11 @@ impl<'a> Site<'a> {
         Ok(guest)
     }
 
+    /// A program `guest ...` of the host, under the library.
+    pub(crate) fn program(&self, arguments: &[&str]) -> Command {
+        program(&self.daemon.socket().to_string_lossy(), arguments)
+    }
+
     /// A machine that is a process.
     pub(crate) fn member(&self, machine: &Machine) -> Result<Member> {
         let socket = self.rig.path(&format!("{}.guest", machine.name));
@@ -135,6 +140,17 @@ pub(crate) fn talk(guest: &mut Guest, line: &str) -> Result<Value> {
     Ok(serde_json::from_str(&guest.run("cat /tmp/talk.json")?)?)
 }
 
+/// Waits until somebody listens, on this machine.
+pub(crate) fn listens(address: &str) -> Result<()> {
+    for _ in 0..600 {
+        if TcpStream::connect(address).is_ok() {
+            return Ok(());
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    anyhow::bail!("nobody listens at {address}")
+}
+
 /// Bytes that went by ring, both ways.
 pub(crate) fn by_ring(stats: &Value) -> u64 {
     let count = |name: &str| stats.get(name).and_then(Value::as_u64).unwrap_or(0);
@@ -151,22 +167,7 @@ pub(crate) struct Member {
 impl Member {
     /// A program `guest ...` under the library.
     pub(crate) fn program(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(build::viaduct());
-        command
-            .args(["run", "--socket", &self.socket, "--library"])
-            .arg(build::library())
-            .envs(
-                ENVIRONMENT
-                    .split(' ')
-                    .filter_map(|pair| pair.split_once('=')),
-            )
-            .args(["--stats-json", &format!("{}.json", self.socket), "--"])
-            .arg(env!("CARGO_BIN_EXE_guest"))
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        command
+        program(&self.socket, arguments)
     }
 
     /// What the program that ended last has counted.
@@ -181,6 +182,26 @@ impl Drop for Member {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A program `guest ...` under the library, of the daemon at a socket.
+fn program(socket: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(build::viaduct());
+    command
+        .args(["run", "--socket", socket, "--library"])
+        .arg(build::library())
+        .envs(
+            ENVIRONMENT
+                .split(' ')
+                .filter_map(|pair| pair.split_once('=')),
+        )
+        .args(["--stats-json", &format!("{socket}.json"), "--"])
+        .arg(env!("CARGO_BIN_EXE_guest"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    command
 }
 
 /// A program of a member; it is ended when this is dropped.

@@ -3,14 +3,14 @@
 //! The others are two machines of another tenant, which are processes here: what they share with the guest is the
 //! daemon.
 
-use std::thread;
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
+use serde_json::Value;
 use viaduct_tests::vm::guest::{Guest, Network};
 
-use crate::rig::{Rig, in_own_network};
-use crate::site::{Machine, Member, Running, Site, by_ring, serve, start_daemon, talk};
+use crate::rig::{HOST, Rig, TAP, in_own_network};
+use crate::site::{
+    Machine, Member, Running, Site, accelerated, by_ring, listens, serve, start_daemon, talk,
+};
 
 const HOSTILE: Machine = Machine {
     name: "hostile",
@@ -49,13 +49,7 @@ impl Victims {
         let port = free.local_addr()?.port().to_string();
         drop(free);
         let server = Running::start(members[0].program(&["serve", &port]))?;
-        let ready = || std::net::TcpStream::connect(format!("{}:{port}", VICTIMS[0].address));
-        for _ in 0..600 {
-            if ready().is_ok() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(50));
-        }
+        listens(&format!("{}:{port}", one.address))?;
         Ok(Self {
             members,
             _server: server,
@@ -86,23 +80,23 @@ impl Victims {
 }
 
 /// What the guest does, while others talk; and that it is served again afterwards.
-fn suffers(attack: impl FnOnce(&mut Guest) -> Result<()> + Send) -> Result<()> {
+fn suffers(attack: impl FnOnce(&mut Guest, &Site<'_>) -> Result<()> + Send) -> Result<()> {
     let addresses = VICTIMS.map(|victim| victim.address);
     in_own_network(&addresses, || suffers_here(attack))
 }
 
-fn suffers_here(attack: impl FnOnce(&mut Guest) -> Result<()>) -> Result<()> {
+fn suffers_here(attack: impl FnOnce(&mut Guest, &Site<'_>) -> Result<()>) -> Result<()> {
     let Some(rig) = Rig::new()? else {
         return Ok(());
     };
     let [one, two] = VICTIMS;
     let mut site = Site::new(&rig, &[HOSTILE, one, two], "");
-    let mut guest = site.boot(&HOSTILE, Network::None)?;
+    let mut guest = site.boot(&HOSTILE, Network::Tap(TAP.to_owned()))?;
     let victims = Victims::new(&site)?;
     victims.are_well(victims.talk("10", "0")?)?;
     // Those who talk meanwhile go on, others begin.
     let meanwhile = victims.talk("60", "100")?;
-    attack(&mut guest)?;
+    attack(&mut guest, &site)?;
     victims.are_well(victims.talk("10", "0")?)?;
     victims.are_well(meanwhile)?;
     assert!(site.daemon.is_alive());
@@ -124,15 +118,30 @@ fn attacks(guest: &mut Guest, line: &str) -> Result<()> {
 
 #[test]
 fn garbage_in_the_region_harms_its_guest_alone() -> Result<()> {
-    suffers(|guest| attacks(guest, &format!("garbage 1 {SECONDS}")))
+    suffers(|guest, _| attacks(guest, &format!("garbage 1 {SECONDS}")))
 }
 
 #[test]
 fn lies_in_the_control_ring_harm_its_guest_alone() -> Result<()> {
-    suffers(|guest| attacks(guest, &format!("lies 1 {SECONDS}")))
+    suffers(|guest, _| attacks(guest, &format!("lies 1 {SECONDS}")))
 }
 
 #[test]
 fn a_flood_of_doorbells_harms_its_guest_alone() -> Result<()> {
-    suffers(|guest| attacks(guest, &format!("flood {SECONDS}")))
+    suffers(|guest, _| attacks(guest, &format!("flood {SECONDS}")))
+}
+
+#[test]
+fn more_connections_than_there_is_memory_for_stay_on_tcp() -> Result<()> {
+    suffers(|guest, site| {
+        let _server = Running::start(site.program(&["serve", "7001"]))?;
+        listens(&format!("{HOST}:7001"))?;
+        let line = format!("crowd {} {HOST}:7001 200", HOSTILE.address);
+        let said = guest.run(&accelerated(&line, "crowd"))?;
+        ensure!(said.ends_with("done\n"), "{said}");
+        let stats: Value = serde_json::from_str(&guest.run("cat /tmp/crowd.json")?)?;
+        let count = |name: &str| stats.get(name).and_then(Value::as_u64).unwrap_or(0);
+        ensure!(count("upgraded") > 0 && count("upgraded") < 200, "{stats}");
+        Ok(())
+    })
 }

@@ -3,8 +3,8 @@
 use anyhow::{Result, ensure};
 use viaduct_tests::vm::guest::{Guest, Network};
 
-use crate::rig::Rig;
-use crate::site::{Machine, Site, by_ring, serve, talk};
+use crate::rig::{HOST, Rig, TAP, in_own_network};
+use crate::site::{Machine, Running, Site, by_ring, listens, serve, talk};
 
 const A: Machine = Machine {
     name: "a",
@@ -76,6 +76,20 @@ fn guests_of_two_tenants_reach_each_other() -> Result<()> {
     let [mut one, mut two] = both(&rig, &site, &A, &other)?;
     serve(&mut one)?;
     rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+}
+
+#[test]
+fn a_guest_and_a_program_of_its_host_reach_each_other() -> Result<()> {
+    in_own_network(&[], || {
+        let Some(rig) = Rig::new()? else {
+            return Ok(());
+        };
+        let site = Site::new(&rig, &[A], "");
+        let mut guest = site.boot(&A, Network::Tap(TAP.to_owned()))?;
+        let _server = Running::start(site.program(&["serve", "7000"]))?;
+        listens(&format!("{HOST}:7000"))?;
+        rides(&mut guest, &format!("talk 10.77.0.1 {HOST}:7000 {TALK}"))
+    })
 }
 
 #[test]
