@@ -139,10 +139,11 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
         view.mine.state.end(tx.cursor().tail);
         // A receiver that left meanwhile did not know of the end, and counts on us; so does a backend that
         // has made us ask where it left.
-        let counts = if conn.is_relayed() {
-            tx.state() == TxState::Ring && !view.mine.state.finish()
-        } else {
-            downgrade::is_wanted(conn, view)
+        let counts = match tx.state() {
+            // Somebody has begun since, the daemon for one.
+            TxState::Returning => true,
+            TxState::Ring if conn.is_relayed() => !view.mine.state.finish(),
+            _ => downgrade::is_wanted(conn, view),
         };
         if fd.is_none() || !locked || !counts {
             break;
