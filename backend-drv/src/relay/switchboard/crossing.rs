@@ -48,7 +48,7 @@ impl Switchboard {
 
     /// Goes on with one end of a connection of a daemon before us. Both ends are needed:
     /// [`Switchboard::resume_here`].
-    pub(in crate::relay) fn restore_here(
+    pub fn restore_here(
         &mut self,
         endpoint: u32,
         parts: Parts,
@@ -67,7 +67,7 @@ impl Switchboard {
 
     /// All ends that can be restored have been. Where one is missing, or they do not fit each other, the
     /// connection is broken.
-    pub(in crate::relay) fn resume_here(&mut self) {
+    pub fn resume_here(&mut self) {
         for endpoint in self.connections.endpoints() {
             let is_here = self.connections.get(endpoint).map(|entry| entry.way) == Some(Way::Here);
             if !is_here {
@@ -88,7 +88,8 @@ impl Switchboard {
                     fits
                 });
             if fits {
-                self.wake(endpoint, WaitFor::Space);
+                // The one before us may have died before it woke the program.
+                self.wake_all(endpoint);
                 self.touched.push_back(endpoint);
             } else {
                 self.break_one(endpoint, Reason::LinkReset);

@@ -16,9 +16,23 @@ impl Switchboard {
         self.cpu = cpu;
     }
 
+    /// Where bytes are taken for an endpoint in use.
+    pub fn place_of(&self, endpoint: u32) -> Option<FarPlace> {
+        let entry = self.connections.get(endpoint)?;
+        Some(FarPlace {
+            endpoint,
+            rkey: entry.keys.remote.0,
+        })
+    }
+
     /// A number for the next connection; to be used in [`Switchboard::open`], or given back.
     pub fn reserve(&mut self) -> Option<u32> {
         self.connections.reserve()
+    }
+
+    /// Reserves this very number, for a connection of a daemon before us. False: it is in use.
+    pub fn claim(&mut self, endpoint: u32) -> bool {
+        self.connections.claim(endpoint)
     }
 
     /// A number that was reserved is not needed.
@@ -56,7 +70,7 @@ impl Switchboard {
     }
 
     /// Goes on with a connection of a daemon before us, as soon as the far backend does.
-    pub(in crate::relay) fn restore(
+    pub fn restore(
         &mut self,
         endpoint: u32,
         parts: Parts,
@@ -69,6 +83,8 @@ impl Switchboard {
             entry.far = Some(far);
             self.suspend(endpoint);
             self.touched.push_back(endpoint);
+            // The one before us may have died before it woke the program.
+            self.wake_all(endpoint);
         }
         entered.is_some()
     }
