@@ -14,6 +14,7 @@ use backend_drv::shared::ConnectionArena;
 use rdma_core::event::WaitRef;
 use rdma_core::layout::{End, conn_bytes};
 use rdma_core::link::{Config, DomainId, Head, Link, Psk, Time};
+use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Place as FarPlace;
 
@@ -48,12 +49,15 @@ pub struct Host {
     /// What lies in memory outlives the daemon.
     arena: Arc<ConnectionArena>,
     habits: LinkHabits,
+    shares: Vec<Share>,
     random: Random,
     head: Head,
     /// Endpoints that programs have something for.
     pub touched: Vec<u32>,
     /// When the backend has its next turn.
     pub round_at: Option<Time>,
+    /// It is killed in the middle of that.
+    pub dies: bool,
 }
 
 impl Host {
@@ -63,24 +67,27 @@ impl Host {
         places: u64,
         ring_log2: u32,
         habits: LinkHabits,
+        shares: Vec<Share>,
         random: Random,
     ) -> Self {
-        let bytes = conn_bytes(1 << ring_log2) as u64 * places.max(1);
+        let bytes = conn_bytes(1 << ring_log2) as u64 * 2 * places.max(1);
         let arena = ConnectionArena::create(bytes).unwrap_or_else(|error| {
             panic!("no memory for a simulation: {error}");
         });
         let mut random = random;
-        let board = board(&mut random, Time(0));
+        let board = Switchboard::new(&shares, random.next(), Time(0));
         Self {
             number,
             epoch: 1,
             board,
             arena: Arc::new(arena),
             habits,
+            shares,
             random,
             head: Head::new(),
             touched: Vec::new(),
             round_at: None,
+            dies: false,
         }
     }
 
@@ -92,7 +99,7 @@ impl Host {
     /// The daemon is killed, and another one started. What it knew is gone.
     pub fn restart(&mut self, now: Time) {
         self.epoch += 1;
-        self.board = board(&mut self.random, now);
+        self.board = Switchboard::new(&self.shares, self.random.next(), now);
         self.touched.clear();
     }
 
@@ -116,39 +123,70 @@ impl Host {
         self.board.add_line(peer, Link::new(config, now))
     }
 
-    /// Serves connection `number`, whose program's end is `end`.
+    /// Serves one end of a connection.
     ///
     /// # Errors
     /// There is no memory or no key for it.
     pub fn open(
         &mut self,
-        number: usize,
-        ring_log2: u32,
-        end: End,
+        seat: Seat,
         line: usize,
         far: Option<FarPlace>,
     ) -> Result<FarPlace, Reason> {
         let endpoint = self.board.reserve().ok_or(Reason::Quota)?;
-        let parts = Parts {
-            id: id_of(number),
-            arena: Arc::clone(&self.arena),
-            place: place(number, ring_log2),
-            end,
-            process: Process(program_of(number)),
-            way: Way::Line(line),
-            domain: DomainId(0),
-            origin: origin(number),
-        };
-        let who = WaitRef {
-            process: RELAY,
-            context: 0,
-            bit: u16::try_from(endpoint).ok(),
-        };
-        let opened = self.board.open(endpoint, parts, who, far);
+        let parts = self.parts(seat, Way::Line(line));
+        let opened = self.board.open(endpoint, parts, who(endpoint), far);
         if opened.is_err() {
             self.board.give_back(endpoint);
         }
         opened
+    }
+
+    /// Serves both ends of a connection; where each is.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn open_here(&mut self, seats: [Seat; 2]) -> Result<[u32; 2], Reason> {
+        let mut endpoints = [0; 2];
+        for endpoint in &mut endpoints {
+            *endpoint = self.board.reserve().ok_or(Reason::Quota)?;
+        }
+        let [one, other] = [0, 1].map(|side: usize| {
+            let endpoint = endpoints[side];
+            (endpoint, self.parts(seats[side], Way::Here), who(endpoint))
+        });
+        self.board.open_here([one, other])?;
+        Ok(endpoints)
+    }
+
+    /// Goes on with an end that the backend before had.
+    pub fn restore(&mut self, seat: Seat, kept: Kept, way: Way) -> bool {
+        let Kept { own, far } = kept;
+        if !self.board.claim(own.endpoint) {
+            return false;
+        }
+        let (parts, who, key) = (
+            self.parts(seat, way),
+            who(own.endpoint),
+            RemoteKey(own.rkey),
+        );
+        match way {
+            Way::Here => self.board.restore_here(own.endpoint, parts, who, key, far),
+            Way::Line(_) => self.board.restore(own.endpoint, parts, who, key, far),
+        }
+    }
+
+    fn parts(&self, seat: Seat, way: Way) -> Parts {
+        Parts {
+            id: id_of(seat.number, seat.side),
+            arena: Arc::clone(&self.arena),
+            place: place(seat.number, seat.side, seat.ring_log2),
+            end: if seat.side == 0 { End::Zero } else { End::One },
+            process: Process(program_of(seat.number, seat.side)),
+            way,
+            domain: DomainId(seat.domain),
+            origin: origin(seat.number),
+        }
     }
 
     /// The switchboard.
@@ -208,12 +246,35 @@ impl Host {
     }
 }
 
-fn board(random: &mut Random, now: Time) -> Switchboard {
-    let share = Share {
-        weight: 1,
-        rate: None,
-    };
-    Switchboard::new(&[share], random.next(), now)
+/// One end of a connection, for its backend.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    /// The connection.
+    pub number: usize,
+    /// Which end.
+    pub side: usize,
+    /// Ring size as a power of two.
+    pub ring_log2: u32,
+    /// The domain that is charged.
+    pub domain: u32,
+}
+
+/// What a keeper keeps of an end.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Where the backend takes bytes for it.
+    pub own: FarPlace,
+    /// Where the far one does.
+    pub far: FarPlace,
+}
+
+/// How a program wakes its backend for an endpoint.
+fn who(endpoint: u32) -> WaitRef {
+    WaitRef {
+        process: RELAY,
+        context: 0,
+        bit: u16::try_from(endpoint).ok(),
+    }
 }
 
 /// How a host is known to another.
@@ -221,26 +282,27 @@ pub fn peer(host: usize) -> PeerId {
     PeerId(u32::try_from(host).unwrap_or(u32::MAX))
 }
 
-/// How a connection is known to both of its hosts.
-pub const fn id_of(number: usize) -> ConnectionId {
-    ConnectionId(number as u64 + 1)
+/// How an end of a connection is known to its host.
+pub const fn id_of(number: usize, side: usize) -> ConnectionId {
+    ConnectionId((number * 2 + side) as u64 + 1)
 }
 
-/// The connection that is known as `id`.
-pub fn number_of(id: ConnectionId) -> usize {
-    usize::try_from(id.0).unwrap_or(usize::MAX) - 1
+/// The connection, and the end of it, that is known as `id`.
+pub fn seat_of(id: ConnectionId) -> (usize, usize) {
+    let index = usize::try_from(id.0).unwrap_or(usize::MAX) - 1;
+    (index / 2, index % 2)
 }
 
-/// The process number of a connection's program.
-pub fn program_of(number: usize) -> u32 {
-    u32::try_from(number).unwrap_or(0) + 1
+/// The process number of the program at an end.
+pub fn program_of(number: usize, side: usize) -> u32 {
+    u32::try_from(number * 2 + side).unwrap_or(0) + 1
 }
 
-/// Where the memory of a connection lies.
-pub fn place(number: usize, ring_log2: u32) -> Place {
+/// Where the memory of an end lies.
+pub fn place(number: usize, side: usize, ring_log2: u32) -> Place {
     Place {
         arena: ArenaId(1),
-        offset: conn_bytes(1 << ring_log2) as u64 * number as u64,
+        offset: conn_bytes(1 << ring_log2) as u64 * (number * 2 + side) as u64,
         ring_log2,
         arena_bytes: 0,
         fresh: false,

@@ -1,5 +1,6 @@
 //! What happens in the simulation of one seed.
 
+use backend_drv::relay::Share;
 use rdma_core::layout::RING_LOG2_MIN;
 use rdma_core::link::{MILLISECOND, Psk, SECOND, Time};
 
@@ -25,6 +26,8 @@ pub enum Act {
     Drain(usize),
     /// A backend is killed, and started again.
     Restart(usize),
+    /// The same, in the middle of what it does next.
+    RestartInside(usize),
     /// Nothing gets from one host to another, and back, for so many nanoseconds.
     Cut(usize, usize, u64),
     /// Paths between two hosts carry frames up to this size only.
@@ -44,6 +47,8 @@ pub struct Joint {
     pub delay: u64,
     /// When the programs begin.
     pub start: Time,
+    /// The domains of the two ends.
+    pub domains: [u32; 2],
 }
 
 /// See the module documentation.
@@ -63,6 +68,10 @@ pub struct Plan {
     pub calm_at: Time,
     /// Ring size as a power of two.
     pub ring_log2: u32,
+    /// What domains are entitled to.
+    pub shares: Vec<Share>,
+    /// Backends that are restarted go on with what the one before had.
+    pub keepers: bool,
 }
 
 impl Plan {
@@ -144,7 +153,7 @@ impl Plan {
             };
             acts.push((at, act));
         }
-        Self {
+        let mut plan = Self {
             hosts,
             paths,
             links,
@@ -152,6 +161,67 @@ impl Plan {
             acts,
             calm_at,
             ring_log2: RING_LOG2_MIN,
+            shares: vec![Share {
+                weight: 1,
+                rate: None,
+            }],
+            keepers: false,
+        };
+        // What was thought of later leaves the rest of a seed as it was.
+        plan.add(&mut Random::new(random.clone().next()), size);
+        plan
+    }
+
+    /// Keepers and more restarts, domains, and connections within one host.
+    fn add(&mut self, random: &mut Random, size: u64) {
+        let most = self.calm_at.0;
+        self.keepers = random.one_in(2);
+        if self.keepers {
+            for _ in 0..random.below(4) {
+                let host = usize::try_from(random.below(self.hosts as u64)).unwrap_or(0);
+                let act = if random.one_in(2) {
+                    Act::RestartInside(host)
+                } else {
+                    Act::Restart(host)
+                };
+                self.acts.push((Time(random.below(most)), act));
+            }
+        }
+        if random.one_in(3) {
+            self.shares = (0..1 + random.below(3))
+                .map(|_| Share {
+                    weight: u32::try_from(1 + random.up_to(1000)).unwrap_or(1),
+                    rate: random.one_in(2).then(|| 500_000 + random.up_to(20_000_000)),
+                })
+                .collect();
+        }
+        if random.one_in(2) {
+            for _ in 0..1 + random.below(3) {
+                let number = self.joints.len();
+                let mut joint = joint(random, self.hosts, size, self.calm_at);
+                joint.hosts[1] = joint.hosts[0];
+                let paired = joint.start.plus(random.up_to(20 * MILLISECOND));
+                self.acts.push((paired, Act::Pair(number)));
+                for _ in 0..random.below(3) {
+                    let left = most.saturating_sub(paired.0);
+                    let at = paired.plus(random.up_to(left));
+                    let side = usize::from(random.one_in(2));
+                    let act = match random.below(6) {
+                        0..3 => Act::Leave(number, side),
+                        3 => Act::Withdraw(number, side),
+                        4 => Act::Close(number, side),
+                        _ => Act::Kill(number, side),
+                    };
+                    self.acts.push((at, act));
+                }
+                self.joints.push(joint);
+            }
+        }
+        let domains = self.shares.len() as u64;
+        for joint in &mut self.joints {
+            for domain in &mut joint.domains {
+                *domain = u32::try_from(random.below(domains)).unwrap_or(0);
+            }
         }
     }
 }
@@ -186,5 +256,6 @@ fn joint(random: &mut Random, hosts: usize, size: u64, calm_at: Time) -> Joint {
         habits: [habits(random), habits(random)],
         delay: 1000 + random.up_to(3 * MILLISECOND),
         start,
+        domains: [0; 2],
     }
 }

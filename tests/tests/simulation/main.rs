@@ -17,8 +17,8 @@ const SEEDS: u64 = 3000;
 
 /// Seeds that find what was once wrong: a program that closes before both backends know of its connection, a reader
 /// that is made to leave behind the end of its sender, a sender that writes after its reader has left, RST for
-/// bytes that had come by TCP.
-const ONCE: [u64; 4] = [20, 583, 672, 1801];
+/// bytes that had come by TCP, a sender that ends while its daemon sends for it.
+const ONCE: [u64; 5] = [20, 583, 672, 1801, 3469];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -94,6 +94,9 @@ fn nothing_is_lost() {
             total.confirmed,
             total.sessions_ended,
             total.broken,
+            total.restored,
+            total.crossed,
+            total.throttled,
         ];
         assert!(!happened.contains(&0), "{total:?}");
     }

@@ -268,6 +268,11 @@ impl End {
         self.view.as_ref().map(|held| *held.get())
     }
 
+    /// Whether it knows of the memory.
+    pub const fn is_attached(&self) -> bool {
+        self.view.is_some()
+    }
+
     /// The connection has got memory. False: the program does not want it any more.
     pub fn attach(&mut self, view: Held<ConnView>, around: &mut Around<'_>) -> bool {
         if self.closed || self.view.is_some() {

@@ -242,7 +242,9 @@ impl End {
                 self.stage += 1;
                 Some(Next::Again)
             }
-            2 if self.tx_state == TxState::Ring && !view.mine.state.finish() => {
+            2 if self.tx_state == TxState::Returning
+                || self.tx_state == TxState::Ring && !view.mine.state.finish() =>
+            {
                 self.stage = 3;
                 Some(Next::Again)
             }

@@ -1,5 +1,7 @@
 //! What a plan does to programs, backends and networks.
 
+use backend_drv::relay::switchboard::Way;
+
 use super::*;
 
 impl World {
@@ -28,7 +30,7 @@ impl World {
             }
             Act::Withdraw(number, side) => {
                 let host = self.conns[number].hosts[side];
-                self.hosts[host].board().withdraw(id_of(number));
+                self.hosts[host].board().withdraw(id_of(number, side));
                 self.round_soon(host);
             }
             Act::Drain(host) => {
@@ -36,6 +38,10 @@ impl World {
                 self.round_soon(host);
             }
             Act::Restart(host) => self.restart(host),
+            Act::RestartInside(host) => {
+                self.hosts[host].dies = true;
+                self.round_soon(host);
+            }
             Act::Cut(one, other, time) => {
                 for (from, to) in [(one, other), (other, one)] {
                     let until = now.plus(time);
@@ -67,12 +73,10 @@ impl World {
         self.hosts[host].restart(now);
         self.hosts[host].round_at = None;
         self.round_soon(host);
-        for number in 0..self.conns.len() {
-            let hosts = self.conns[number].hosts;
-            if !hosts.contains(&host) {
-                continue;
-            }
-            let side = self.side_at(number, host);
+        if self.keepers {
+            return self.take_over(host);
+        }
+        for (number, side) in self.seats_at(host) {
             let conn = &mut self.conns[number];
             conn.excuse.get_or_insert("backend restarted");
             if matches!(conn.served[side], Served::Opened | Served::Joined) {
@@ -86,5 +90,50 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The ends that are on a host.
+    fn seats_at(&self, host: usize) -> Vec<(usize, usize)> {
+        let all = (0..self.conns.len()).flat_map(|number| [(number, 0), (number, 1)]);
+        all.filter(|(number, side)| self.conns[*number].hosts[*side] == host)
+            .collect()
+    }
+
+    /// Goes on with what the keeper of a host has kept.
+    fn take_over(&mut self, host: usize) {
+        for (number, side) in self.seats_at(host) {
+            let conn = &self.conns[number];
+            if !matches!(conn.served[side], Served::Opened | Served::Joined) {
+                continue;
+            }
+            let far_host = conn.hosts[1 - side];
+            let places = conn.own[side].zip(conn.far[side]);
+            let Some((own, far)) = places.filter(|_| conn.served[side] == Served::Joined) else {
+                // Nobody had been told of it.
+                self.conns[number].served[side] = Served::Left;
+                self.conns[number].excuse.get_or_insert("half paired");
+                continue;
+            };
+            let seat = self.seat_at(number, side);
+            let way = if far_host == host {
+                Way::Here
+            } else {
+                Way::Line(self.hosts[host].line_to(far_host, self.now))
+            };
+            if !self.hosts[host].restore(seat, Kept { own, far }, way) {
+                self.wrong(format!("{number}.{side} cannot be restored"));
+            }
+            self.summary.restored += 1;
+            let conn = &mut self.conns[number];
+            conn.survives[side] = true;
+            if conn.ends[side].closed && (conn.ends[side].killed || !conn.ends[side].is_attached())
+            {
+                // Its process has ended, or its socket is gone.
+                conn.ends[side].killed = true;
+                let at = self.soon(MILLISECOND);
+                self.push(at, Event::Unregister(number, side));
+            }
+        }
+        self.hosts[host].board().resume_here();
     }
 }

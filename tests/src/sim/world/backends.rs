@@ -24,6 +24,10 @@ impl World {
         let more = self.hosts[host].round(now, &mut wakes, &mut reports, |line, bytes| {
             frames.push((line, bytes));
         });
+        if std::mem::take(&mut self.hosts[host].dies) {
+            // Nobody hears what it was about to say.
+            return self.restart(host);
+        }
         for wake in wakes {
             self.wake_waiters(host, wake);
         }
@@ -53,8 +57,8 @@ impl World {
             });
         }
         for who in waiting {
-            let number = usize::try_from(who.process).unwrap_or(0) - 1;
-            let side = usize::from(self.conns[number].hosts[1] == host);
+            let index = usize::try_from(who.process).unwrap_or(0) - 1;
+            let (number, side) = (index / 2, index % 2);
             self.wake(number, side, Thread::ALL[usize::from(who.context)]);
         }
     }
@@ -84,30 +88,35 @@ impl World {
         self.note(|| format!("host {host}: {report:?}"));
         match report {
             Report::Left { connection, .. } => {
-                let number = number_of(connection);
-                let side = self.side_at(number, host);
+                let (number, side) = seat_of(connection);
                 let conn = &mut self.conns[number];
                 conn.served[side] = Served::Left;
-                if conn.ends[side].view().is_some() && !conn.ends[side].closed {
+                // Of what was taken over, nothing is used again.
+                let survives = conn.survives[side];
+                let says_so = |view: ConnView| survives && view.mine.state.is_closed();
+                let end = &conn.ends[side];
+                if let Some(view) = end.view()
+                    && !end.closed
+                    && !says_so(view)
+                {
                     self.wrong(format!("memory of {number}.{side} is let go of too early"));
                 }
             }
             Report::Heard(far, message) => self.heard(host, far.0 as usize, message),
             Report::Granted(connection) => {
                 self.summary.granted += 1;
-                let number = number_of(connection);
-                let side = self.side_at(number, host);
+                let (number, side) = seat_of(connection);
                 let at = self.soon(MILLISECOND);
                 self.push(at, Event::Rescue(number, side));
+            }
+            Report::Renewed(far) if self.keepers => {
+                self.note(|| format!("host {host} goes on with {far}"));
+                self.summary.sessions_ended += 1;
             }
             Report::Renewed(far) => self.excuse_all(host, far.0 as usize, "backend restarted"),
             Report::Silent(far) => self.excuse_all(host, far.0 as usize, "link down"),
             Report::Up(_) | Report::Drained | Report::Opened(..) | Report::OpenedHere(..) => {}
         }
-    }
-
-    pub(super) fn side_at(&self, number: usize, host: usize) -> usize {
-        usize::from(self.conns[number].hosts[1] == host)
     }
 
     pub(super) fn excuse_all(&mut self, host: usize, far: usize, why: &'static str) {
@@ -139,6 +148,9 @@ impl World {
         if ends.iter().any(|end| end.closed || end.shut) {
             return;
         }
+        if hosts[0] == hosts[1] {
+            return self.open_here(number);
+        }
         if let Some(place) = self.open(number, 0, None) {
             let pair = Pairing::Pair {
                 id: number as u64,
@@ -158,12 +170,15 @@ impl World {
     ) -> Option<FarPlace> {
         let hosts = self.conns[number].hosts;
         let now = self.now;
+        let seat = self.seat_at(number, side);
         let host = &mut self.hosts[hosts[side]];
         let line = host.line_to(hosts[1 - side], now);
-        let opened = host.open(number, self.ring_log2, seat(side), line, far);
+        let opened = host.open(seat, line, far);
         self.round_soon(hosts[side]);
         match opened {
             Ok(place) => {
+                self.conns[number].own[side] = Some(place);
+                self.conns[number].far[side] = far;
                 self.conns[number].served[side] = if far.is_some() {
                     Served::Joined
                 } else {
@@ -175,6 +190,37 @@ impl World {
                 self.wrong(format!("cannot be opened: {reason:?}"));
                 None
             }
+        }
+    }
+
+    /// Both programs are on one host.
+    fn open_here(&mut self, number: usize) {
+        let host = self.conns[number].hosts[0];
+        let seats = [0, 1].map(|side| self.seat_at(number, side));
+        match self.hosts[host].open_here(seats) {
+            Ok(endpoints) => {
+                let board = self.hosts[host].board();
+                let places = endpoints.map(|endpoint| board.place_of(endpoint));
+                let conn = &mut self.conns[number];
+                conn.served = [Served::Joined; 2];
+                conn.own = places;
+                conn.far = [places[1], places[0]];
+                for side in 0..2 {
+                    let later = self.soon(200 * MICROSECOND);
+                    self.push(later, Event::Attach(number, side));
+                }
+                self.round_soon(host);
+            }
+            Err(reason) => self.wrong(format!("cannot be opened: {reason:?}")),
+        }
+    }
+
+    pub(super) fn seat_at(&self, number: usize, side: usize) -> host::Seat {
+        host::Seat {
+            number,
+            side,
+            ring_log2: self.ring_log2,
+            domain: self.conns[number].domains[side],
         }
     }
 
@@ -211,15 +257,16 @@ impl World {
                 let conn = &mut self.conns[number];
                 if conn.served[0] == Served::Opened {
                     conn.served[0] = Served::Joined;
+                    conn.far[0] = Some(place);
                     let board = self.hosts[host].board();
-                    board.join_connection(id_of(number), place);
+                    board.join_connection(id_of(number, 0), place);
                     self.push(later, Event::Attach(number, 0));
                 }
             }
             Pairing::Refuse { id, .. } => {
                 let number = usize::try_from(id).unwrap_or(usize::MAX);
                 if self.conns[number].served[0] == Served::Opened {
-                    self.hosts[host].board().close_connection(id_of(number));
+                    self.hosts[host].board().close_connection(id_of(number, 0));
                     self.round_soon(host);
                 }
             }

@@ -15,7 +15,7 @@ use rdma_core::link::{MICROSECOND, MILLISECOND, SECOND, Time};
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
-use crate::sim::host::{self, Host, RELAY, id_of, number_of, peer, program_of};
+use crate::sim::host::{self, Host, Kept, RELAY, id_of, peer, program_of, seat_of};
 use crate::sim::path::Path;
 use crate::sim::plan::{Act, Plan};
 use crate::sim::program::{Around, Doze, End, Next, Outcome, Thread};
@@ -52,6 +52,12 @@ pub struct Summary {
     pub confirmed: u64,
     /// Nanoseconds until everything was over.
     pub ended_at: u64,
+    /// Ends that a backend took over from one that was killed.
+    pub restored: u64,
+    /// Bytes that crossed within a host.
+    pub crossed: u64,
+    /// Nanoseconds in which domains had to wait for their rates.
+    pub throttled: u64,
 }
 
 impl std::ops::AddAssign for Summary {
@@ -66,6 +72,9 @@ impl std::ops::AddAssign for Summary {
         self.broken += other.broken;
         self.confirmed += other.confirmed;
         self.ended_at += other.ended_at;
+        self.restored += other.restored;
+        self.crossed += other.crossed;
+        self.throttled += other.throttled;
     }
 }
 
@@ -126,6 +135,13 @@ struct Conn {
     tcp: Tcp,
     delay: u64,
     served: [Served; 2],
+    domains: [u32; 2],
+    /// Where the backend of each end takes bytes for it,
+    own: [Option<FarPlace>; 2],
+    /// and where the other one does.
+    far: [Option<FarPlace>; 2],
+    /// The backend of each end is another one than when the connection was made.
+    survives: [bool; 2],
     tickets: [[u64; 4]; 2],
     entered: [[Option<WaitFor>; 4]; 2],
     excuse: Option<&'static str>,
@@ -145,6 +161,8 @@ pub struct World {
     cut_until: Vec<Vec<Time>>,
     conns: Vec<Conn>,
     sealed: bool,
+    /// Backends that are restarted go on with what the one before had.
+    keepers: bool,
     idle_timeout: u64,
     calm_at: Time,
     ring_log2: u32,
@@ -160,7 +178,8 @@ impl World {
         let hosts = (0..plan.hosts)
             .map(|number| {
                 let own = Random::new(random.next());
-                Host::new(number, places, plan.ring_log2, plan.links.clone(), own)
+                let (links, shares) = (plan.links.clone(), plan.shares.clone());
+                Host::new(number, places, plan.ring_log2, links, shares, own)
             })
             .collect();
         let conns: Vec<Conn> = plan
@@ -171,7 +190,7 @@ impl World {
                 let salts = [random.next(), random.next()];
                 let end = |side: usize| {
                     let habits = joint.habits[side].clone();
-                    End::new(side, program_of(number), salts, habits)
+                    End::new(side, program_of(number, side), salts, habits)
                 };
                 Conn {
                     hosts: joint.hosts,
@@ -179,6 +198,10 @@ impl World {
                     tcp: Tcp::default(),
                     delay: joint.delay,
                     served: [Served::No; 2],
+                    domains: joint.domains,
+                    own: [None; 2],
+                    far: [None; 2],
+                    survives: [false; 2],
                     tickets: [[0; 4]; 2],
                     entered: [[None; 4]; 2],
                     excuse: None,
@@ -196,6 +219,7 @@ impl World {
             paths: plan.paths,
             conns,
             sealed: plan.links.key.is_some(),
+            keepers: plan.keepers,
             idle_timeout: plan.links.idle_timeout,
             calm_at: plan.calm_at,
             ring_log2: plan.ring_log2,
@@ -326,11 +350,14 @@ impl World {
             Event::Unregister(number, side) => {
                 let host = self.conns[number].hosts[side];
                 let killed = self.conns[number].ends[side].killed;
+                let survives = self.conns[number].survives[side];
                 let board = self.hosts[host].board();
                 if killed {
-                    board.depart(id_of(number), false);
+                    board.depart(id_of(number, side), false);
                 }
-                board.end(id_of(number));
+                if !survives {
+                    board.end(id_of(number, side));
+                }
                 self.round_soon(host);
             }
             Event::Act(act) => self.act(act),
@@ -351,12 +378,19 @@ impl World {
 
     fn judge(&mut self) {
         let mut wrong = Vec::new();
+        for host in &mut self.hosts {
+            let domains = host.board().schedule().domains();
+            self.summary.throttled += domains.map(|(.., used)| used.throttled).sum::<u64>();
+        }
         for (number, conn) in self.conns.iter().enumerate() {
             let early = conn.ends.iter().any(|end| !end.habits.shuts);
             let excused = conn.excuse.is_some() || early;
             for side in 0..2 {
                 let (end, far) = (&conn.ends[side], &conn.ends[1 - side]);
                 self.summary.bytes += end.read;
+                if conn.hosts[0] == conn.hosts[1] {
+                    self.summary.crossed += end.came_by_ring();
+                }
                 self.summary.by_ring += end.came_by_ring();
                 self.summary.confirmed += u64::from(end.has_left && end.is_told);
                 let broken = |outcome| matches!(outcome, Some(Outcome::Broken(_)));

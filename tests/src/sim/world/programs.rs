@@ -235,7 +235,7 @@ impl World {
         if conn.served[side] != Served::Joined {
             return;
         }
-        let place = host::place(number, self.ring_log2);
+        let place = host::place(number, side, self.ring_log2);
         let at = (place.offset, place.ring_log2, seat(side));
         let view = self.hosts[conn.hosts[side]]
             .arena()
