@@ -84,7 +84,18 @@ pub(crate) mod addresses {
         _longjmp = c"_longjmp",
         siglongjmp = c"siglongjmp",
         __longjmp_chk = c"__longjmp_chk",
-        _Fork = c"_Fork"
+        _Fork = c"_Fork",
+        __vfork = c"__vfork",
+        dprintf = c"dprintf",
+        vdprintf = c"vdprintf",
+        __dprintf_chk = c"__dprintf_chk",
+        __vdprintf_chk = c"__vdprintf_chk",
+        aio_read = c"aio_read",
+        aio_write = c"aio_write",
+        aio_read64 = c"aio_read64",
+        aio_write64 = c"aio_write64",
+        lio_listio = c"lio_listio",
+        lio_listio64 = c"lio_listio64"
     );
 }
 
@@ -186,6 +197,9 @@ originals! {
     fn execvp(file: *const c_char, argv: *const *const c_char) -> c_int;
     fn execvpe(file: *const c_char, argv: *const *const c_char, env: *const *const c_char) -> c_int;
     fn fexecve(fd: c_int, argv: *const *const c_char, env: *const *const c_char) -> c_int;
+    fn execveat(dir: c_int, path: *const c_char, argv: *const *const c_char, env: *const *const c_char, flags: c_int) -> c_int;
+    fn daemon(stay: c_int, keep: c_int) -> c_int;
+    fn forkpty(main: *mut c_int, name: *mut c_char, terminal: *const c_void, size: *const c_void) -> pid_t;
     fn pread(fd: c_int, buf: *mut c_void, len: size_t, offset: off_t) -> ssize_t;
     fn open(path: *const c_char, flags: c_int, mode: usize) -> c_int;
     fn open64(path: *const c_char, flags: c_int, mode: usize) -> c_int;

@@ -34,8 +34,10 @@ static viaduct_version: [u8; VERSION.len()] = {
 
 const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 
+mod aliases;
 mod data;
 mod fd;
+mod out_of_sight;
 mod process;
 mod raw;
 mod ready;

@@ -1,6 +1,6 @@
 //! Processes and signals: fork, sigaction.
 
-use core::ffi::{c_char, c_int};
+use core::ffi::{c_char, c_int, c_void};
 
 use libc::{pid_t, sigaction as SigAction};
 
@@ -14,14 +14,43 @@ export! {
             // SAFETY: no arguments.
             return unsafe { real::fork() };
         }
-        lifecycle::before_fork();
-        // SAFETY: no arguments. The child is told by pthread_atfork.
-        let pid = unsafe { real::fork() };
-        if pid < 0 {
-            lifecycle::fork_failed();
+        // SAFETY: no arguments.
+        forking(|| unsafe { real::fork() })
+    }
+
+    unsafe fn daemon(stay: c_int, keep: c_int) -> c_int {
+        if config::config().is_none() {
+            // SAFETY: no pointers.
+            return unsafe { real::daemon(stay, keep) };
+        }
+        // SAFETY: no pointers.
+        forking(|| unsafe { real::daemon(stay, keep) })
+    }
+
+    unsafe fn forkpty(
+        main: *mut c_int, name: *mut c_char, terminal: *const c_void, size: *const c_void,
+    ) -> pid_t {
+        // SAFETY: see the top of the file.
+        let native = || unsafe { real::forkpty(main, name, terminal, size) };
+        let pid = if config::config().is_some() { forking(native) } else { native() };
+        if pid > 0 && !main.is_null() {
+            // SAFETY: libc has just written the descriptor.
+            lifecycle::created(unsafe { main.read() });
         }
         pid
     }
+}
+
+/// Runs a call that forks, of which the child is told by pthread_atfork. A failure in the child is no
+/// failure to fork.
+fn forking(native: impl Fn() -> c_int) -> c_int {
+    lifecycle::before_fork();
+    let parent = rustix::process::getpid();
+    let rc = native();
+    if rc < 0 && rustix::process::getpid() == parent {
+        lifecycle::fork_failed();
+    }
+    rc
 }
 
 export! {
@@ -48,6 +77,13 @@ export! {
     unsafe fn fexecve(fd: c_int, argv: *const *const c_char, env: *const *const c_char) -> c_int {
         // SAFETY: see the top of the file.
         exec(|| unsafe { real::fexecve(fd, argv, env) })
+    }
+
+    unsafe fn execveat(
+        dir: c_int, path: *const c_char, argv: *const *const c_char, env: *const *const c_char, flags: c_int,
+    ) -> c_int {
+        // SAFETY: see the top of the file.
+        exec(|| unsafe { real::execveat(dir, path, argv, env, flags) })
     }
 }
 
@@ -105,7 +141,7 @@ export_in_place!(tls::jumping: longjmp, _longjmp, siglongjmp, __longjmp_chk);
 export_in_place!(before_exec: execl, execlp, execle);
 
 #[cfg(target_arch = "x86_64")]
-export_in_place!(lifecycle::spawning: vfork, posix_spawn, posix_spawnp, system, popen, _Fork);
+export_in_place!(lifecycle::spawning: vfork, __vfork, posix_spawn, posix_spawnp, system, popen, _Fork);
 
 #[cfg(target_arch = "x86_64")]
 extern "C" fn before_exec() {

@@ -6,8 +6,11 @@
 use core::ffi::{c_int, c_long, c_ulong};
 use core::ptr::with_exposed_provenance_mut as pointer;
 
-use super::{data, fd as descriptors, ready, socket};
-use crate::{fds, lifecycle, real, retire};
+use libc::timespec;
+
+use super::{data, fd as descriptors, process, ready, socket};
+use crate::ops::ready::{from_timespec as of_timespec, to_timespec};
+use crate::{control, fds, lifecycle, probe, real, retire};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -64,6 +67,31 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             // SAFETY: see the top of the file.
             Some(unsafe { ready::poll(pointer(a), b as c_ulong, number_of(c)) }.into())
         }
+        libc::SYS_select | libc::SYS_ppoll | libc::SYS_pselect6 if lifecycle::any_known() => {
+            // SAFETY: by contract.
+            unsafe { waiting(number, args) }
+        }
+        libc::SYS_execve => {
+            // SAFETY: by contract.
+            let rc = unsafe { process::execve(pointer(a), pointer(b), pointer(c)) };
+            Some(rc.into())
+        }
+        libc::SYS_execveat => {
+            let [_, _, _, env, flags, _] = args;
+            // SAFETY: by contract.
+            let rc = unsafe {
+                process::execveat(
+                    number_of(a),
+                    pointer(b),
+                    pointer(c),
+                    pointer(env),
+                    number_of(flags),
+                )
+            };
+            Some(rc.into())
+        }
+        // SAFETY: no arguments.
+        libc::SYS_fork => Some(unsafe { process::fork() }.into()),
         // SAFETY: by contract.
         _ if !fds::lookup(number_of(a)).is_none() => unsafe { on_descriptor(number, args) },
         libc::SYS_splice if !fds::lookup(number_of(c)).is_none() => {
@@ -157,6 +185,34 @@ unsafe fn on_descriptor(number: c_long, args: [usize; 6]) -> Option<c_long> {
                 number_of(c),
                 number_of(d),
             )),
+            libc::SYS_epoll_pwait if is_mask(e, f) => wide(ready::epoll_pwait(
+                fd,
+                pointer(b),
+                number_of(c),
+                number_of(d),
+                pointer(e),
+            )),
+            libc::SYS_epoll_pwait2 if is_mask(e, f) => wide(ready::epoll_pwait2(
+                fd,
+                pointer(b),
+                number_of(c),
+                pointer(d),
+                pointer(e),
+            )),
+            libc::SYS_setsockopt => wide(socket::viaduct_setsockopt(
+                fd,
+                number_of(b),
+                number_of(c),
+                pointer(d),
+                word(e),
+            )),
+            libc::SYS_getsockopt => wide(socket::viaduct_getsockopt(
+                fd,
+                number_of(b),
+                number_of(c),
+                pointer(d),
+                pointer(e),
+            )),
             libc::SYS_epoll_ctl => wide(ready::viaduct_epoll_ctl(
                 fd,
                 number_of(b),
@@ -166,6 +222,79 @@ unsafe fn on_descriptor(number: c_long, args: [usize; 6]) -> Option<c_long> {
             _ => None,
         }
     }
+}
+
+/// select, ppoll and pselect6. The kernel's own tell the time that is left, libc's functions of these names
+/// do not (but for select).
+///
+/// # Safety
+/// As the system call itself.
+#[cold]
+unsafe fn waiting(number: c_long, args: [usize; 6]) -> Option<c_long> {
+    let [a, b, c, d, e, f] = args;
+    match number {
+        libc::SYS_select => {
+            // SAFETY: by contract.
+            let rc = unsafe {
+                ready::select(number_of(a), pointer(b), pointer(c), pointer(d), pointer(e))
+            };
+            Some(rc.into())
+        }
+        libc::SYS_ppoll if is_mask(d, e) => time_left(pointer(c), || {
+            // SAFETY: by contract.
+            unsafe { ready::ppoll(pointer(a), b as c_ulong, pointer(c), pointer(d)) }
+        }),
+        libc::SYS_pselect6 => {
+            let mut mask = [0, MASK_BYTES];
+            if f != 0 {
+                // SAFETY: any bytes are an address and a length.
+                mask = unsafe { probe::read(pointer::<[usize; 2]>(f)) }?;
+            }
+            if !is_mask(mask[0], mask[1]) {
+                return None;
+            }
+            time_left(pointer(e), || {
+                let sets = [pointer(b), pointer(c), pointer(d)];
+                // SAFETY: by contract.
+                unsafe {
+                    ready::pselect(
+                        number_of(a),
+                        sets[0],
+                        sets[1],
+                        sets[2],
+                        pointer(e),
+                        pointer(mask[0]),
+                    )
+                }
+            })
+        }
+        _ => None,
+    }
+}
+
+/// Makes a call that waits for `time`, and takes off what has passed.
+fn time_left(time: *mut timespec, call: impl Fn() -> c_int) -> Option<c_long> {
+    if time.is_null() {
+        return Some(call().into());
+    }
+    // SAFETY: any bytes are a time.
+    let asked = unsafe { probe::read(time) }.and_then(of_timespec);
+    let began = control::monotonic_ns();
+    let rc = call();
+    if let Some(asked) = asked {
+        let left = to_timespec(asked.saturating_sub(control::monotonic_ns() - began));
+        // SAFETY: the program's time, which the kernel overwrites.
+        unsafe { probe::write(time, left) };
+    }
+    Some(rc.into())
+}
+
+/// Bytes of the kernel's signal masks.
+const MASK_BYTES: usize = 8;
+
+/// Whether the kernel takes a signal mask of this length.
+const fn is_mask(mask: usize, bytes: usize) -> bool {
+    mask == 0 || bytes == MASK_BYTES
 }
 
 /// The low half of an argument, as the kernel takes it.

@@ -64,6 +64,11 @@ pub(crate) fn to_stdio(fd: c_int) {
     leave_to_others(fd, Reason::Stdio);
 }
 
+/// A descriptor is given to POSIX's asynchronous I/O: threads of libc wait on it unseen.
+pub(crate) fn to_threads_of_libc(fd: c_int) {
+    leave_to_others(fd, Reason::UnseenWaiter);
+}
+
 fn leave_to_others(fd: c_int, reason: Reason) {
     let Some(index) = fds::lookup(fd).as_conn() else {
         return;

@@ -5,6 +5,7 @@
     reason = "calls of libc's functions, which are what is under test"
 )]
 
+use core::ffi::CStr;
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr::{null, null_mut};
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -28,16 +29,71 @@ pub fn exit_now(code: c_int) -> ! {
 
 /// Becomes `cat` with `fd` as its standard input and output; false if that cannot be done.
 pub fn exec_cat(fd: c_int) -> bool {
+    exec_on(c"/bin/cat", fd)
+}
+
+/// Becomes the program at `path` with `fd` as its standard input and output; false if that cannot be done.
+pub fn exec_on(path: &CStr, fd: c_int) -> bool {
     let (_, _) = (dup2(fd, 0), dup2(fd, 1));
-    let arguments = [c"cat".as_ptr(), null()];
+    let arguments = [path.as_ptr(), null()];
     // SAFETY: terminated strings in a terminated list.
-    unsafe { libc::execv(c"/bin/cat".as_ptr(), arguments.as_ptr()) };
+    unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
     false
+}
+
+/// As [`exec`], by execveat.
+pub fn exec_at(path: &CStr, argument: &CStr) -> bool {
+    unsafe extern "C" {
+        fn execveat(
+            dir: c_int,
+            path: *const libc::c_char,
+            arguments: *const *const libc::c_char,
+            environment: *const *const libc::c_char,
+            flags: c_int,
+        ) -> c_int;
+        static environ: *const *const libc::c_char;
+    }
+    let arguments = [path.as_ptr(), argument.as_ptr(), null()];
+    // SAFETY: one thread, which does not change the environment meanwhile.
+    let environment = unsafe { environ };
+    let list = arguments.as_ptr();
+    // SAFETY: terminated strings in terminated lists.
+    unsafe { execveat(libc::AT_FDCWD, path.as_ptr(), list, environment, 0) };
+    false
+}
+
+/// daemon(3), which keeps directory and standard descriptors: the parent exits, the child returns.
+pub fn daemon() -> Ret {
+    // SAFETY: the caller has one thread.
+    ret(unsafe { libc::daemon(1, 1) })
+}
+
+/// Becomes an ordinary user and group for good.
+pub fn become_nobody() -> Ret {
+    const NOBODY: u32 = 65_534;
+    // SAFETY: no pointers.
+    ret(unsafe { libc::setresgid(NOBODY, NOBODY, NOBODY) })?;
+    // SAFETY: no pointers.
+    ret(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) })
+}
+
+/// chroot(2), and into it.
+pub fn confine(path: &CStr) -> Ret {
+    // SAFETY: a terminated string.
+    ret(unsafe { libc::chroot(path.as_ptr()) })?;
+    // SAFETY: a terminated string.
+    ret(unsafe { libc::chdir(c"/".as_ptr()) })
+}
+
+/// unshare(2).
+pub fn unshare(what: c_int) -> Ret {
+    // SAFETY: no pointers.
+    ret(unsafe { libc::unshare(what) })
 }
 
 /// Becomes another program, which inherits every descriptor that is not close-on-exec; false if that
 /// cannot be done.
-pub fn exec(path: &core::ffi::CStr, argument: &core::ffi::CStr) -> bool {
+pub fn exec(path: &CStr, argument: &CStr) -> bool {
     let arguments = [path.as_ptr(), argument.as_ptr(), null()];
     // SAFETY: terminated strings in a terminated list.
     unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };

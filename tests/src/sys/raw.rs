@@ -5,6 +5,7 @@
     reason = "calls of libc's functions, which are what is under test"
 )]
 
+use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 
 use libc::{c_int, c_long, sock_filter, sock_fprog};
@@ -163,4 +164,109 @@ pub fn allow_only(calls: &[c_long]) -> Ret {
     let mode = libc::SECCOMP_MODE_FILTER;
     // SAFETY: a program of its length, which outlives the call.
     ret(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter, 0, 0) })
+}
+
+/// ppoll by number, for `events` on one descriptor; the readiness, and whether time is left.
+pub fn raw_ppoll(fd: c_int, events: i16, timeout_ms: i64) -> (Ret, i16, bool) {
+    let mut entry = libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    };
+    let mut time = super::spec(timeout_ms);
+    let none = null_mut::<u8>();
+    // SAFETY: one entry, a local time, no mask.
+    let rc = unsafe { libc::syscall(libc::SYS_ppoll, &raw mut entry, 1, &raw mut time, none, 8) };
+    (ret(rc), entry.revents, time.tv_sec > 0 || time.tv_nsec > 0)
+}
+
+/// select and pselect6 by number, for reading from one descriptor; whether time is left.
+pub fn raw_select(fd: c_int, timeout_ms: i64, six: bool) -> (Ret, bool) {
+    let mut set = MaybeUninit::<libc::fd_set>::zeroed();
+    // SAFETY: a set of its own, and a descriptor below FD_SETSIZE.
+    unsafe { libc::FD_SET(fd, set.as_mut_ptr()) };
+    // Nanoseconds or microseconds: none either way.
+    let mut time = super::spec(timeout_ms / 1000 * 1000);
+    let number = if six {
+        libc::SYS_pselect6
+    } else {
+        libc::SYS_select
+    };
+    let none = null_mut::<u8>();
+    // SAFETY: a local set and time, nothing else.
+    let rc = unsafe {
+        libc::syscall(
+            number,
+            fd + 1,
+            set.as_mut_ptr(),
+            none,
+            none,
+            &raw mut time,
+            none,
+        )
+    };
+    (ret(rc), time.tv_sec > 0 || time.tv_nsec > 0)
+}
+
+/// epoll_pwait and epoll_pwait2 by number; events and data of what is ready.
+pub fn raw_epoll_pwait(epfd: c_int, timeout_ms: i64, two: bool) -> Result<Vec<(u32, u64)>, i32> {
+    let mut events = [libc::epoll_event { events: 0, u64: 0 }; 4];
+    let time = super::spec(timeout_ms);
+    let none = null_mut::<u8>();
+    // SAFETY: local events and time, no mask.
+    let rc = unsafe {
+        if two {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                epfd,
+                events.as_mut_ptr(),
+                4,
+                &raw const time,
+                none,
+                8,
+            )
+        } else {
+            libc::syscall(
+                libc::SYS_epoll_pwait,
+                epfd,
+                events.as_mut_ptr(),
+                4,
+                timeout_ms,
+                none,
+                8,
+            )
+        }
+    };
+    let count = usize::try_from(ret(rc)?).unwrap_or(0);
+    Ok(events
+        .iter()
+        .take(count)
+        .map(|event| (event.events, event.u64))
+        .collect())
+}
+
+/// setsockopt and getsockopt by number, of TCP_NODELAY.
+pub fn raw_nodelay(fd: c_int, on: c_int) -> (Ret, c_int) {
+    let (level, name) = (libc::IPPROTO_TCP, libc::TCP_NODELAY);
+    let (mut value, mut len) = (-1, super::size::<c_int>());
+    // SAFETY: a local int and its length.
+    let set = unsafe { libc::syscall(libc::SYS_setsockopt, fd, level, name, &raw const on, len) };
+    // SAFETY: the same.
+    unsafe {
+        libc::syscall(
+            libc::SYS_getsockopt,
+            fd,
+            level,
+            name,
+            &raw mut value,
+            &raw mut len,
+        )
+    };
+    (ret(set), value)
+}
+
+/// fork by number: 0 in the child.
+pub fn raw_fork() -> Ret {
+    // SAFETY: no arguments; the caller has one thread.
+    ret(unsafe { libc::syscall(libc::SYS_fork) })
 }

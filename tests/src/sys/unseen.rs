@@ -88,3 +88,113 @@ fn counted(done: rustix::io::Result<usize>) -> Ret {
 pub fn exit(code: c_int) -> ! {
     std::process::exit(code)
 }
+
+/// dprintf(3), with a number, a fraction and a text.
+pub fn print_to(fd: c_int, number: i32, fraction: f64) -> Ret {
+    unsafe extern "C" {
+        fn dprintf(fd: c_int, format: *const libc::c_char, ...) -> c_int;
+    }
+    let format = c"%d and %.2f and %s\n".as_ptr();
+    // SAFETY: the arguments that the format asks for.
+    super::ret(unsafe { dprintf(fd, format, number, fraction, c"text".as_ptr()) })
+}
+
+/// One request of POSIX's asynchronous I/O, by itself or in a list, to its end.
+pub fn asynchronously(fd: c_int, bytes: &mut [u8], write: bool, listed: bool) -> Ret {
+    // SAFETY: zero is a valid request.
+    let mut request: libc::aiocb = unsafe { core::mem::zeroed() };
+    request.aio_fildes = fd;
+    request.aio_buf = bytes.as_mut_ptr().cast();
+    request.aio_nbytes = bytes.len();
+    request.aio_sigevent.sigev_notify = libc::SIGEV_NONE;
+    request.aio_lio_opcode = if write {
+        libc::LIO_WRITE
+    } else {
+        libc::LIO_READ
+    };
+    let mut list = [&raw mut request];
+    // SAFETY: the request and its bytes live until it is over, see below.
+    let begun = unsafe {
+        match (listed, write) {
+            (true, _) => libc::lio_listio(
+                libc::LIO_NOWAIT,
+                list.as_mut_ptr(),
+                1,
+                core::ptr::null_mut(),
+            ),
+            (false, true) => libc::aio_write(&raw mut request),
+            (false, false) => libc::aio_read(&raw mut request),
+        }
+    };
+    super::ret(begun)?;
+    let waited = [(&raw const request)];
+    loop {
+        // SAFETY: the request that was begun.
+        match unsafe { libc::aio_error(&raw const request) } {
+            libc::EINPROGRESS => {
+                // SAFETY: the same.
+                unsafe { libc::aio_suspend(waited.as_ptr(), 1, core::ptr::null()) };
+            }
+            // SAFETY: the request is over.
+            0 => return super::long(unsafe { libc::aio_return(&raw mut request) }),
+            error => return Err(error),
+        }
+    }
+}
+
+/// The other names of libc's calls: a duplicate at number 444 with `__dup2` and `__fcntl`, bytes by
+/// `__write` and `__send`, a wait by `__poll` and `__select`, a receive by `__read`, an end by `__close`.
+/// What each returned; the descriptor that was received is left as it is.
+pub fn by_other_names(fd: c_int, out: &mut [u8]) -> Vec<Ret> {
+    unsafe extern "C" {
+        fn __read(fd: c_int, buf: *mut u8, len: usize) -> isize;
+        fn __write(fd: c_int, buf: *const u8, len: usize) -> isize;
+        fn __send(fd: c_int, buf: *const u8, len: usize, flags: c_int) -> isize;
+        fn __poll(fds: *mut libc::pollfd, count: libc::nfds_t, timeout: c_int) -> c_int;
+        fn __select(
+            count: c_int,
+            read: *mut libc::fd_set,
+            write: *mut libc::fd_set,
+            except: *mut libc::fd_set,
+            time: *mut libc::timeval,
+        ) -> c_int;
+        safe fn __dup2(old: c_int, new: c_int) -> c_int;
+        safe fn __fcntl(fd: c_int, command: c_int, arg: c_int) -> c_int;
+        safe fn __close(fd: c_int) -> c_int;
+    }
+    use super::{long, ret};
+    let data = b"by other names";
+    let new = __dup2(fd, 444);
+    let flags = __fcntl(new, libc::F_GETFD, 0);
+    // SAFETY: bytes of their length.
+    let written = long(unsafe { __write(new, data.as_ptr(), data.len()) });
+    // SAFETY: the same.
+    let sent = long(unsafe { __send(new, data.as_ptr(), data.len(), 0) });
+    let mut entry = libc::pollfd {
+        fd: new,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one entry.
+    let polled = ret(unsafe { __poll(&raw mut entry, 1, -1) });
+    let mut set = core::mem::MaybeUninit::<libc::fd_set>::zeroed();
+    // SAFETY: a set of its own, and a number below FD_SETSIZE.
+    unsafe { libc::FD_SET(new, set.as_mut_ptr()) };
+    let none = core::ptr::null_mut::<libc::fd_set>();
+    // SAFETY: one set, nothing else.
+    let selected =
+        ret(unsafe { __select(445, set.as_mut_ptr(), none, none, core::ptr::null_mut()) });
+    // SAFETY: a buffer of its length.
+    let got = long(unsafe { __read(new, out.as_mut_ptr(), out.len()) });
+    let closed = __close(new);
+    vec![
+        ret(new),
+        ret(flags),
+        written,
+        sent,
+        polled,
+        selected,
+        got,
+        ret(closed),
+    ]
+}

@@ -434,7 +434,7 @@ fn fork_server(stage: &mut Stage, slow: bool) {
 }
 
 /// Messages that come back from `cat`, and the end.
-fn talk_to_cat(a: &mut End) -> String {
+pub(super) fn talk_to_cat(a: &mut End) -> String {
     for round in 0..30 {
         let said = a.say("through the cat");
         let heard = a.hear(15);
@@ -480,7 +480,7 @@ fn exec_later(stage: &mut Stage) {
 }
 
 /// Twenty rounds of a dialogue between the ends.
-fn dialogue(stage: &mut Stage) {
+pub(super) fn dialogue(stage: &mut Stage) {
     stage.both(
         "dialogue",
         |a| {

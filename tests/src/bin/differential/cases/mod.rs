@@ -1,6 +1,7 @@
 //! The cases, by what they are about.
 
 mod closing;
+mod confined;
 mod connecting;
 mod corners;
 mod descriptors;
@@ -11,6 +12,7 @@ mod epoll;
 mod files;
 mod flags;
 mod idle;
+mod many;
 mod messages;
 mod options;
 mod pointers;
@@ -133,6 +135,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         downgrade::CASES,
         unseen::CASES,
+        confined::CASES,
+        many::CASES,
         splice::CASES,
         splice_in::CASES,
         splice_out::CASES,

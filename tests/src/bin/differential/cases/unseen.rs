@@ -15,6 +15,11 @@ use viaduct_tests::sys;
 pub(super) const CASES: &[Case] = &[
     once("calls_by_number", Needs::Steps, calls_by_number),
     once("more_by_number", Needs::Steps, more_by_number),
+    once("waits_by_number", Needs::Steps, waits_by_number),
+    once("other_names", Needs::Steps, other_names),
+    once("fork_by_number", Needs::Processes, fork_by_number),
+    once("printed_unseen", Needs::Steps, printed_unseen),
+    once("asynchronous_io", Needs::Steps, asynchronous_io),
     once("polled_unseen", Needs::Steps, polled_unseen),
     once("beside_io_uring", Needs::Processes, beside_io_uring),
     once("sandboxed", Needs::Processes, |stage| {
@@ -68,6 +73,127 @@ fn calls_by_number(stage: &mut Stage) {
         show::ok(closed)
     });
     stage.b("end", |b| b.hear(1));
+}
+
+fn waits_by_number(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        let set = sys::fd_of(sys::epoll_create());
+        a.more = vec![set];
+        let wishes = libc::EPOLLIN | libc::EPOLLRDHUP;
+        show::ok(sys::epoll_ctl(set, libc::EPOLL_CTL_ADD, a.fd, wishes, 99))
+    });
+    let waits = |a: &mut End| {
+        let ms = i64::from(patience());
+        format!(
+            "{:?} {:?} {:?} {:?} {:?}",
+            sys::raw_ppoll(a.fd, libc::POLLIN, ms),
+            sys::raw_select(a.fd, ms, false),
+            sys::raw_select(a.fd, ms, true),
+            sys::raw_epoll_pwait(a.more[0], ms, false),
+            sys::raw_epoll_pwait(a.more[0], ms, true),
+        )
+    };
+    for _ in 0..4 {
+        stage.a("nothing", |a| {
+            format!(
+                "{:?} {:?} {:?} {:?}",
+                sys::raw_ppoll(a.fd, libc::POLLIN, 3),
+                sys::raw_select(a.fd, 0, true),
+                sys::raw_epoll_pwait(a.more[0], 3, false),
+                sys::raw_epoll_pwait(a.more[0], 3, true),
+            )
+        });
+        stage.b("say", |b| b.say("by number"));
+        stage.a("waits", waits);
+        stage.a("read", |a| a.hear(9));
+        stage.a("option", |a| format!("{:?}", sys::raw_nodelay(a.fd, 1)));
+        stage.a("say", |a| a.say("back"));
+        stage.b("hear", |b| b.hear(4));
+    }
+    stage.b("close", End::close);
+    stage.a("waits", waits);
+    stage.a("end", |a| a.hear(1));
+}
+
+/// Names with two underscores under which glibc exports the same calls.
+fn other_names(stage: &mut Stage) {
+    stage.connect();
+    for _ in 0..4 {
+        stage.b("say", |b| b.say("an answer"));
+        stage.a("calls", |a| {
+            let mut out = [0; 9];
+            let done = sys::by_other_names(a.fd, &mut out);
+            let shown: Vec<String> = done.into_iter().map(show::ret).collect();
+            format!("{} {}", shown.join(" "), show::data(&out))
+        });
+        stage.b("hear", |b| b.hear(28));
+        stage.a("say", |a| a.say("seen"));
+        stage.b("hear", |b| b.hear(4));
+    }
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
+}
+
+/// A child made by number goes on with the connection, beside its parent and after it.
+fn fork_by_number(stage: &mut Stage) {
+    stage.connect();
+    stage.both(
+        "talk",
+        |a| {
+            let pid = sys::raw_fork();
+            if pid == Ok(0) {
+                let good = talk(a, true) == "talked" && a.close() == "ok";
+                sys::exit_now(i32::from(!good));
+            }
+            let left = sys::wait_for(pid);
+            format!("{left} {}", talk(a, true))
+        },
+        |b| format!("{} {}", talk(b, false), talk(b, false)),
+    );
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
+}
+
+/// Formatted output, which libc writes by itself.
+fn printed_unseen(stage: &mut Stage) {
+    stage.connect();
+    for round in 0..3 {
+        stage.a("say", |a| a.say("seen"));
+        stage.a("print", |a| show::ret(sys::print_to(a.fd, round, 2.5)));
+        stage.b("hear", |b| b.hear(4));
+        stage.b("hear", |b| b.hear(20));
+        stage.b("say", |b| b.say("answer"));
+        stage.a("hear", |a| a.hear(6));
+    }
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
+}
+
+/// POSIX's asynchronous I/O, which threads of libc do.
+fn asynchronous_io(stage: &mut Stage) {
+    stage.connect();
+    for listed in [false, true, false] {
+        stage.b("say", |b| b.say("to be read"));
+        stage.a("arrived", |a| a.arrived(10));
+        stage.a("read", |a| {
+            let mut out = [0; 10];
+            let got = sys::asynchronously(a.fd, &mut out, false, listed);
+            show::got(got, &out)
+        });
+        stage.a("write", |a| {
+            let mut bytes = *b"written";
+            show::ret(sys::asynchronously(a.fd, &mut bytes, true, listed))
+        });
+        stage.b("hear", |b| b.hear(7));
+        stage.a("say", |a| a.say("seen"));
+        stage.b("hear", |b| b.hear(4));
+    }
+    stage.b("close", End::close);
+    stage.a("end", |a| {
+        let got = sys::asynchronously(a.fd, &mut [0; 4], false, false);
+        show::got(got, &[])
+    });
 }
 
 /// A blocking socket that is read only after a wait that the library does not see.
