@@ -6,10 +6,11 @@
 //! FIN alone.
 
 use core::sync::atomic::Ordering;
+use std::os::fd::AsRawFd;
 
 use rdma_core::slot::Slot;
 use rustix::io::Errno;
-use rustix::process::{Pid, getpid, test_kill_process};
+use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
 
 use crate::conn::Conn;
 
@@ -32,7 +33,7 @@ pub(crate) fn leave(slot: &Slot) -> bool {
         let _ = place.compare_exchange(own, 0, Ordering::AcqRel, Ordering::Relaxed);
     }
     let left = slot.meta.holders.fetch_sub(1, Ordering::AcqRel) - 1;
-    left == 0 || living(slot) == 0
+    left == 0 || living(slot, |pid| is_dead(pid) || is_zombie(pid)) == 0
 }
 
 /// The fork failed: nobody came.
@@ -53,12 +54,12 @@ pub(crate) fn enter(slot: &Slot) {
 /// Whether this process is the only one, as far as is known.
 pub(crate) fn is_alone(conn: &Conn) -> bool {
     let slot = conn.slot();
-    slot.meta.holders.load(Ordering::Acquire) == 1 || living(slot) == 1
+    slot.meta.holders.load(Ordering::Acquire) == 1 || living(slot, is_dead) == 1
 }
 
 /// How many hold the connection, those left out that have died.
 #[cold]
-fn living(slot: &Slot) -> u32 {
+fn living(slot: &Slot, is_dead: impl Fn(u32) -> bool) -> u32 {
     for place in &slot.meta.holder_pids {
         let pid = place.load(Ordering::Acquire);
         if pid != 0 && is_dead(pid) {
@@ -77,6 +78,15 @@ pub(crate) fn is_dead(number: u32) -> bool {
         .ok()
         .and_then(Pid::from_raw)
         .is_some_and(|pid| test_kill_process(pid) == Err(Errno::SRCH))
+}
+
+/// Whether the process has ended and nobody has waited for it yet: it holds no descriptors any more.
+fn is_zombie(number: u32) -> bool {
+    let pid = i32::try_from(number).ok().and_then(Pid::from_raw);
+    let Some(process) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return false;
+    };
+    crate::kernel::poll_now(process.as_raw_fd(), libc::POLLIN) != 0
 }
 
 fn own_pid() -> u32 {

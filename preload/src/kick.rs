@@ -80,15 +80,24 @@ fn ring(conn: &Conn, who: WaitRef) -> bool {
     else {
         return kick_by_daemon(session, who);
     };
+    let mut place = false;
     if let Some(bit) = who.bit {
         let by_kernel = BY_KERNEL.load(Ordering::Relaxed);
-        if peer.told_of.load(Ordering::Relaxed) == by_kernel {
-            words.post(bit);
-        } else if words.post_behind_kernel(bit) {
-            peer.told_of.store(by_kernel, Ordering::Relaxed);
+        match peer.told_of(who.context) {
+            Some(told_of) if told_of.load(Ordering::Relaxed) != by_kernel => {
+                place = words.post_behind_kernel(bit);
+                if place {
+                    told_of.store(by_kernel, Ordering::Relaxed);
+                }
+            }
+            _ => words.post(bit),
         }
     }
     if !words.take_sleeper() {
+        // Awake, but the kernel is to know which of its events came before this.
+        if let Some(bell) = peer.bell(who.context).filter(|_| place) {
+            strike(bell);
+        }
         return false;
     }
     if let Some(bell) = peer.bell(who.context) {

@@ -166,26 +166,27 @@ impl EventContext {
             .any(|word| word.load(Ordering::Acquire) != 0)
     }
 
-    /// Owner: whether something has come of which its producer said that it comes after what the kernel
-    /// has by now. A hint, as the order of arrivals is.
-    #[inline]
-    pub fn is_behind_kernel(&self) -> bool {
-        let arrived = self.arrived.load(Ordering::Acquire);
-        let recent = arrived.wrapping_sub(self.taken.load(Ordering::Relaxed)) as usize;
-        (1..=recent.min(ARRIVALS)).any(|back| {
-            let place = (arrived as usize).wrapping_sub(back) % ARRIVALS.max(1);
-            self.arrivals
-                .get(place)
-                .is_some_and(|arrival| arrival.load(Ordering::Relaxed) & BEHIND_KERNEL != 0)
-        })
-    }
-
     /// Owner: takes all pending bits and gives each to `found`, which looks at that connection: in the
     /// order of their arrival, as far as that is known, as the kernel would report them.
     pub fn take_pending(&self, mut found: impl FnMut(u16)) {
-        if ARRIVALS > 0 {
-            self.take_recent(&mut found);
+        self.take_recent(false, &mut found);
+        self.take_rest(found);
+    }
+
+    /// Owner: as [`EventContext::take_pending`], but no further than the first arrival of which its producer
+    /// said that it comes after what the kernel has by now. True if there is one: it is left, with all behind
+    /// it, to be taken once the kernel has been asked. A hint, as the order of arrivals is; its producer also
+    /// rings the doorbell, which shows its place among what the kernel has.
+    pub fn take_before_kernel(&self, mut found: impl FnMut(u16)) -> bool {
+        let stopped = self.take_recent(true, &mut found);
+        if !stopped {
+            self.take_rest(found);
         }
+        stopped
+    }
+
+    /// What is pending, in no order.
+    fn take_rest(&self, mut found: impl FnMut(u16)) {
         for (i, summary) in self.summary.iter().enumerate() {
             if summary.load(Ordering::Relaxed) == 0 {
                 continue;
@@ -211,35 +212,44 @@ impl EventContext {
         }
     }
 
-    /// What has come lately. Whatever stands in `arrivals`, a bit is taken only if it is pending.
-    fn take_recent(&self, found: &mut impl FnMut(u16)) {
-        let arrived = self.arrived.load(Ordering::Acquire);
-        let taken = self.taken.swap(arrived, Ordering::Relaxed);
-        let recent = (arrived.wrapping_sub(taken) as usize).min(ARRIVALS);
-        // One alone needs no order.
-        if recent < 2 {
-            return;
+    /// What has come lately. Whatever stands in `arrivals`, a bit is taken only if it is pending. True if it
+    /// `stops`, as is wished, before an arrival behind the kernel.
+    fn take_recent(&self, stops: bool, found: &mut impl FnMut(u16)) -> bool {
+        if ARRIVALS == 0 {
+            return false;
         }
+        let arrived = self.arrived.load(Ordering::Acquire);
+        let taken = self.taken.load(Ordering::Relaxed);
+        let recent = (arrived.wrapping_sub(taken) as usize).min(ARRIVALS);
         for back in (1..=recent).rev() {
-            let place = (arrived as usize).wrapping_sub(back) % ARRIVALS.max(1);
-            let Some(bit) = self.arrivals.get(place) else {
+            let index = arrived.wrapping_sub(u32::try_from(back).unwrap_or(0));
+            let place = self.arrivals.get(index as usize % ARRIVALS.max(1));
+            let Some(arrival) = place.map(|place| place.load(Ordering::Relaxed)) else {
                 continue;
             };
-            let Ok(bit) = u16::try_from(bit.load(Ordering::Relaxed) & !BEHIND_KERNEL) else {
+            let Ok(bit) = u16::try_from(arrival & !BEHIND_KERNEL) else {
                 continue;
             };
             let Some(pending) = self.pending.get(usize::from(bit) / 64) else {
                 continue;
             };
             let mask = 1u64 << (bit % 64);
-            if pending.load(Ordering::Relaxed) & mask != 0
-                && pending.fetch_and(!mask, Ordering::SeqCst) & mask != 0
-            {
+            if pending.load(Ordering::Relaxed) & mask == 0 {
+                continue;
+            }
+            if stops && arrival & BEHIND_KERNEL != 0 {
+                self.taken.store(index, Ordering::Relaxed);
+                return true;
+            }
+            // One alone needs no order.
+            if recent > 1 && pending.fetch_and(!mask, Ordering::SeqCst) & mask != 0 {
                 // As for the whole words: its producer relies on us to see its bytes.
                 barrier_after_rmw();
                 found(bit);
             }
         }
+        self.taken.store(arrived, Ordering::Relaxed);
+        false
     }
 }
 
@@ -422,22 +432,41 @@ mod tests {
     }
 
     #[test]
-    fn an_arrival_behind_the_kernel_is_told_once() {
+    fn arrivals_behind_the_kernel_are_left_until_it_has_been_asked() {
         let ctx = EventContext::standalone();
+        let before = || {
+            let mut seen = Vec::new();
+            let stopped = ctx.take_before_kernel(|bit| seen.push(bit));
+            (seen, stopped)
+        };
+        let all = || {
+            let mut seen = Vec::new();
+            ctx.take_pending(|bit| seen.push(bit));
+            seen
+        };
+        assert_eq!(before(), (vec![], false));
         ctx.post(4);
-        assert!(!ctx.is_behind_kernel());
         // Its bit is set: what came first came before the kernel's.
         assert!(!ctx.post_behind_kernel(4));
-        assert!(!ctx.is_behind_kernel());
+        assert_eq!(before(), (vec![4], false));
+        ctx.post(9);
+        ctx.post(4);
         assert!(ctx.post_behind_kernel(7));
         ctx.post(5);
-        assert!(ctx.is_behind_kernel());
-        let mut seen = Vec::new();
-        ctx.take_pending(|bit| seen.push(bit));
-        assert_eq!(seen, [4, 7, 5]);
-        assert!(!ctx.is_behind_kernel());
+        assert_eq!(before(), (vec![9, 4], true));
+        assert!(ctx.has_pending());
+        // Not asked yet.
+        ctx.post(9);
+        assert_eq!(before(), (vec![], true));
+        assert_eq!(all(), [7, 5, 9]);
+        assert!(!ctx.has_pending());
         ctx.post(7);
-        assert!(!ctx.is_behind_kernel());
+        assert_eq!(before(), (vec![7], false));
+        // Alone.
+        assert!(ctx.post_behind_kernel(7));
+        assert_eq!(before(), (vec![], true));
+        assert_eq!(all(), [7]);
+        assert_eq!(before(), (vec![], false));
     }
 
     #[test]

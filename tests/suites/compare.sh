@@ -118,7 +118,8 @@ count() {
 
 # total DIRECTORY KEY: a counter of the pass, summed up over all programs by the daemon.
 total() {
-    awk -v key="\"$2\":" '$1 == key { sub(/,$/, "", $2); sum += $2 } END { print sum + 0 }' \
+    # Not `print`, which rounds what is large.
+    awk -v key="\"$2\":" '$1 == key { sub(/,$/, "", $2); sum += $2 } END { printf "%.0f\n", sum }' \
         "$1/totals.json" 2>/dev/null || echo 0
 }
 

@@ -170,8 +170,8 @@ pub(crate) struct Peer {
     pub events: RegionCell,
     /// Its doorbells: descriptor + 1, 0 unknown; below 0 what to store to a register, as [`Bell`] reads it.
     bells: [AtomicI32; CONTEXTS as usize],
-    /// What the kernel had been given when this peer was last told of a ring (`kick`).
-    pub told_of: AtomicU32,
+    /// What the kernel had been given when a context of this peer was last told of a ring (`kick`).
+    told_of: [AtomicU32; CONTEXTS as usize],
 }
 
 static PEERS: [Peer; PEER_COUNT] = [const {
@@ -179,7 +179,7 @@ static PEERS: [Peer; PEER_COUNT] = [const {
         key: AtomicU64::new(0),
         events: RegionCell::new(),
         bells: [const { AtomicI32::new(0) }; CONTEXTS as usize],
-        told_of: AtomicU32::new(0),
+        told_of: [const { AtomicU32::new(0) }; CONTEXTS as usize],
     }
 }; PEER_COUNT];
 
@@ -220,6 +220,9 @@ pub(super) fn add_peer(session: u32, body: &wire::Peer, events: &OwnedFd) -> boo
     for bell in &peer.bells {
         bell.store(0, Ordering::Relaxed);
     }
+    for told_of in &peer.told_of {
+        told_of.store(0, Ordering::Relaxed);
+    }
     peer.events.set(&region);
     peer.key
         .store(peer_key(session, process), Ordering::Release);
@@ -231,6 +234,12 @@ impl Peer {
     #[inline]
     pub(crate) fn is(&self, session: u32, process: u32) -> bool {
         self.key.load(Ordering::Relaxed) == peer_key(session, process)
+    }
+
+    /// What the kernel had been given when that context was last told of a ring.
+    #[inline]
+    pub(crate) fn told_of(&self, context: u16) -> Option<&AtomicU32> {
+        self.told_of.get(usize::from(context))
     }
 
     /// The doorbell of one of its contexts.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use rdma_core::event::WaitFor;
+use rdma_core::event::{EventContext, WaitFor};
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
 
@@ -68,6 +68,35 @@ pub(super) fn is_too_little(conn: &Conn, interest: &Interest) -> bool {
 
 /// Moves pending bits to the ready list.
 pub(super) fn take_pending(set: &'static Set) {
+    each_pending(set, |words| {
+        words.take_pending(|bit| post_conn(set, bit));
+    });
+}
+
+/// What [`take_before_kernel`] found.
+#[derive(Clone, Copy, Default, Debug)]
+pub(super) struct Before {
+    /// Some bit was taken.
+    pub(super) any: bool,
+    /// Others are left that come after something that their far end has given to the kernel.
+    pub(super) more: bool,
+}
+
+/// Moves pending bits to the ready list, but for those that come after something that their far end has given
+/// to the kernel.
+pub(super) fn take_before_kernel(set: &'static Set) -> Before {
+    let mut before = Before::default();
+    each_pending(set, |words| {
+        before.more |= words.take_before_kernel(|bit| {
+            before.any = true;
+            post_conn(set, bit);
+        });
+    });
+    before
+}
+
+/// Calls `work` where bits are pending.
+fn each_pending(set: &'static Set, mut work: impl FnMut(&EventContext)) {
     let Some(number) = set.context() else { return };
     for session in &control::SESSIONS {
         let Some(events) = session.events.get() else {
@@ -76,22 +105,9 @@ pub(super) fn take_pending(set: &'static Set) {
         if let Some(words) = contexts::words(&events, number)
             && words.has_pending()
         {
-            words.take_pending(|bit| post_conn(set, bit));
+            work(words);
         }
     }
-}
-
-/// Whether a far end has used the kernel before what is pending.
-pub(super) fn is_behind_kernel(set: &Set) -> bool {
-    set.context().is_some_and(|number| {
-        control::SESSIONS.iter().any(|session| {
-            session
-                .events
-                .get()
-                .and_then(|events| contexts::words(&events, number))
-                .is_some_and(rdma_core::event::EventContext::is_behind_kernel)
-        })
-    })
 }
 
 /// Whether a bit is pending or the list is not empty.
@@ -105,6 +121,6 @@ pub(super) fn has_news(set: &Set) -> bool {
                 .events
                 .get()
                 .and_then(|events| contexts::words(&events, number))
-                .is_some_and(rdma_core::event::EventContext::has_pending)
+                .is_some_and(EventContext::has_pending)
         })
 }

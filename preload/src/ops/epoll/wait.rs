@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use libc::{epoll_event, sigset_t};
 
 use super::events::{Events, translate};
-use super::news::{has_news, is_behind_kernel, look_at_all, take_pending};
+use super::news::{has_news, look_at_all, take_before_kernel, take_pending};
 use super::report::collect;
 use super::set::Set;
 use super::{channel, shared};
@@ -79,29 +79,28 @@ unsafe fn wait_for_both(
         } else {
             out.room.div_ceil(2)
         };
-        let mut count = 0;
-        // Half for the kernel first, if a far end has used it before its ring.
-        let kernel_first = out.room > 1 && is_behind_kernel(set);
-        if kernel_first {
-            let told = kernel(0, share, Some(0));
-            if told < 0 {
-                return told;
-            }
-            count = translate(set, call, &out, 0, told.cast_unsigned() as usize).0;
+        // Only what came before anything that a far end has given to the kernel; the rest comes after that.
+        let mut behind = false;
+        if out.room > 1 {
+            behind = take_before_kernel(set).more;
+        } else {
+            take_pending(set);
         }
-        take_pending(set);
-        let most = if kernel_first { out.room } else { share };
-        match collect(set, call, &out, count, most) {
-            Some(all) => count = all,
-            None => return fault(),
-        }
-        if kernel_first && count > 0 {
-            return number_of(count);
-        }
+        let Some(mut count) = collect(set, call, &out, 0, share) else {
+            return fault();
+        };
         let expired = ready::is_past(deadline);
-        let sleeps = count == 0 && !expired && set.is_quiet() && (set.context().is_none() || spun);
+        let sleeps = count == 0
+            && !behind
+            && !expired
+            && set.is_quiet()
+            && (set.context().is_none() || spun);
         let told = if sleeps {
             sleep(set, deadline, &|timeout| kernel(0, out.room, timeout))
+        } else if behind {
+            // Not all places, so that a busy kernel does not starve the rings either.
+            let end = count + (out.room - count).div_ceil(2);
+            kernel(count, end, Some(0))
         } else if count < out.room {
             kernel(count, out.room, Some(0))
         } else {
@@ -114,14 +113,31 @@ unsafe fn wait_for_both(
             return told;
         }
         let (by_kernel, rung) = translate(set, call, &out, count, told.cast_unsigned() as usize);
-        take_pending(set);
-        match collect(set, call, &out, by_kernel, out.room) {
-            Some(all) => count = all,
-            None => return fault(),
+        count = by_kernel;
+        let mut rung = rung;
+        if !behind {
+            let before = take_before_kernel(set);
+            behind = before.more;
+            let Some(all) = collect(set, call, &out, count, out.room) else {
+                return fault();
+            };
+            if let Some(rung) = rung.filter(|_| sleeps) {
+                // Where the doorbell stands among what the kernel had is where the first ring's news came.
+                out.turn(rung, count, all);
+            }
+            // That was not the first of the rest, then.
+            rung = rung.filter(|_| !before.any);
+            count = all;
         }
-        // Where the doorbell stands among what the kernel had is where the first ring's news came.
-        if let Some(rung) = rung.filter(|_| sleeps) {
-            out.turn(rung, by_kernel, count);
+        if behind {
+            take_pending(set);
+            let Some(all) = collect(set, call, &out, count, out.room) else {
+                return fault();
+            };
+            if let Some(rung) = rung {
+                out.turn(rung, count, all);
+            }
+            count = all;
         }
         if count > 0 || expired {
             return number_of(count);

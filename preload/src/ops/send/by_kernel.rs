@@ -6,11 +6,11 @@ use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
 use libc::MSG_NOSIGNAL;
-use rdma_core::slot::TxState;
+use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::Conn;
 use crate::user::Buffers;
-use crate::{errno, fds, kick, pins, real, upgrade};
+use crate::{errno, fds, kernel, kick, pins, real, upgrade};
 
 /// The program's own call, counted. `None`: the direction was switched meanwhile; look again.
 pub(in crate::ops) fn to_kernel(
@@ -29,6 +29,9 @@ pub(in crate::ops) fn to_kernel(
     tx.inside.leave();
     let sent = sent?;
     if sent > 0 {
+        if hears_by_ring(conn) {
+            kernel::push(fd);
+        }
         kick::went_by_kernel();
     }
     if let Ok(bytes) = usize::try_from(sent)
@@ -39,6 +42,18 @@ pub(in crate::ops) fn to_kernel(
         upgrade::note(conn, fd, bytes);
     }
     Some(sent)
+}
+
+/// Whether the far end's bytes come by ring, and with them no acknowledgement of what went through the kernel:
+/// Nagle's algorithm would wait for one that the far end's kernel puts off.
+fn hears_by_ring(conn: &Conn) -> bool {
+    match conn.slot().rx.state() {
+        RxState::Draining | RxState::Ring => true,
+        RxState::Armed => conn
+            .view()
+            .is_some_and(|view| view.theirs.state.is_switched()),
+        _ => false,
+    }
 }
 
 /// The program's call, which began with a descriptor that another thread has closed.

@@ -6,7 +6,7 @@ use libc::{
 };
 
 use super::{Case, Needs, once};
-use crate::end::{End, patience};
+use crate::end::{End, Side, patience};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
@@ -46,6 +46,11 @@ pub(super) const CASES: &[Case] = &[
         epoll_woken_by_other_thread,
     ),
     once("epoll_in_order", Needs::Steps, epoll_in_order),
+    once(
+        "epoll_in_order_of_answers",
+        Needs::Steps,
+        epoll_in_order_of_answers,
+    ),
 ];
 
 const IN_OUT: i16 = POLLIN | POLLOUT;
@@ -712,5 +717,62 @@ fn epoll_in_order(stage: &mut Stage) {
             format!("{heard:?}")
         });
         stage.a("idle", |a| now(a));
+    }
+}
+
+/// The same while a new connection leaves the kernel, one direction after the other, without TCP_NODELAY: what
+/// is sent after an answer is not held back.
+fn epoll_in_order_of_answers(stage: &mut Stage) {
+    stage.connect();
+    stage.a("set", |a| {
+        let set = sys::fd_of(sys::epoll_create());
+        a.more = vec![set];
+        show::ret(sys::epoll_ctl(set, EPOLL_CTL_ADD, a.fd, EPOLLIN, 1))
+    });
+    // Nobody answers on this one.
+    stage.b("no delay", |b| {
+        show::ret(sys::setsockopt(
+            b.fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_NODELAY,
+            1,
+        ))
+    });
+    for _ in 0..4 {
+        stage.set_aside();
+        stage.connect_cold(Family::V4);
+        stage.a("add", |a| {
+            show::ret(sys::epoll_ctl(a.more[0], EPOLL_CTL_ADD, a.fd, EPOLLIN, 2))
+        });
+        for _ in 0..6 {
+            stage.b("ask", |b| b.say("ask"));
+            stage.a("wait", |a| {
+                show::events(&sys::epoll_wait(a.more[0], 8, patience()))
+            });
+            stage.a("hear", |a| a.recv(9, 0));
+            stage.a("answer", |a| a.say("answer"));
+            stage.b("hear, then say on both", |b| {
+                let heard = b.hear(6);
+                let old = b.more.last().copied().unwrap_or(-1);
+                let sent = [b.fd, old].map(|fd| sys::send(fd, b"x", 0));
+                let_it_sleep();
+                format!("{heard} {sent:?}")
+            });
+            stage.a("in order", |a| {
+                let told = sys::epoll_wait(a.more[0], 8, 0).unwrap_or_default();
+                let order: Vec<u64> = told.iter().map(|&(_, data)| data).collect();
+                let old = a.more.last().copied().unwrap_or(-1);
+                let heard = [a.fd, old].map(|fd| sys::recv(fd, &mut [0; 4], 0));
+                format!("{order:?} {heard:?}")
+            });
+            stage.b("hear", |b| b.recv(1, libc::MSG_DONTWAIT));
+        }
+        for side in [Side::A, Side::B] {
+            stage.one(side, "close", |end| {
+                let closed = end.close();
+                end.fd = end.more.pop().unwrap_or(-1);
+                closed
+            });
+        }
     }
 }
