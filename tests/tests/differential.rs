@@ -49,7 +49,7 @@ const PLAIN_CASES: &[&str] = &[
 /// connection: docs/limitations.md says how.
 const NOT_RELAYED: &[&str] = &[
     "closed_by_exec",
-    "epoll_in_order/",
+    "epoll_in_order",
     "epoll_two_sets/",
     "exit_closes/",
     "left_to_a_stranger/",
