@@ -7,6 +7,7 @@ suite_about="streams, timeouts and copies on async-io"
 suite_expects=tcp
 crate=async-std
 version=1.13.2
+not_patched=yes
 cargo_options=(--features attributes --features unstable)
 units=(addr block_on buf_writer io_copy io_timeout tcp timeout udp uds verbose_errors)
 

@@ -10,7 +10,7 @@
 #   suite_seconds   how long a pass may take
 #   suite_passes    (array) the passes, if not: plain both client server
 #   suite_expects   what the library must have done with both ends: `rings` carried bytes, `upgrades`
-#                   happened, or all stayed on `tcp` (and the suite says why)
+#                   happened, all stayed on `tcp`, or there was `nothing` to do (and the suite says why)
 #   suite_upgrade_after  VIADUCT_UPGRADE_AFTER, if not 0
 #   suite_install   gets and builds what it needs; may use the network. What cannot be had skips the suite
 #                   (`packages`, `not_here`)
@@ -191,7 +191,8 @@ carried() {
         rings) [[ $(total "$1" upgraded) -gt 0 && $(ring_bytes "$1") -gt 0 ]] ;;
         upgrades) [[ $(total "$1" upgraded) -gt 0 ]] ;;
         tcp) [[ $(total "$1" declined) -gt 0 ]] ;;
-        *) die "suite_expects=$suite_expects: rings, upgrades or tcp" ;;
+        nothing) ;;
+        *) die "suite_expects=$suite_expects: rings, upgrades, tcp or nothing" ;;
     esac
 }
 
