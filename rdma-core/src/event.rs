@@ -158,6 +158,11 @@ impl EventContext {
         self.sleeping.swap(0, Ordering::SeqCst) == 0
     }
 
+    /// Whether the owner sleeps, or is about to. For somebody who rings without being told.
+    pub fn is_asleep(&self) -> bool {
+        self.sleeping.load(Ordering::Acquire) != 0
+    }
+
     /// Owner: whether any bit is pending.
     #[inline]
     pub fn has_pending(&self) -> bool {

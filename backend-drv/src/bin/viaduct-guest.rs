@@ -4,6 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::os::fd::RawFd;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context;
 use backend_drv::config::{Config, DEFAULT_SOCKET_PATH};
@@ -14,7 +15,7 @@ use backend_drv::uplink::{Outside, Uplink};
 use backend_drv::vm::Vms;
 use backend_drv::{memory, privileges};
 use clap::Parser;
-use frontend_drv::device::{self, Choice};
+use frontend_drv::device::{self, Choice, Device};
 use tracing_subscriber::EnvFilter;
 
 /// Serves the programs of a virtual machine as viaductd serves those of a host, and reaches the far ends of their
@@ -42,6 +43,12 @@ struct Args {
     /// ours, too
     #[arg(long)]
     shared_network: bool,
+    /// Do not use the device's interrupts, but look at its memory from time to time
+    #[arg(long)]
+    no_interrupts: bool,
+    /// Wait for the device as long as it is not there
+    #[arg(long)]
+    wait: bool,
     /// When stopped, take all connections off the rings first: programs go on over TCP
     #[arg(long)]
     drain: bool,
@@ -52,6 +59,9 @@ struct Args {
     #[arg(long, value_name = "FILTER", default_value = "info")]
     log: EnvFilter,
 }
+
+/// Between two looks for a device.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 fn octal(text: &str) -> Result<u32, String> {
     u32::from_str_radix(text, 8)
@@ -83,10 +93,11 @@ fn serve(args: Args) -> anyhow::Result<()> {
     daemon::block_signals()?;
     privileges::raise_descriptor_limit();
     let config = Config::built_in()?;
-    let device = device::open(&device::Options {
+    let wanted = device::Options {
         choice: args.device,
-    })
-    .context("device")?;
+        no_interrupts: args.no_interrupts,
+    };
+    let device = open_device(&wanted, args.wait)?;
     tracing::info!(
         member = device.id(),
         bytes = device.memory_bytes(),
@@ -134,6 +145,26 @@ fn serve(args: Args) -> anyhow::Result<()> {
     daemon.run().context("event loop")?;
     listener::notify("STOPPING=1");
     Ok(())
+}
+
+/// The device; `wait`: however long it takes to be there.
+fn open_device(wanted: &device::Options, wait: bool) -> anyhow::Result<Box<dyn Device>> {
+    let mut is_told = false;
+    loop {
+        match device::open(wanted) {
+            Ok(device) => return Ok(device),
+            Err(error) if !wait => return Err(error).context("device"),
+            Err(error) if !is_told => {
+                tracing::info!(%error, "waiting for the device");
+                is_told = true;
+            }
+            Err(_) => {}
+        }
+        // A signal ends us as soon as it is looked at: there is nothing to be left in order.
+        if daemon::is_signalled(LOOK_EVERY)? {
+            anyhow::bail!("told to stop while waiting for the device");
+        }
+    }
 }
 
 /// Differs between two runs.

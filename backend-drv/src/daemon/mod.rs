@@ -20,12 +20,13 @@ mod withdrawals;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as Count;
 use std::time::{Duration, Instant};
 
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
@@ -77,6 +78,7 @@ const WORKERS: u64 = 3;
 const RELAY: u64 = 4;
 const UPLINK: u64 = 5;
 const UPLINK_COMMON: u64 = 6;
+const UPLINK_NEWS: u64 = 7;
 const FIRST_TOKEN: u64 = 16;
 
 /// What a daemon needs to know.
@@ -272,7 +274,7 @@ impl Daemon {
             daemon.start_relay_with(links)?;
         }
         daemon.watch_survivors();
-        daemon.watch_uplink(UPLINK, UPLINK_COMMON)?;
+        daemon.watch_uplink([UPLINK, UPLINK_COMMON, UPLINK_NEWS])?;
         daemon.watch_vms()?;
         Ok(daemon)
     }
@@ -329,6 +331,7 @@ impl Daemon {
             RELAY => self.take_reports(),
             UPLINK => self.take_uplink(),
             UPLINK_COMMON => self.ring_common(),
+            UPLINK_NEWS => self.look_at_device(),
             token if self.handle_survivor(token) || self.handle_vm(token) => {}
             token => self.serve_client(token, events),
         }
@@ -423,6 +426,18 @@ pub fn block_signals() -> io::Result<()> {
     let mut blocked = ending();
     blocked.add(Signal::SIGXFSZ);
     Ok(blocked.thread_block()?)
+}
+
+/// Waits so long for a signal that ends the daemon. For a program that [has blocked](block_signals) them and has no
+/// daemon yet.
+///
+/// # Errors
+/// None in practice.
+pub fn is_signalled(patience: Duration) -> io::Result<bool> {
+    let signals = signals()?;
+    let mut readable = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
+    Ok(poll(&mut readable, patience)? > 0)
 }
 
 /// Signals that end the daemon come through a descriptor; SIGXFSZ stays blocked, so that a memory

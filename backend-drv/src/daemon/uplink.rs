@@ -9,6 +9,9 @@ use nix::poll::{PollFd, PollFlags, poll};
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use rdma_core::channel::{Down, Grant, Up};
 use rdma_core::control::{Message, PeerRegister};
+use rdma_core::event::EventContext;
+use rdma_core::layout::End;
+use rdma_core::reason::Reason;
 use rdma_core::slot::{RxState, TxState};
 use rdma_core::wire::pairing::Pairing;
 
@@ -27,13 +30,17 @@ const LOOK_EVERY_MS: u8 = 10;
 
 impl Daemon {
     /// Listens to the device.
-    pub(super) fn watch_uplink(&self, token: u64, common: u64) -> nix::Result<()> {
+    pub(super) fn watch_uplink(&self, [token, common, news]: [u64; 3]) -> nix::Result<()> {
         let Some(uplink) = &self.uplink else {
             return Ok(());
         };
         let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
         self.epoll.add(uplink.bell(), readable(token))?;
-        self.epoll.add(uplink.common_bell(), readable(common))
+        self.epoll.add(uplink.common_bell(), readable(common))?;
+        match uplink.news() {
+            Some(fd) => self.epoll.add(fd, readable(news)),
+            None => Ok(()),
+        }
     }
 
     /// Waits until the host has answered, but not for long: programs that come before cannot be reached from
@@ -328,6 +335,49 @@ impl Daemon {
         }
     }
 
+    /// Something may be up with the device. Without it there is nothing new outside. We stay for the sake of
+    /// connections with other guests, as long as there are any; then whoever looks after us starts us again.
+    pub(super) fn look_at_device(&mut self) {
+        let Some(uplink) = &mut self.uplink else {
+            return;
+        };
+        if uplink.is_present() || !uplink.lose() {
+            return;
+        }
+        tracing::warn!("the host is gone: connections through it are broken, others go on");
+        if let Some(news) = uplink.news() {
+            let _ = self.epoll.delete(news);
+        }
+        self.broker.peer_silent(UPLINK);
+        self.break_relayed();
+    }
+
+    /// Whether the device is gone, and nobody needs us any more.
+    fn is_forsaken(&self) -> bool {
+        self.uplink.as_ref().is_some_and(Uplink::is_lost)
+            && self.broker.uplinked_connections().next().is_none()
+    }
+
+    /// The host relays nothing any more.
+    fn break_relayed(&mut self) {
+        let relayed: Vec<(ConnectionId, Ends)> = self
+            .outside()
+            .filter(|(connection, _)| self.broker.uplinked(*connection) == Some(Uplinked::Relayed))
+            .collect();
+        for (connection, ends) in relayed {
+            for (end, occupant) in [End::Zero, End::One].into_iter().zip(ends.occupants) {
+                let arena = self.arenas.get(&ends.place.arena);
+                if occupant.is_none()
+                    && let Some(words) =
+                        arena.and_then(|arena| arena.memory.end(ends.place.offset, end))
+                {
+                    words.state.break_with(Reason::LinkReset);
+                }
+            }
+            self.rouse(connection, [true; 2]);
+        }
+    }
+
     /// Whether no program of this guest has anything on a ring whose far end is outside.
     pub(super) fn is_drained_outside(&self) -> bool {
         let is_off = |occupant: &Occupant| {
@@ -372,8 +422,26 @@ impl Daemon {
 
     /// What is due by the clock.
     pub(super) fn tick_uplink(&mut self, now: Instant) {
-        if let Some(uplink) = &mut self.uplink {
-            uplink.greet(now);
+        let programs = &self.programs;
+        let Some(uplink) = &mut self.uplink else {
+            return;
+        };
+        uplink.greet(now);
+        let is_lost = uplink.is_lost();
+        let rung = uplink.look(now, |process, context| {
+            let program = programs.get(&process);
+            let words = program.and_then(|program| program.waiters.events.context(context));
+            words.is_none_or(EventContext::is_asleep)
+        });
+        if let Some(rung) = rung {
+            for (process, context) in rung {
+                self.ring(process, context);
+            }
+            self.take_uplink();
+        }
+        if is_lost && self.is_forsaken() {
+            tracing::warn!("the device is gone, and nobody uses it any more: stopping");
+            self.stopping = true;
         }
     }
 }

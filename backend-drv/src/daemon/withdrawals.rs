@@ -204,7 +204,7 @@ impl Daemon {
     }
 
     /// Wakes everybody who waits at the ends of a connection.
-    fn rouse(&mut self, connection: ConnectionId, which: [bool; 2]) {
+    pub(super) fn rouse(&mut self, connection: ConnectionId, which: [bool; 2]) {
         let Some(ends) = self.broker.ends(connection) else {
             return;
         };

@@ -6,9 +6,10 @@
 //! into.
 //!
 //! * [`Uplink`]: the device, the rings, and what the host has told.
-//! * [`vectors`]: which interrupt wakes whom.
+//! * [`vectors`]: which interrupt wakes whom; [`watch`]: what takes the place of interrupts where there are none.
 
 mod vectors;
+mod watch;
 
 use std::collections::HashMap;
 use std::io;
@@ -33,6 +34,7 @@ use crate::space::Space;
 use crate::wake::Waiters;
 
 pub use vectors::Vectors;
+pub use watch::Watch;
 
 /// Between two HELLOs that are not answered.
 const GREET_EVERY: Duration = Duration::from_millis(500);
@@ -75,6 +77,8 @@ pub struct Uplink {
     ring: ControlRing,
     bell: EventFd,
     vectors: Vectors,
+    /// Without interrupts.
+    watch: Option<Watch>,
     outside: Outside,
     shared_network: bool,
     nonce: u64,
@@ -85,6 +89,7 @@ pub struct Uplink {
     /// Connections in each arena of the host's.
     arena_users: HashMap<ArenaId, usize>,
     last_process: u32,
+    lost: bool,
 }
 
 impl Uplink {
@@ -113,6 +118,7 @@ impl Uplink {
             device.bind(CONTROL_VECTOR, bell.as_fd())?;
         }
         let vectors = Vectors::new(&*device)?;
+        let watch = (device.vectors() == 0).then(Watch::default);
         Ok(Self {
             device,
             mapping,
@@ -120,6 +126,7 @@ impl Uplink {
             ring,
             bell,
             vectors,
+            watch,
             outside,
             shared_network,
             nonce,
@@ -129,12 +136,34 @@ impl Uplink {
             foreign: HashMap::new(),
             arena_users: HashMap::new(),
             last_process: 0,
+            lost: false,
         })
     }
 
     /// Readable when the host has said something.
     pub fn bell(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
+    }
+
+    /// Readable when [`Uplink::is_present`] should be asked.
+    pub fn news(&self) -> Option<BorrowedFd<'_>> {
+        self.device.news()
+    }
+
+    /// The device is gone. False: it was before.
+    pub fn lose(&mut self) -> bool {
+        self.welcome = None;
+        !std::mem::replace(&mut self.lost, true)
+    }
+
+    /// Whether the device is gone.
+    pub const fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the device is there.
+    pub fn is_present(&self) -> bool {
+        self.device.is_present()
     }
 
     /// Readable when a context rings that has no vector of its own.
@@ -149,17 +178,30 @@ impl Uplink {
 
     /// When [`Uplink::greet`] wants to be called, or when the host must be looked for by itself.
     pub fn next(&self) -> Option<Instant> {
-        match (self.welcome, self.greeted_at) {
+        let greet = match (self.welcome, self.greeted_at) {
+            _ if self.lost => None,
             (Some(_), _) => None,
             (None, Some(at)) => Some(at + GREET_EVERY),
             (None, None) => Some(Instant::now()),
-        }
+        };
+        let look = self.watch.as_ref().map(Watch::next);
+        greet.into_iter().chain(look).min()
+    }
+
+    /// Without interrupts, when it is time to look: the contexts that are to be rung.
+    pub fn look(
+        &mut self,
+        now: Instant,
+        is_asleep: impl Fn(Process, u32) -> bool,
+    ) -> Option<Vec<(Process, u32)>> {
+        let watch = self.watch.as_mut()?;
+        watch.is_due(now).then(|| watch.look(is_asleep))
     }
 
     /// Says HELLO, unless the host has answered or was asked just now.
     pub fn greet(&mut self, now: Instant) {
         let soon = self.greeted_at.is_some_and(|at| now < at + GREET_EVERY);
-        if self.welcome.is_some() || soon {
+        if self.lost || self.welcome.is_some() || soon {
             return;
         }
         self.greeted_at = Some(now);
@@ -271,6 +313,9 @@ impl Uplink {
     /// A program that was [admitted](Uplink::admit) is gone, and whoever knew it outside will be told.
     pub fn dismiss(&mut self, process: Process, events: &EventMemory, contexts: u32) {
         self.vectors.free_all(process, &*self.device);
+        if let Some(watch) = &mut self.watch {
+            watch.remove(process);
+        }
         self.send(&Up::ProgramGone(process.0));
         let used = contexts as usize * CONTEXT_STRIDE;
         self.mapping.zero(events.at(), used.min(EVENT_BYTES));
@@ -279,7 +324,13 @@ impl Uplink {
 
     /// A program that was [admitted](Uplink::admit) has a context with this doorbell.
     pub fn add_context(&mut self, process: Process, context: u32, bell: BorrowedFd<'_>) {
-        let vector = self.vectors.bind(process, context, bell, &*self.device);
+        let vector = match &mut self.watch {
+            Some(watch) => {
+                watch.add(process, context);
+                CONTROL_VECTOR
+            }
+            None => self.vectors.bind(process, context, bell, &*self.device),
+        };
         let body = GuestContext {
             process: process.0,
             context,

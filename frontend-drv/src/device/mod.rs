@@ -12,6 +12,7 @@
 mod client;
 mod dax;
 mod ivshmem;
+mod mute;
 mod pci;
 mod sys;
 mod vfio;
@@ -72,6 +73,8 @@ pub enum Choice {
 pub struct Options {
     /// Which.
     pub choice: Choice,
+    /// Leave its interrupts alone: memory is looked at instead.
+    pub no_interrupts: bool,
 }
 
 /// Why there is no device.
@@ -102,7 +105,16 @@ pub enum DeviceError {
 /// # Errors
 /// [`DeviceError`].
 pub fn open(options: &Options) -> Result<Box<dyn Device>, DeviceError> {
-    match &options.choice {
+    let device = open_choice(&options.choice)?;
+    Ok(if options.no_interrupts {
+        Box::new(mute::Mute(device))
+    } else {
+        device
+    })
+}
+
+fn open_choice(choice: &Choice) -> Result<Box<dyn Device>, DeviceError> {
+    match choice {
         Choice::Socket(path) => Ok(Box::new(client::Member::connect(path)?)),
         Choice::Auto => Ok(Box::new(ivshmem::Ivshmem::open(None)?)),
         Choice::Pci(address) => Ok(Box::new(ivshmem::Ivshmem::open(Some(address))?)),

@@ -94,6 +94,23 @@ fn of_one_tenant_talk_without_the_host() {
 }
 
 #[test]
+fn without_interrupts_memory_is_looked_at() {
+    let guests = Guests::start(TWO, &["--no-interrupts"]);
+    let mut duo = joined(&guests);
+    let kernel = duo.kernel(0);
+    duo.stream(0, 4 * MIB);
+    duo.both("ping 0 100", "pong 0 100");
+    // Long enough for both to be asleep.
+    for _ in 0..5 {
+        duo.client.tell("recv 0 1");
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(duo.server.ask("send 0 1"), "ret 1");
+        assert_eq!(duo.client.answer(), "ret 1");
+    }
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+}
+
+#[test]
 fn of_two_tenants_talk_through_the_host() {
     talk(TWO, (0, 1));
 }
@@ -187,6 +204,12 @@ fn drained(tenants: &[&str]) {
     let guest = &mut guests.guests[1];
     in_the_middle(&mut duo, 24 * MIB, || guest.stop());
     duo.warm_up(0, Way::Kernel);
+    duo.stream(0, MIB);
+    // The device is back: the same programs use it again.
+    guests.guests[1].restart();
+    duo.connect(1);
+    duo.warm_up(1, Way::Ring);
+    duo.stream(1, MIB);
     duo.stream(0, MIB);
 }
 

@@ -18,7 +18,10 @@ use crate::say;
 /// Opens the device that is named.
 pub(crate) fn opened(choice: &str) -> Result<(Box<dyn Device>, Window)> {
     let choice = choice.parse().map_err(|error: String| anyhow!(error))?;
-    let device = open(&Options { choice })?;
+    let device = open(&Options {
+        choice,
+        ..Options::default()
+    })?;
     let memory = Window::map(device.memory(), usize::try_from(device.memory_bytes())?)?;
     Ok((device, memory))
 }
