@@ -26,8 +26,8 @@ main() {
         done
         stop server
         stop server-behind QUIT
-        rode server 20
-        rode server-behind 20
+        rode server 20 among
+        rode server-behind 20 among
         rode client 20
     done
     same "down_$http_port" "down_$tcp_port" "up_$http_port" "up_$tcp_port"

@@ -345,10 +345,11 @@ ring_share() {
     awk -v r="$ring" -v t="$tcp" 'BEGIN { printf "%.1f\n", r + t ? 100 * r / (r + t) : 0 }'
 }
 
-# rode SIDE [PER CENT]: where both sides have the library, at least so much went by ring (default
-# 50: how much comes before the switch depends on the load); where only one has, nothing did.
+# rode SIDE [PER CENT [among]]: where both sides have the library, at least so much went by ring (default
+# 50: how much comes before the switch depends on the load); where only one has, nothing did, unless
+# the programs of that side talk among themselves as well.
 rode() {
-    local share ring least=${2:-50}
+    local share ring least=${2:-50} among=${3:-}
     case $form in
         accelerated)
             share=$(ring_share "$1")
@@ -360,6 +361,7 @@ rode() {
             ;;
         mixed-*)
             under "$1" || return 0
+            [[ -z $among ]] || return 0
             ring=$(($(counted "$1" ring_rx_bytes) + $(counted "$1" ring_tx_bytes)))
             equal "$1: no byte by ring without the library at the far end" "$ring" 0
             ;;

@@ -15,7 +15,7 @@ main() {
         one_way
         echoes
         chain
-        rode server
+        rode server 50 among
         rode client
     done
     same sent received echoed many chained

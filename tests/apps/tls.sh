@@ -13,7 +13,7 @@ main() {
     for form in "${forms[@]}"; do
         openssl_pair
         tunnel
-        rode server
+        rode server 50 among
         rode client
     done
     same downloaded sent tunnelled uploaded
