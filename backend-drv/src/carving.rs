@@ -129,6 +129,11 @@ impl Carving {
         self.last = self.last.max(id.0);
     }
 
+    /// The highest number given out.
+    pub const fn last(&self) -> ArenaId {
+        ArenaId(self.last)
+    }
+
     /// Takes a place back. `reusable`: its memory reads as zeros again. True if the arena is of no
     /// more use: drop it.
     #[must_use]

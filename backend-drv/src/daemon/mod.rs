@@ -37,7 +37,7 @@ use crate::config::Limits;
 use crate::disposal::Disposal;
 use crate::identity::SocketFiles;
 use crate::ids::{ArenaId, Process, RegistrationId};
-use crate::keeper::Keeper;
+use crate::keeper::{Item, Keeper};
 use crate::ledger::{Ledger, ProgramRecord};
 use crate::listener::Listener;
 use crate::packet::Inbox;
@@ -48,7 +48,7 @@ use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
 use crate::throttle::Throttle;
 use crate::uplink::Uplink;
-use crate::vm::Vms;
+use crate::vm::{Vms, keeping};
 use crate::wake::Waiters;
 use crate::workers::Workers;
 
@@ -216,9 +216,10 @@ impl Daemon {
         let own_netns = crate::memory::netns_cookie(listener.socket()).ok();
         let broker = Broker::new(Arc::clone(&accounts), options.domains.clone(), own_netns);
         let (mut keeper, mut kept, mut survivors) = (None, None, Survivors::none());
-        if !links.is_empty() || Keeper::may_have_kept(listener.path()) {
+        let mut of_vms = Vec::new();
+        if !links.is_empty() || !vms.is_empty() || Keeper::may_have_kept(listener.path()) {
             let found;
-            (keeper, found, survivors) = keep_for(listener.path());
+            (keeper, found, survivors, of_vms) = keep_for(listener.path());
             kept = Some(found);
         }
         let begin = !links.is_empty() || survivors.len() > 0;
@@ -275,6 +276,9 @@ impl Daemon {
         }
         daemon.watch_survivors();
         daemon.watch_uplink([UPLINK, UPLINK_COMMON, UPLINK_NEWS])?;
+        if !daemon.vms.is_empty() {
+            daemon.take_over_vms(of_vms);
+        }
         daemon.watch_vms()?;
         Ok(daemon)
     }
@@ -312,7 +316,12 @@ impl Daemon {
         crate::direction::retire();
         self.relay = None;
         if let Some(keeper) = self.keeper.take() {
-            keeper.finish();
+            if self.vms.is_empty() {
+                keeper.finish();
+            } else {
+                // Guests run on, and nobody else can give them the device again.
+                keeper.finish_but(keeping::NAMES);
+            }
         }
         Ok(())
     }
@@ -450,14 +459,16 @@ fn signals() -> io::Result<SignalFd> {
 }
 
 /// Who keeps what the next daemon needs, and what one before us has left there.
-fn keep_for(socket: &Path) -> (Option<Keeper>, Kept, Survivors) {
+fn keep_for(socket: &Path) -> (Option<Keeper>, Kept, Survivors, Vec<Item>) {
     let opened = Keeper::open(socket).map(|(mut keeper, items)| {
+        let is_of_vms = |(name, _): &Item| name.starts_with(keeping::NAMES);
+        let (of_vms, items) = items.into_iter().partition(is_of_vms);
         let (kept, survivors) = survivors::sort(&mut keeper, items);
-        (Some(keeper), kept, survivors)
+        (Some(keeper), kept, survivors, of_vms)
     });
     opened.unwrap_or_else(|error| {
         tracing::warn!(%error, "no keeper: relayed connections end with this daemon");
-        (None, Kept::default(), Survivors::none())
+        (None, Kept::default(), Survivors::none(), Vec::new())
     })
 }
 

@@ -107,7 +107,7 @@ impl Daemon {
         let mut kept = match self.kept.take() {
             Some(kept) => kept,
             None => {
-                let (keeper, kept, _) = keep_for(self.listener.path());
+                let (keeper, kept, ..) = keep_for(self.listener.path());
                 self.keeper = keeper;
                 kept
             }

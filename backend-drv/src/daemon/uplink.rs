@@ -87,6 +87,7 @@ impl Daemon {
                     );
                 }
             }
+            Down::Again => self.begin_again(),
             Down::Refused(reason) => tracing::warn!(reason, "the host does not serve this guest"),
             Down::Program { process, at } => {
                 if uplink.add_foreign(Process(process), at) {
@@ -120,6 +121,26 @@ impl Daemon {
             }
             Down::Kick { process, context } => self.ring(Process(process), context),
         }
+    }
+
+    /// The host's daemon has started anew. What it relayed is broken; the rest goes on, and it is told who is here.
+    fn begin_again(&mut self) {
+        tracing::info!("the host has started anew");
+        self.break_relayed();
+        let Some(uplink) = &mut self.uplink else {
+            return;
+        };
+        // The relay that programs know is no more.
+        for port in uplink.forget_ports() {
+            self.broker.foreign_left(port);
+        }
+        uplink.say_hello();
+        for (process, program) in &self.programs {
+            if program.outside {
+                uplink.announce(*process, &program.waiters);
+            }
+        }
+        self.broker.peer_renewed(UPLINK);
     }
 
     /// The host has made memory for a connection.

@@ -110,6 +110,19 @@ impl Keeper {
     }
 }
 
+impl Keeper {
+    /// The daemon ends in order, but what these names begin is gone on with.
+    pub fn finish_but(mut self, beginning: &str) {
+        let others = self
+            .names
+            .iter()
+            .filter(|name| !name.starts_with(beginning));
+        for name in others.cloned().collect::<Vec<_>>() {
+            self.forget(&name);
+        }
+    }
+}
+
 /// Where the keeper of the daemon at `socket` listens.
 pub fn beside(socket: &Path) -> PathBuf {
     let mut path = socket.as_os_str().to_owned();

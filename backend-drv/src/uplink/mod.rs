@@ -205,6 +205,11 @@ impl Uplink {
             return;
         }
         self.greeted_at = Some(now);
+        self.say_hello();
+    }
+
+    /// Says HELLO.
+    pub fn say_hello(&mut self) {
         let hello = GuestHello {
             version: CHANNEL_VERSION,
             layout_version: LAYOUT_VERSION,
@@ -310,6 +315,28 @@ impl Uplink {
         Some((process, events))
     }
 
+    /// Tells a host that has started anew of a program that was [admitted](Uplink::admit).
+    pub fn announce(&mut self, process: Process, waiters: &Waiters) {
+        self.send(&Up::Program {
+            process: process.0,
+            at: waiters.events.at(),
+        });
+        for (context, _) in waiters.all_doorbells() {
+            let vector = match &self.watch {
+                Some(_) => CONTROL_VECTOR,
+                None => self.vectors.of(process, context),
+            };
+            let body = GuestContext {
+                process: process.0,
+                context,
+                member: self.device.id(),
+                vector,
+                reserved: 0,
+            };
+            self.send(&Up::Context(body));
+        }
+    }
+
     /// A program that was [admitted](Uplink::admit) is gone, and whoever knew it outside will be told.
     pub fn dismiss(&mut self, process: Process, events: &EventMemory, contexts: u32) {
         self.vectors.free_all(process, &*self.device);
@@ -367,6 +394,19 @@ impl Uplink {
     /// It has left.
     pub fn remove_foreign(&mut self, process: Process) {
         self.foreign.remove(&process);
+    }
+
+    /// Forgets the relay's ports, as our programs know them; their numbers.
+    pub fn forget_ports(&mut self) -> Vec<Process> {
+        let Some(welcome) = self.welcome else {
+            return Vec::new();
+        };
+        let first = welcome.first_process + welcome.processes / 2;
+        let ports = first..welcome.first_process + welcome.processes;
+        let of_relay = |process: &Process| ports.contains(&process.0);
+        let found: Vec<Process> = self.foreign.keys().copied().filter(of_relay).collect();
+        self.foreign.retain(|process, _| !of_relay(process));
+        found
     }
 
     /// A process outside.

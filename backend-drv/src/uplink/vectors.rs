@@ -73,6 +73,12 @@ impl Vectors {
         self.common
     }
 
+    /// The vector that wakes a context.
+    pub fn of(&self, process: Process, context: u32) -> u16 {
+        let own = self.own.get(&(process, context));
+        own.copied().unwrap_or(self.common)
+    }
+
     /// A program has left.
     pub fn free_all(&mut self, process: Process, device: &dyn Device) {
         self.shared.retain(|(owner, _)| *owner != process);

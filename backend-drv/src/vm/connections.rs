@@ -104,6 +104,11 @@ pub struct Connections {
 }
 
 impl Connections {
+    /// Numbers differ from those of any daemon before us: guests still know some of them.
+    pub fn number_from(&mut self, epoch: u64) {
+        self.last = (epoch & 0xf_ffff) << 24;
+    }
+
     /// A new connection; its number.
     pub fn insert(&mut self, connection: Connection) -> u64 {
         self.last += 1;

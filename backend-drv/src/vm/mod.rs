@@ -9,11 +9,13 @@
 //! * [`seat`]: a VM whose device is there: its control rings and its programs.
 //! * [`switch`]: who looks for whom.
 //! * [`connections`]: memory that guests were given for connections.
+//! * [`keeping`]: what the next daemon needs.
 //!
 //! Everything a guest writes is hostile until checked. A guest can lose its own connections and its own acceleration,
 //! never those of others; what the VMs of a tenant share is that tenant's.
 
 pub mod connections;
+pub mod keeping;
 pub mod region;
 pub mod seat;
 pub mod server;
@@ -36,6 +38,7 @@ use crate::config::VmConfig;
 use crate::ids::{PeerId, Process};
 
 use connections::Connections;
+use keeping::Notes;
 use region::Region;
 use seat::Seat;
 use server::Group;
@@ -123,6 +126,7 @@ pub struct Vms {
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,
+    notes: Notes,
 }
 
 impl Vms {
@@ -236,6 +240,22 @@ impl Vms {
         let block = (0..blocks).find(|block| !self.blocks.contains_key(block))?;
         self.blocks.insert(block, vm);
         Some(GUEST_PROCESS_MIN + block * GUEST_PROCESSES)
+    }
+
+    /// Numbers differ from those of any daemon before us.
+    pub fn number_from(&mut self, epoch: u64) {
+        self.connections.number_from(epoch);
+        self.switch.number_from(epoch);
+    }
+
+    fn blocks_of(&self, vm: VmId) -> impl Iterator<Item = u32> + '_ {
+        let all = self.blocks.iter();
+        all.filter(move |(_, owner)| **owner == vm)
+            .map(|(block, _)| *block)
+    }
+
+    fn restore_block(&mut self, block: u32, vm: VmId) {
+        self.blocks.insert(block, vm);
     }
 
     /// A machine has gone, and so have all numbers of its programs.

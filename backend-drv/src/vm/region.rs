@@ -12,6 +12,7 @@ use rdma_core::event::EVENT_BYTES;
 use rdma_core::layout::LAYOUT_VERSION;
 use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
+use serde::{Deserialize, Serialize};
 
 use crate::carving::{Carving, Couple, Place};
 use crate::ids::{ArenaId, Process};
@@ -44,7 +45,22 @@ pub struct Region {
     space: Space,
     carving: Carving,
     arenas: HashMap<ArenaId, Hole>,
+    /// Everything that was ever given out ends before here.
+    used_to: u64,
 }
+
+/// What the next daemon has to know of a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Mark {
+    /// Whatever is given out lies below this.
+    pub used_to: u64,
+    /// Arenas have smaller numbers, or this.
+    pub last_arena: u32,
+}
+
+/// Marks are moved in steps, so that few have to be written down.
+const STEP: u64 = 16 << 20;
+const ARENA_STEP: u32 = 64;
 
 impl Region {
     /// Makes region number `index`, of `bytes` bytes, a power of two.
@@ -65,9 +81,58 @@ impl Region {
             space: Space::new(HEAP_START, bytes),
             carving,
             arenas: HashMap::new(),
+            used_to: HEAP_START,
         };
         region.write_header();
         Ok(region)
+    }
+
+    /// A region that a daemon before us has made, in which everything below a mark may be in use.
+    ///
+    /// # Errors
+    /// It is not what it should be.
+    pub fn restore(index: usize, memory: OwnedFd, bytes: u64, mark: Mark) -> io::Result<Self> {
+        let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let mapping = Arc::new(Mapping::of_sealed(&memory, len)?);
+        let mut carving = Carving::default();
+        let index = u32::try_from(index).unwrap_or(0);
+        carving.skip(ArenaId(ARENAS + index * ARENAS_PER_REGION));
+        carving.skip(ArenaId(mark.last_arena));
+        Ok(Self {
+            memory: Arc::new(memory),
+            mapping,
+            bytes,
+            space: Space::new(mark.used_to, bytes),
+            carving,
+            arenas: HashMap::new(),
+            used_to: mark.used_to,
+        })
+    }
+
+    /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared.
+    pub fn reset(&mut self) {
+        if !self.carving.is_empty() {
+            return;
+        }
+        if let Err(error) = self.punch(0, self.bytes) {
+            tracing::warn!(%error, "a region is not used again");
+            return;
+        }
+        self.write_header();
+        self.space = Space::new(HEAP_START, self.bytes);
+        self.used_to = HEAP_START;
+        let last = self.carving.last();
+        self.carving = Carving::default();
+        self.carving.skip(last);
+        self.arenas.clear();
+    }
+
+    /// What the next daemon has to know.
+    pub fn mark(&self) -> Mark {
+        Mark {
+            used_to: self.used_to.next_multiple_of(STEP).min(self.bytes),
+            last_arena: self.carving.last().0.next_multiple_of(ARENA_STEP),
+        }
     }
 
     fn write_header(&self) {
@@ -103,7 +168,9 @@ impl Region {
 
     /// `bytes` bytes for whatever.
     pub fn take(&mut self, bytes: u64) -> Option<u64> {
-        self.space.take(bytes)
+        let at = self.space.take(bytes)?;
+        self.used_to = self.used_to.max(at + bytes);
+        Some(at)
     }
 
     /// Gives back what [`Region::take`] gave out, as zeros.
@@ -144,7 +211,7 @@ impl Region {
     pub fn place(&mut self, couple: Couple, ring_log2: u32) -> Option<(Place, ConnectionArena)> {
         let place = self.carving.place(couple, ring_log2)?;
         if place.fresh {
-            let Some(at) = self.space.take(place.arena_bytes) else {
+            let Some(at) = self.take(place.arena_bytes) else {
                 self.carving.forget(place.arena);
                 return None;
             };

@@ -7,6 +7,7 @@ use rdma_core::channel::{
     ControlRing, Direction, Down, Fault, GuestWelcome, MESSAGE_BYTES, Writer,
 };
 use rdma_core::event::EVENT_BYTES;
+use serde::{Deserialize, Serialize};
 
 use super::region::Region;
 use crate::ids::Process;
@@ -41,7 +42,7 @@ pub struct Port {
 }
 
 /// Memory for the events of a guest's programs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Heap {
     /// Where it begins.
     pub at: u64,
@@ -81,6 +82,22 @@ impl Seat {
             programs: BTreeMap::new(),
             offences: 0,
             fault: None,
+        })
+    }
+
+    /// The seat of a member that a daemon before us has served.
+    pub fn restore(
+        region: &Region,
+        member: u16,
+        welcome: Option<GuestWelcome>,
+        heaps: Vec<Heap>,
+    ) -> Option<Self> {
+        let memory = region.mapping().region();
+        Some(Self {
+            ring: ControlRing::resumed(&memory, member, Direction::Up)?,
+            welcome,
+            heaps,
+            ..Self::new(region, member)?
         })
     }
 

@@ -102,6 +102,11 @@ pub struct Switch {
 }
 
 impl Switch {
+    /// Numbers differ from those of any daemon before us.
+    pub fn number_from(&mut self, epoch: u64) {
+        self.last = (epoch & 0xfff_ffff) << 32;
+    }
+
     /// A flow.
     pub fn flow(&self, id: FlowId) -> Option<&Flow> {
         self.flows.get(&id)

@@ -104,6 +104,17 @@ impl ControlRing {
         Some(ring)
     }
 
+    /// Goes on where a reader before us has stopped.
+    pub fn resumed(region: &Region, member: u16, direction: Direction) -> Option<Self> {
+        let mut ring = Self::new(region, member, direction)?;
+        let (far, words, _) = parts(region, member, direction)?;
+        ring.incarnation = words.reserved.load(Ordering::Acquire);
+        // Whatever stands there is held against the writer's position before anything is read.
+        let head = far.head.load(Ordering::Acquire);
+        ring.cursor = RxCursor { head, tail: head };
+        Some(ring)
+    }
+
     /// Copies the next message, if there is one, to the beginning of `buffer`; its length.
     ///
     /// # Errors
@@ -316,6 +327,27 @@ mod tests {
             assert_eq!(ring.next(&mut buffer), Ok(Some(5)));
             assert_eq!(buffer[..5], [round; 5]);
         }
+    }
+
+    #[test]
+    fn a_reader_goes_on_where_one_before_it_stopped() {
+        let heap = heap();
+        let region = heap.region();
+        let mut ring = ControlRing::new(&region, 1, Direction::Up).unwrap();
+        let mut writer = Writer::new(&region, 1, Direction::Up).unwrap();
+        for byte in 0..10 {
+            writer.push(&[byte; 9]).unwrap();
+        }
+        writer.flush();
+        let mut buffer = [0; MESSAGE_BYTES];
+        for _ in 0..4 {
+            assert_eq!(ring.next(&mut buffer), Ok(Some(9)));
+        }
+        let mut next = ControlRing::resumed(&region, 1, Direction::Up).unwrap();
+        assert_eq!(all(&mut next).len(), 6);
+        writer.push(&[77]).unwrap();
+        writer.flush();
+        assert_eq!(all(&mut next), [vec![77]]);
     }
 
     #[test]

@@ -165,6 +165,8 @@ pub enum Down {
     Welcome(GuestWelcome),
     /// It is not; a [`crate::Reason`] code.
     Refused(u32),
+    /// The backend has started anew, and has forgotten all but the region: say HELLO, and who is there.
+    Again,
     /// A process at a far end.
     Program {
         /// Its number.
@@ -234,6 +236,7 @@ const KICK: u32 = 10;
 const WELCOME: u32 = 11;
 const REFUSED: u32 = 12;
 const GRANT: u32 = 13;
+const AGAIN: u32 = 14;
 
 /// A message under construction: kind, a word, body.
 struct Out<'a>(&'a mut [u8; MESSAGE_BYTES]);
@@ -360,6 +363,7 @@ impl Down {
         match *self {
             Self::Welcome(body) => out.put(WELCOME, 0, &body),
             Self::Refused(reason) => out.put(REFUSED, 0, &about(0, reason)),
+            Self::Again => out.put(AGAIN, 0, &about(0, 0)),
             Self::Program { process, at } => out.put(PROGRAM, 0, &program(process, at)),
             Self::ProgramGone(process) => out.put(PROGRAM_GONE, 0, &program(process, 0)),
             Self::Context(body) => out.put(CONTEXT, 0, &body),
@@ -391,6 +395,10 @@ impl Down {
             REFUSED => {
                 let body: About = whole.body()?;
                 Self::Refused(body.what)
+            }
+            AGAIN => {
+                let _: About = whole.body()?;
+                Self::Again
             }
             PROGRAM => {
                 let Program { process, at, .. } = whole.body()?;
@@ -589,6 +597,7 @@ mod tests {
             reserved: 0,
         }));
         down(Down::Refused(11));
+        down(Down::Again);
         down(Down::Program { process, at: 8192 });
         down(Down::ProgramGone(process));
         down(Down::Context(context()));

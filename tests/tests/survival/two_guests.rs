@@ -94,6 +94,52 @@ fn of_one_tenant_talk_without_the_host() {
 }
 
 #[test]
+fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    let kernel = duo.kernel(0);
+    let host = &mut guests.host;
+    in_the_middle(&mut duo, 24 * MIB, || {
+        host.kill();
+        host.restart();
+    });
+    duo.both("ping 0 100", "pong 0 100");
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    // The same programs, with the new daemon; nothing of theirs is given to others.
+    for index in 1..4 {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+        duo.stream(index, MIB);
+    }
+    duo.stream(0, MIB);
+    settled(&guests.host, 3, 0);
+    for index in 0..4 {
+        assert_eq!(duo.client.ask(&format!("close {index}")), "ok");
+        assert_eq!(duo.server.ask(&format!("recv {index} 1")), "ret 0");
+        assert_eq!(duo.server.ask(&format!("close {index}")), "ok");
+    }
+    settled(&guests.host, 0, 0);
+    // New programs as well, and a daemon that was told to stop.
+    guests.host.restart_with("--drain");
+    let mut duo = joined(&guests);
+    duo.stream(0, MIB);
+}
+
+#[test]
+fn what_was_relayed_is_reset_when_the_daemon_of_the_host_is_restarted() {
+    let mut guests = Guests::start(TWO, &[]);
+    let mut duo = joined(&guests);
+    duo.client.tell("recv 0 1");
+    settle();
+    guests.host.kill();
+    guests.host.restart();
+    assert_eq!(duo.client.answer(), reset());
+    duo.connect(1);
+    duo.warm_up(1, Way::Ring);
+    duo.stream(1, MIB);
+}
+
+#[test]
 fn without_interrupts_memory_is_looked_at() {
     let guests = Guests::start(TWO, &["--no-interrupts"]);
     let mut duo = joined(&guests);

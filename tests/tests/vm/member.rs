@@ -21,7 +21,12 @@ fn region() -> Region {
 /// One that joins, while the group answers.
 fn join(region: &mut Region) -> Result<Box<dyn Device>, DeviceError> {
     let choice = Choice::Socket(region.socket());
-    let joining = thread::spawn(move || open(&Options { choice }));
+    let joining = thread::spawn(move || {
+        open(&Options {
+            choice,
+            ..Options::default()
+        })
+    });
     region.accept().expect("a member");
     joining.join().expect("no panic")
 }
@@ -121,13 +126,22 @@ fn what_is_not_a_server_is_refused() {
     let listener = UnixListener::bind(directory.path().join("socket")).unwrap();
     let absent = Choice::Socket(directory.path().join("absent"));
     assert!(matches!(
-        open(&Options { choice: absent }),
+        open(&Options {
+            choice: absent,
+            ..Options::default()
+        }),
         Err(DeviceError::System(..))
     ));
     for said in [&b""[..], &7i64.to_le_bytes(), &[0u8; 16][..], b"abc"] {
         let socket = directory.path().join("socket");
         let choice = Choice::Socket(socket);
-        let joining = thread::spawn(move || open(&Options { choice }).map(|_| ()));
+        let joining = thread::spawn(move || {
+            open(&Options {
+                choice,
+                ..Options::default()
+            })
+            .map(|_| ())
+        });
         let (socket, _) = listener.accept().unwrap();
         write(&socket, said).unwrap();
         drop(socket);

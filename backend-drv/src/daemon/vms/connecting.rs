@@ -141,6 +141,9 @@ impl Daemon {
             relayed: end.far_is_relay().into(),
             reserved: [0; 2],
         };
+        if let Some(keeper) = &mut self.keeper {
+            self.vms.note(keeper);
+        }
         self.tell_vm(end.vm, &Down::Grant(grant));
     }
 

@@ -119,6 +119,9 @@ impl Daemon {
             seat.heaps.push(heap);
         }
         tracing::info!(vm = %found.config.name, first_process, "guest");
+        if let Some(keeper) = &mut self.keeper {
+            self.vms.note(keeper);
+        }
         self.tell_vm(vm, &Down::Welcome(welcome));
     }
 

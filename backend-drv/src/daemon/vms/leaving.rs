@@ -59,6 +59,9 @@ impl Daemon {
         for tenancy in &mut self.vms.tenancies {
             if tenancy.region.arena(place.arena).is_some() {
                 tenancy.region.release(place, zeroed);
+                if tenancy.group.members().next().is_none() {
+                    tenancy.region.reset();
+                }
             }
         }
         true
@@ -144,6 +147,13 @@ impl Daemon {
             for heap in heaps.into_iter().flatten() {
                 tenancy.region.give_back(heap.at, heap.bytes);
             }
+            if tenancy.group.members().next().is_none() {
+                tenancy.region.reset();
+            }
+        }
+        let tenancy = self.vms.vm(vm).map(|vm| vm.tenancy);
+        if let (Some(keeper), Some(tenancy)) = (&mut self.keeper, tenancy) {
+            self.vms.forget_member(keeper, tenancy, member);
         }
     }
 

@@ -1,0 +1,276 @@
+//! What the next daemon needs to go on with virtual machines: QEMU says everything once, and the guests run on.
+//!
+//! Kept are the regions, the eventfds and sockets of their members, and a state: which member is which machine, which
+//! numbers and which memory its driver has, and below which mark of a region memory may be in use. The rest the
+//! drivers say again when they are asked.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use rdma_core::channel::{GUEST_PROCESSES, GuestWelcome};
+use serde::{Deserialize, Serialize};
+
+use super::region::{Mark, Region};
+use super::seat::{Heap, Seat};
+use super::server::{Group, Kept};
+use super::{Tenancy, VmId, Vms};
+use crate::keeper::{Item, Keeper};
+use crate::shared::sealed_memory;
+
+/// In front of all names.
+pub const NAMES: &str = "vm.";
+const STATE: &str = "vm.state";
+/// Room for the state.
+const STATE_BYTES: u64 = 1 << 20;
+
+fn region_name(region: usize) -> String {
+    format!("vm.{region:04}")
+}
+
+fn member_name(region: usize, member: u16) -> String {
+    format!("vm.{region:04}.{member:02}")
+}
+
+fn bell_name(region: usize, member: u16, vector: usize) -> String {
+    format!("vm.{region:04}.{member:02}.{vector:03}")
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct State {
+    regions: Vec<RegionState>,
+    seats: Vec<SeatState>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct RegionState {
+    bytes: u64,
+    vectors: u16,
+    mark: Mark,
+    /// The machines that share it, as configured.
+    vms: Vec<String>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct SeatState {
+    vm: String,
+    region: usize,
+    member: u16,
+    driver: Option<Driver>,
+    heaps: Vec<Heap>,
+    /// Blocks of process numbers.
+    blocks: Vec<u32>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Driver {
+    nonce: u64,
+    first_process: u32,
+}
+
+/// What was written down last, and where.
+#[derive(Debug, Default)]
+pub struct Notes {
+    file: Option<Arc<OwnedFd>>,
+    written: Vec<u8>,
+}
+
+impl Vms {
+    /// Has everything kept that does not change.
+    pub fn keep_all(&mut self, keeper: &mut Keeper) {
+        for (index, tenancy) in self.tenancies.iter().enumerate() {
+            keeper.keep(&region_name(index), tenancy.region.memory());
+            for part in tenancy.group.parts() {
+                for (vector, bell) in part.bells.iter().enumerate() {
+                    keeper.keep(&bell_name(index, part.id, vector), bell);
+                }
+                if let Some(socket) = part.socket {
+                    keeper.keep(&member_name(index, part.id), socket);
+                }
+            }
+        }
+        self.note(keeper);
+    }
+
+    /// Has a member kept that has joined.
+    pub fn keep_member(&mut self, keeper: &mut Keeper, vm: VmId) {
+        let Some((tenancy, member)) = self
+            .vm(vm)
+            .and_then(|vm| Some((vm.tenancy, vm.seat.as_ref()?.member)))
+        else {
+            return;
+        };
+        let group = self.tenancies.get(tenancy).map(|tenancy| &tenancy.group);
+        let parts = group.into_iter().flat_map(Group::parts);
+        for part in parts.filter(|part| part.id == member) {
+            for (vector, bell) in part.bells.iter().enumerate() {
+                keeper.keep(&bell_name(tenancy, member, vector), bell);
+            }
+            if let Some(socket) = part.socket {
+                keeper.keep(&member_name(tenancy, member), socket);
+            }
+        }
+        self.note(keeper);
+    }
+
+    /// A member has left.
+    pub fn forget_member(&mut self, keeper: &mut Keeper, tenancy: usize, member: u16) {
+        keeper.forget_all(&member_name(tenancy, member));
+        self.note(keeper);
+    }
+
+    /// Writes down what has changed; must come before a guest is told of memory.
+    pub fn note(&mut self, keeper: &mut Keeper) {
+        let state = self.state();
+        let Ok(bytes) = serde_json::to_vec(&state) else {
+            return;
+        };
+        if bytes == self.notes.written || bytes.len() as u64 >= STATE_BYTES {
+            return;
+        }
+        if self.notes.file.is_none() {
+            match sealed_memory("viaduct-vms", STATE_BYTES) {
+                Ok(file) => {
+                    keeper.keep(STATE, &file);
+                    self.notes.file = Some(Arc::new(file));
+                }
+                Err(error) => tracing::warn!(%error, "guests are not kept for a restart"),
+            }
+        }
+        let Some(file) = &self.notes.file else {
+            return;
+        };
+        // One system call, the length last: JSON ends at the first zero.
+        let mut whole = bytes.clone();
+        let before = self.notes.written.len();
+        whole.resize(whole.len().max(before) + 1, 0);
+        match rustix::io::pwrite(file.as_fd(), &whole, 0) {
+            Ok(written) if written == whole.len() => self.notes.written = bytes,
+            result => tracing::warn!(?result, "guests are not kept for a restart"),
+        }
+    }
+
+    fn state(&self) -> State {
+        let regions = self.tenancies.iter().enumerate().map(|(index, tenancy)| {
+            let of_it = self.of_tenancy(index).filter_map(|vm| self.vm(vm));
+            RegionState {
+                bytes: tenancy.region.bytes(),
+                vectors: tenancy.group.vectors(),
+                mark: tenancy.region.mark(),
+                vms: of_it.map(|vm| vm.config.name.clone()).collect(),
+            }
+        });
+        let seats = self.vms.iter().enumerate().filter_map(|(index, vm)| {
+            let seat = vm.seat.as_ref()?;
+            let mut blocks: Vec<u32> = self.blocks_of(VmId(index)).collect();
+            blocks.sort_unstable();
+            Some(SeatState {
+                vm: vm.config.name.clone(),
+                region: vm.tenancy,
+                member: seat.member,
+                driver: seat.welcome.map(|welcome| Driver {
+                    nonce: welcome.nonce,
+                    first_process: welcome.first_process,
+                }),
+                heaps: seat.heaps.clone(),
+                blocks,
+            })
+        });
+        State {
+            regions: regions.collect(),
+            seats: seats.collect(),
+        }
+    }
+
+    /// Goes on with what a daemon before us has left. The machines that are there.
+    pub fn restore(&mut self, items: Vec<Item>) -> Vec<VmId> {
+        let mut items: HashMap<String, OwnedFd> = items.into_iter().collect();
+        let Some(state) = items.remove(STATE).and_then(|file| {
+            let mut bytes = vec![0; usize::try_from(STATE_BYTES).ok()?];
+            let length = rustix::io::pread(&file, &mut bytes, 0).ok()?;
+            let end = bytes.iter().take(length).position(|byte| *byte == 0)?;
+            self.notes.file = Some(Arc::new(file));
+            serde_json::from_slice::<State>(bytes.get(..end)?).ok()
+        }) else {
+            return Vec::new();
+        };
+        for (index, known) in state.regions.iter().enumerate() {
+            // What is configured otherwise by now starts anew.
+            let configured: Vec<_> = self
+                .of_tenancy(index)
+                .filter_map(|vm| self.vm(vm))
+                .collect();
+            let same = configured
+                .iter()
+                .map(|vm| &vm.config.name)
+                .eq(known.vms.iter());
+            let fits = self.tenancies.get(index).is_some_and(|tenancy| {
+                tenancy.region.bytes() == known.bytes && tenancy.group.vectors() == known.vectors
+            });
+            if same
+                && fits
+                && let Some(tenancy) = restore_tenancy(index, known, &mut items)
+                && let Some(place) = self.tenancies.get_mut(index)
+            {
+                *place = tenancy;
+            }
+        }
+        let mut restored = Vec::new();
+        for seat in &state.seats {
+            restored.extend(self.restore_seat(seat));
+        }
+        restored
+    }
+
+    fn restore_seat(&mut self, known: &SeatState) -> Option<VmId> {
+        let index = self
+            .vms
+            .iter()
+            .position(|vm| vm.config.name == known.vm && vm.tenancy == known.region)?;
+        let vm = VmId(index);
+        let tenancy = self.tenancies.get(known.region)?;
+        if tenancy.group.is_gone(known.member) {
+            return None;
+        }
+        let welcome = known.driver.as_ref().and_then(|driver| {
+            let heap = known.heaps.last()?;
+            Some(GuestWelcome {
+                nonce: driver.nonce,
+                heap_at: heap.at,
+                heap_bytes: heap.bytes,
+                first_process: driver.first_process,
+                processes: GUEST_PROCESSES,
+                machine: vm.machine(),
+                reserved: 0,
+            })
+        });
+        let seat = Seat::restore(&tenancy.region, known.member, welcome, known.heaps.clone())?;
+        for block in &known.blocks {
+            self.restore_block(*block, vm);
+        }
+        self.vms.get_mut(index)?.seat = Some(seat);
+        Some(vm)
+    }
+}
+
+fn restore_tenancy(
+    index: usize,
+    known: &RegionState,
+    items: &mut HashMap<String, OwnedFd>,
+) -> Option<Tenancy> {
+    let memory = items.remove(&region_name(index))?;
+    let region = Region::restore(index, memory, known.bytes, known.mark).ok()?;
+    let mut parts = Vec::new();
+    for id in 0..super::server::MEMBERS_MAX {
+        let bells: Vec<_> = (0..usize::from(known.vectors))
+            .map_while(|vector| items.remove(&bell_name(index, id, vector)))
+            .map(Arc::new)
+            .collect();
+        let socket = items.remove(&member_name(index, id));
+        if !bells.is_empty() {
+            parts.push(Kept { id, socket, bells });
+        }
+    }
+    let group = Group::restore(Arc::clone(region.memory()), known.vectors, parts).ok()?;
+    Some(Tenancy { region, group })
+}
