@@ -53,6 +53,12 @@ fn link() {
 
 #[cfg(feature = "link")]
 #[test]
+fn channel() {
+    run_all("channel", targets::channel);
+}
+
+#[cfg(feature = "link")]
+#[test]
 fn wire() {
     run_all("wire", targets::wire);
 }
@@ -73,6 +79,7 @@ fn random_steps() {
             .collect();
         targets::link(&data);
         targets::wire(&data);
+        targets::channel(&data);
     }
 }
 
@@ -88,6 +95,8 @@ fn write_the_corpus() {
         ("link", link_seeds()),
         #[cfg(feature = "link")]
         ("wire", wire_seeds()),
+        #[cfg(feature = "link")]
+        ("channel", channel_seeds()),
     ] {
         let folder = corpus(target);
         fs::create_dir_all(&folder).unwrap();
@@ -431,6 +440,68 @@ fn link_seeds() -> Seeds {
         );
     }
     seeds
+}
+
+/// Messages each way, and words of a ring.
+#[cfg(feature = "link")]
+fn channel_seeds() -> Seeds {
+    use rdma_core::channel::{
+        CHANNEL_VERSION, Down, GUEST_PROCESS_MIN, GuestContext, GuestHello, MESSAGE_BYTES, Up,
+    };
+    use rdma_core::layout::LAYOUT_VERSION;
+    let process = GUEST_PROCESS_MIN + 1;
+    let up = |message: Up| {
+        let mut bytes = [0; MESSAGE_BYTES];
+        let length = message.emit(&mut bytes);
+        bytes[..length].to_vec()
+    };
+    let down = |message: Down| {
+        let mut bytes = [0; MESSAGE_BYTES];
+        let length = message.emit(&mut bytes);
+        bytes[..length].to_vec()
+    };
+    let hello = GuestHello {
+        version: CHANNEL_VERSION,
+        layout_version: LAYOUT_VERSION,
+        nonce: 7,
+    };
+    let context = GuestContext {
+        process,
+        context: 3,
+        member: 1,
+        vector: 2,
+        reserved: 0,
+    };
+    let mut ring = vec![0; 24];
+    ring[0] = 40;
+    ring[16] = 1;
+    ring.extend([4, 1, 0, 1, 250, 0, 1, 1]);
+    vec![
+        ("hello".to_owned(), up(Up::Hello(hello))),
+        ("program".to_owned(), up(Up::Program { process, at: 4096 })),
+        ("context".to_owned(), up(Up::Context(context))),
+        ("ended".to_owned(), up(Up::Ended(9))),
+        ("gone".to_owned(), up(Up::ProgramGone(process))),
+        (
+            "departed".to_owned(),
+            up(Up::Departed {
+                connection: 9,
+                held: true,
+            }),
+        ),
+        ("retracted".to_owned(), up(Up::Retracted(9))),
+        (
+            "kick".to_owned(),
+            down(Down::Kick {
+                process,
+                context: 3,
+            }),
+        ),
+        ("refused".to_owned(), down(Down::Refused(11))),
+        ("again".to_owned(), down(Down::Again)),
+        ("withdraw".to_owned(), down(Down::Withdraw(9))),
+        ("ring".to_owned(), ring),
+    ]
 }
 
 /// Frames of every kind, whole, cut and bent.
