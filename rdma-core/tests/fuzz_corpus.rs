@@ -476,7 +476,7 @@ fn channel_seeds() -> Seeds {
     ring[0] = 40;
     ring[16] = 1;
     ring.extend([4, 1, 0, 1, 250, 0, 1, 1]);
-    vec![
+    let mut seeds = vec![
         ("hello".to_owned(), up(Up::Hello(hello))),
         ("program".to_owned(), up(Up::Program { process, at: 4096 })),
         ("context".to_owned(), up(Up::Context(context))),
@@ -501,7 +501,12 @@ fn channel_seeds() -> Seeds {
         ("again".to_owned(), down(Down::Again)),
         ("withdraw".to_owned(), down(Down::Withdraw(9))),
         ("ring".to_owned(), ring),
-    ]
+    ];
+    for (name, data) in seeds.clone() {
+        let cut = data[..data.len() - 3].to_vec();
+        seeds.push((format!("{name}_cut"), cut));
+    }
+    seeds
 }
 
 /// Frames of every kind, whole, cut and bent.
