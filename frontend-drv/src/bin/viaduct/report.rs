@@ -15,6 +15,7 @@ pub(crate) struct Status {
     pub(crate) daemon: DaemonInfo,
     pub(crate) processes: Vec<Process>,
     pub(crate) connections: Vec<Connection>,
+    pub(crate) machines: Vec<Machine>,
     /// There were more connections than the daemon lists.
     pub(crate) is_cut: bool,
 }
@@ -64,6 +65,44 @@ pub(crate) struct Connection {
     pub(crate) sleeps: u64,
 }
 
+/// A virtual machine that the daemon serves.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub(crate) name: String,
+    pub(crate) tenant: String,
+    /// What is there of it.
+    pub(crate) state: &'static str,
+    pub(crate) programs: u64,
+    pub(crate) connections: u64,
+    /// Messages that made no sense.
+    pub(crate) offences: u64,
+    pub(crate) free: u64,
+    pub(crate) bytes: u64,
+}
+
+impl Machine {
+    fn read(value: &Value) -> Self {
+        let has = |name: &str| value.get(name).is_some_and(|found| !found.is_null());
+        Self {
+            name: word(value, "name"),
+            tenant: word(value, "tenant"),
+            state: match (
+                has("member"),
+                value.get("served") == Some(&Value::Bool(true)),
+            ) {
+                (_, true) => "served",
+                (true, false) => "device",
+                (false, false) => "absent",
+            },
+            programs: number(value, "programs"),
+            connections: number(value, "connections"),
+            offences: number(value, "offences"),
+            free: number(value, "region_free"),
+            bytes: number(value, "region_bytes"),
+        }
+    }
+}
+
 /// What a process, or all processes of a session, counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Totals {
@@ -94,6 +133,11 @@ impl Status {
             daemon: DaemonInfo::read(daemon),
             processes: list("processes").iter().map(Process::read).collect(),
             connections: list("connections").iter().map(Connection::read).collect(),
+            machines: object
+                .get("vms")
+                .and_then(|vms| vms.get("machines")?.as_array())
+                .map(|all| all.iter().map(Machine::read).collect())
+                .unwrap_or_default(),
             is_cut: object.get("complete") == Some(&Value::Bool(false)),
         };
         status.count_living();

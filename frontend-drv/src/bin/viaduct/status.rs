@@ -9,7 +9,7 @@ use rdma_core::control::Query;
 
 use crate::columns::{Columns, Side};
 use crate::daemon::Daemon;
-use crate::report::{Connection, DaemonInfo, Process, Status};
+use crate::report::{Connection, DaemonInfo, Machine, Process, Status};
 use crate::{output, units};
 
 /// Show the daemon's processes and connections.
@@ -71,6 +71,10 @@ fn tables(status: &Status) -> String {
     if !status.processes.is_empty() {
         lines.push(String::new());
         lines.extend(processes(&status.processes));
+    }
+    if !status.machines.is_empty() {
+        lines.push(String::new());
+        lines.extend(machines(&status.machines));
     }
     if status.is_cut {
         lines.push(String::new());
@@ -154,6 +158,32 @@ fn processes(processes: &[Process]) -> Vec<String> {
     table.lines()
 }
 
+fn machines(machines: &[Machine]) -> Vec<String> {
+    let mut table = Columns::new(&[
+        ("MACHINE", Side::Left),
+        ("TENANT", Side::Left),
+        ("STATE", Side::Left),
+        ("PROGRAMS", Side::Right),
+        ("CONNECTIONS", Side::Right),
+        ("MEMORY FREE", Side::Right),
+        ("OF", Side::Right),
+        ("OFFENCES", Side::Right),
+    ]);
+    for machine in machines {
+        table.row(vec![
+            machine.name.clone(),
+            or_dash(&machine.tenant),
+            machine.state.to_owned(),
+            machine.programs.to_string(),
+            machine.connections.to_string(),
+            units::bytes(machine.free),
+            units::bytes(machine.bytes),
+            machine.offences.to_string(),
+        ]);
+    }
+    table.lines()
+}
+
 fn or_dash(text: &str) -> String {
     if text.is_empty() { "-" } else { text }.to_owned()
 }
@@ -179,6 +209,31 @@ mod tests {
         assert!(text.contains("tcp/ended"), "{text}");
         assert!(text.contains("2.0 KiB"), "{text}");
         assert!(text.contains("young 1"), "{text}");
+    }
+
+    #[test]
+    fn machines_are_shown() {
+        let status = Status::parse(
+            r#"{"daemon": {}, "vms": {"direct": 1, "relayed": 0, "machines": [
+                {"name": "db", "tenant": "blue", "member": 1, "served": true, "programs": 2, "connections": 1,
+                 "offences": 0, "region_bytes": 1073741824, "region_free": 536870912},
+                {"name": "web", "tenant": null, "member": null, "served": false}]}}"#,
+        )
+        .unwrap();
+        let text = tables(&status);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[3].contains("db") && lines[3].contains("served"),
+            "{text}"
+        );
+        assert!(
+            lines[3].contains("512") && lines[3].contains("GiB"),
+            "{text}"
+        );
+        assert!(
+            lines[4].contains("web") && lines[4].contains("absent"),
+            "{text}"
+        );
     }
 
     #[test]
