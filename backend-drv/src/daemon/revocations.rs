@@ -83,7 +83,7 @@ impl Daemon {
         let found = self.broker.revoke(&filter, pid_of);
         self.withdraw_outside(&found.connections);
         // Told to leave; the relay sees to the rest.
-        let survivors = self.revoke_survivors(&filter);
+        let survivors = self.revoke_survivors(&filter) + self.revoke_guests(&filter);
         tracing::info!(
             uid,
             connections = found.connections.len(),

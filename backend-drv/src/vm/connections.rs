@@ -11,6 +11,7 @@ use super::switch::FlowId;
 use crate::broker::Half;
 use crate::carving::Place;
 use crate::ids::{ConnectionId, PeerId, Process};
+use crate::pairing::Tuple;
 
 /// The relay's numbers for the ends of guests have this bit.
 const RELAYED: u64 = 1 << 52;
@@ -54,6 +55,8 @@ pub enum Holder {
 pub struct Connection {
     /// How its ends found each other.
     pub flow: FlowId,
+    /// As the leader sees it.
+    pub tuple: Tuple,
     /// The leader's and the follower's end.
     pub ends: [Holder; 2],
     /// Ring size as a power of two.
@@ -196,6 +199,14 @@ impl Connections {
         found
     }
 
+    /// Connections that `fits` means.
+    pub fn matching(&self, fits: impl Fn(&Tuple) -> bool) -> Vec<u64> {
+        let all = self.all.iter().filter(|(_, found)| fits(&found.tuple));
+        let mut numbers: Vec<u64> = all.map(|(number, _)| *number).collect();
+        numbers.sort_unstable();
+        numbers
+    }
+
     /// How many there are: direct, and relayed.
     pub fn count(&self) -> (usize, usize) {
         let relayed = self.all.values().filter(|found| found.is_relayed());
@@ -256,6 +267,10 @@ mod tests {
         let mut all = Connections::default();
         let number = all.insert(Connection {
             flow: FlowId(7),
+            tuple: Tuple {
+                own: "10.0.0.1:1".parse().unwrap(),
+                far: "10.0.0.2:2".parse().unwrap(),
+            },
             ends: ends.map(Holder::Guest),
             ring_log2: 16,
         });

@@ -9,7 +9,7 @@ use viaduct_tests::rig::guests::Guests;
 use viaduct_tests::rig::program::{Agent, Form};
 
 use crate::duo::{Duo, Way, in_the_middle, settle};
-use crate::revoked::revoke_at;
+use crate::revoked::{revoke, revoke_at};
 
 const MIB: usize = 1 << 20;
 const ONE: &[&str] = &["blue", "blue"];
@@ -232,6 +232,22 @@ fn revoked(tenants: &[&str]) {
     });
     duo.warm_up(0, Way::Kernel);
     duo.stream(0, MIB);
+}
+
+#[test]
+fn connections_are_taken_back_to_tcp_by_the_host() {
+    for tenants in [ONE, TWO] {
+        let guests = Guests::start(tenants, &[]);
+        let mut duo = joined(&guests);
+        in_the_middle(&mut duo, 24 * MIB, || {
+            std::thread::sleep(Duration::from_millis(50));
+            let (code, answer) = revoke(&guests.host, &["--all"]);
+            assert_eq!(code, Some(0), "{answer}");
+            assert_eq!(answer["revoked"], 1, "{answer}");
+        });
+        duo.warm_up(0, Way::Kernel);
+        duo.stream(0, MIB);
+    }
 }
 
 #[test]

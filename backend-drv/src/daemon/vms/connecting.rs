@@ -10,10 +10,19 @@ use rdma_core::wire::pairing::Place as FarPlace;
 use crate::carving::{Couple, Place};
 use crate::daemon::Daemon;
 use crate::ids::Process;
+use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::VmId;
 use crate::vm::connections::{Connection, GuestEnd, Holder, relay_id};
 use crate::vm::switch::{Deed, Flow, FlowId, Side};
+
+/// The connection that a flow is about, as its leader sees it.
+pub(super) const fn tuple_of(flow: &Flow) -> Tuple {
+    Tuple {
+        own: flow.names.own,
+        far: flow.names.far,
+    }
+}
 
 impl Daemon {
     /// Does what the switch wants done.
@@ -92,6 +101,7 @@ impl Daemon {
         ];
         let connection = self.vms.connections.insert(Connection {
             flow: number,
+            tuple: tuple_of(flow),
             ends: ends.map(Holder::Guest),
             ring_log2,
         });

@@ -9,9 +9,11 @@ use rdma_core::reason::Reason;
 use rdma_core::sync::full_barrier;
 
 use super::hearing::GUEST_UID;
+use crate::broker::Filter;
 use crate::carving::Place;
 use crate::daemon::Daemon;
-use crate::ids::Process;
+use crate::ids::{ConnectionId, Process};
+use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::VmId;
 use crate::vm::connections::{Connection, GuestEnd, relay_id};
@@ -94,6 +96,29 @@ impl Daemon {
         if let Some(tenancy) = self.vms.tenancy_mut(vm) {
             tenancy.region.leave(process);
         }
+    }
+
+    /// Takes connections of guests back to TCP that a tool means; how many.
+    pub(in crate::daemon) fn revoke_guests(&mut self, filter: &Filter) -> usize {
+        // A guest's programs are no processes of this host, and its connections have other numbers.
+        if filter.pid.is_some() || filter.connection.is_some() {
+            return 0;
+        }
+        let fits = |tuple: &Tuple| filter.fits(ConnectionId(0), tuple, GUEST_UID);
+        let found = self.vms.connections.matching(fits);
+        for number in &found {
+            let Some(connection) = self.vms.connections.get(*number).copied() else {
+                continue;
+            };
+            for (index, end) in connection.guests() {
+                if end.far_is_relay() {
+                    self.command(Command::Withdraw(relay_id(*number, index)));
+                } else if end.used {
+                    self.tell_vm(end.vm, &Down::Withdraw(*number));
+                }
+            }
+        }
+        found.len()
     }
 
     /// A driver has ended, and its programs are looked after no more.

@@ -10,13 +10,13 @@ use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
+use super::connecting::tuple_of;
 use super::hearing::GUEST_UID;
 use crate::broker::{Half, Proof};
 use crate::carving::Couple;
 use crate::daemon::Daemon;
 use crate::ids::{ConnectionId, Process};
 use crate::keeper::record::Origin;
-use crate::pairing::Tuple;
 use crate::relay::{Command, Opening};
 use crate::vm::VmId;
 use crate::vm::connections::{Connection, GuestEnd, Holder, of_relay, relay_id};
@@ -60,6 +60,7 @@ impl Daemon {
         ];
         let found = Connection {
             flow: number,
+            tuple: tuple_of(flow),
             ends,
             ring_log2,
         };
@@ -214,10 +215,7 @@ impl Daemon {
         end: &GuestEnd,
         flow: &Flow,
     ) -> Option<Opening> {
-        let leader = Tuple {
-            own: flow.names.own,
-            far: flow.names.far,
-        };
+        let leader = tuple_of(flow);
         let tuple = if index == 0 {
             leader
         } else {
