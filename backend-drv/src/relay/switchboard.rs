@@ -11,7 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use rdma_core::event::WaitFor;
 use rdma_core::layout::EndWaits;
 use rdma_core::link::{
-    Crossing, DomainConfig, DomainId, Endpoint, Frame, Head, Link, Payload, Schedule, State, Time,
+    Crossing, DomainConfig, DomainId, Endpoint, Frame, Head, Link, Payload, Schedule, Time,
 };
 use rdma_core::mirror::{Look, Snapshot};
 use rdma_core::reason::Reason;
@@ -217,7 +217,7 @@ impl Switchboard {
             }
             line.link.consumed(endpoint, look.consumed);
             if has_news {
-                line.link.set_state(endpoint, state_of(&said));
+                line.link.set_state(endpoint, said);
             }
         }
         if is_granted {
@@ -365,25 +365,5 @@ impl Line {
     /// The backend.
     pub const fn peer(&self) -> PeerId {
         self.peer
-    }
-}
-
-fn snapshot_of(state: &State) -> Snapshot {
-    Snapshot {
-        flags: state.flags,
-        reason: state.reason,
-        switch_at: state.switch_at,
-        end_at: state.end_at,
-        left_at: state.left_at,
-    }
-}
-
-fn state_of(snapshot: &Snapshot) -> State {
-    State {
-        flags: snapshot.flags,
-        reason: snapshot.reason,
-        switch_at: snapshot.switch_at,
-        end_at: snapshot.end_at,
-        left_at: snapshot.left_at,
     }
 }

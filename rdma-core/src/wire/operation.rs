@@ -4,6 +4,8 @@ use zerocopy::big_endian::{U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::{Ack, CONTROL_BYTES_MAX, OPERATION_BYTES, ParseError};
+/// What the program at one end has said so far; a link only carries it.
+pub use crate::mirror::Snapshot as State;
 
 /// Numbers of the operations.
 pub mod kind {
@@ -73,21 +75,6 @@ pub struct StateUpdate {
     pub sequence: u32,
     /// What is said.
     pub state: State,
-}
-
-/// A snapshot of what the program at one end has said so far; the link only carries it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct State {
-    /// See the constants of [`crate::mirror::Snapshot`].
-    pub flags: u32,
-    /// A [`crate::Reason`] code, or 0.
-    pub reason: u32,
-    /// Bytes that went by TCP before the first one by ring.
-    pub switch_at: u64,
-    /// The stream ends at this offset.
-    pub end_at: u64,
-    /// Up to this offset the ring was read before it was left.
-    pub left_at: u64,
 }
 
 /// CONSUMED: the largest wins.

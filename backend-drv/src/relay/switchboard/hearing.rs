@@ -5,7 +5,7 @@ use rdma_core::link::{DownReason, Dropped, Endpoint, Event, Time};
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Pairing;
 
-use super::{Switchboard, snapshot_of};
+use super::Switchboard;
 use crate::relay::Report;
 use crate::relay::connections::Placing;
 
@@ -123,7 +123,7 @@ impl Switchboard {
                 state,
             } => {
                 if let Some(entry) = self.connections.get_mut(endpoint) {
-                    let result = entry.mirror.get_mut().hear(snapshot_of(&state));
+                    let result = entry.mirror.get_mut().hear(state);
                     self.looked(endpoint, result);
                 }
             }
