@@ -310,6 +310,11 @@ impl End {
         failed(self.sent) || failed(self.received)
     }
 
+    /// Whether it was killed while the kernel had yet to take what its reader left in the ring.
+    pub fn died_resending(&self) -> bool {
+        self.killed && self.tx_state == TxState::Returning
+    }
+
     /// Bytes that came by ring.
     pub const fn came_by_ring(&self) -> u64 {
         self.rx.head

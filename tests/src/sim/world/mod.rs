@@ -48,6 +48,9 @@ pub struct Summary {
     pub sessions_ended: u64,
     /// Directions that ended with a broken connection.
     pub broken: u64,
+    /// Programs that were killed while they sent by the kernel again what their readers had left in the ring: the rest
+    /// is lost, which only the kernel could prevent.
+    pub died_resending: u64,
     /// Readers that left their rings by themselves, and were told that what lies behind is sent again.
     pub confirmed: u64,
     /// Nanoseconds until everything was over.
@@ -71,6 +74,7 @@ impl std::ops::AddAssign for Summary {
         self.sessions_ended += other.sessions_ended;
         self.broken += other.broken;
         self.confirmed += other.confirmed;
+        self.died_resending += other.died_resending;
         self.ended_at += other.ended_at;
         self.restored += other.restored;
         self.crossed += other.crossed;
@@ -398,7 +402,10 @@ impl World {
                 if end.read > far.written {
                     wrong.push(format!("{number}.{side} has read more than was sent"));
                 }
-                if end.received == Some(Outcome::End) && end.read != far.written {
+                if far.died_resending() {
+                    // The kernel had not taken the rest yet.
+                    self.summary.died_resending += 1;
+                } else if end.received == Some(Outcome::End) && end.read != far.written {
                     wrong.push(format!(
                         "{number}.{side} has read {} bytes to the end of {}",
                         end.read, far.written
