@@ -28,16 +28,16 @@ if [ -n "$address" ] && [ -e /sys/class/net/eth0 ]; then
 fi
 echo "up"
 
+# Never closed: what has come and was not read yet would be lost. An end means that nobody is there.
+exec 3<>/dev/vport0p1
 while :; do
-    exec 3<>/dev/vport0p1
-    while read -r number command <&3; do
-        echo "$command" | base64 -d >/tmp/command
-        sh /tmp/command >/tmp/command.out 2>/tmp/command.err </dev/null 3<&-
-        status=$?
-        echo "$number $status $(wc -c </tmp/command.out) $(wc -c </tmp/command.err)" >&3
-        cat /tmp/command.out /tmp/command.err >&3
-    done
-    # Nobody is there.
-    exec 3<&-
-    sleep 0.05
+    if ! read -r number command <&3; then
+        sleep 0.05
+        continue
+    fi
+    echo "$command" | base64 -d >/tmp/command
+    sh /tmp/command >/tmp/command.out 2>/tmp/command.err </dev/null 3<&-
+    status=$?
+    echo "$number $status $(wc -c </tmp/command.out) $(wc -c </tmp/command.err)" >&3
+    cat /tmp/command.out /tmp/command.err >&3
 done
