@@ -127,6 +127,26 @@ impl Client {
         let _ = poll(&mut entry, Some(&wait));
     }
 
+    /// The process that listens at the other end.
+    ///
+    /// # Errors
+    /// Those of getsockopt(2).
+    pub fn daemon_pid(&self) -> Result<i32, Errno> {
+        let credentials = rustix::net::sockopt::socket_peercred(self.fd())?;
+        Ok(credentials.pid.as_raw_nonzero().get())
+    }
+
+    /// Waits up to `timeout` until the daemon has closed the connection. True if it has.
+    pub fn wait_for_end(&self, timeout: Duration) -> bool {
+        let wait = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(timeout.subsec_nanos()),
+        };
+        let fd = self.fd();
+        let mut entry = [PollFd::from_borrowed_fd(fd, PollFlags::RDHUP)];
+        matches!(poll(&mut entry, Some(&wait)), Ok(1..))
+    }
+
     /// Receives one message into `buffer`, if one is there.
     ///
     /// # Errors

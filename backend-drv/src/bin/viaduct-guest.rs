@@ -2,7 +2,7 @@
 
 use std::io::{IsTerminal, Write};
 use std::os::fd::RawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +15,10 @@ use backend_drv::uplink::{Outside, Uplink};
 use backend_drv::vm::Vms;
 use backend_drv::{memory, privileges};
 use clap::Parser;
+use frontend_drv::client::Client;
 use frontend_drv::device::{self, Choice, Device};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
 use tracing_subscriber::EnvFilter;
 
 /// Serves the programs of a virtual machine as viaductd serves those of a host, and reaches the far ends of their
@@ -49,7 +52,8 @@ struct Args {
     /// Wait for the device as long as it is not there
     #[arg(long)]
     wait: bool,
-    /// When stopped, take all connections off the rings first: programs go on over TCP
+    /// Stop the daemon that serves at the socket: it takes all connections off the rings first, so that programs go on
+    /// over TCP, and lets go of the device
     #[arg(long)]
     drain: bool,
     /// Write a byte to this open descriptor once programs can connect, and close it
@@ -72,7 +76,12 @@ fn octal(text: &str) -> Result<u32, String> {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match serve(args) {
+    let result = if args.drain {
+        drain(&args.socket)
+    } else {
+        serve(args)
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Nothing is left to be done if this fails too.
@@ -124,7 +133,8 @@ fn serve(args: Args) -> anyhow::Result<()> {
         domain_memory: Vec::new(),
         embedded: false,
         shares: Vec::new(),
-        drain: args.drain,
+        // Nobody can be woken once the device is let go of.
+        drain: true,
         relay_here: true,
     };
     let mut daemon = Daemon::new(
@@ -144,7 +154,27 @@ fn serve(args: Args) -> anyhow::Result<()> {
     listener::notify("READY=1");
     daemon.run().context("event loop")?;
     listener::notify("STOPPING=1");
+    // Whoever looks after us starts us again, to wait for the next one.
+    anyhow::ensure!(!daemon.has_lost_device(), "the device is gone");
     Ok(())
+}
+
+/// Longer than a daemon takes to drain.
+const DRAIN_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Stops the daemon that serves at `socket`, and waits until it has.
+fn drain(socket: &Path) -> anyhow::Result<()> {
+    let at = || format!("{}", socket.display());
+    let path = socket.to_str().context("the socket's path is not UTF-8")?;
+    let client = Client::connect(path).with_context(|| format!("no daemon at {}", at()))?;
+    let pid = client.daemon_pid().with_context(at)?;
+    nix::sys::signal::kill(Pid::from_raw(pid), Signal::SIGTERM)
+        .with_context(|| format!("stopping process {pid}"))?;
+    if client.wait_for_end(DRAIN_PATIENCE) {
+        Ok(())
+    } else {
+        anyhow::bail!("process {pid} has not stopped in {DRAIN_PATIENCE:?}")
+    }
 }
 
 /// The device; `wait`: however long it takes to be there.

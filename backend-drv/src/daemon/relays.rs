@@ -289,6 +289,7 @@ impl Daemon {
                     self.withdrawals.plan_rescue(occupant.id);
                 }
             }
+            Report::PortDropped(process) => self.guest_port_dropped(process),
             Report::Drained => self.relay_drained(),
         }
     }

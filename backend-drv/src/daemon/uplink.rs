@@ -373,6 +373,11 @@ impl Daemon {
         self.break_relayed();
     }
 
+    /// Whether the device is gone.
+    pub fn has_lost_device(&self) -> bool {
+        self.uplink.as_ref().is_some_and(Uplink::is_lost)
+    }
+
     /// Whether the device is gone, and nobody needs us any more.
     fn is_forsaken(&self) -> bool {
         self.uplink.as_ref().is_some_and(Uplink::is_lost)

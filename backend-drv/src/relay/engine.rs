@@ -217,6 +217,7 @@ impl Engine {
         if unused && let Some(served) = self.ports.remove(&process) {
             served.port.close(&self.epoll);
             self.port_tokens.remove(&served.token);
+            self.send_report(Report::PortDropped(process));
         }
     }
 

@@ -144,6 +144,8 @@ pub enum Report {
     Silent(PeerId),
     /// A sender has to send by the kernel again what is left of its ring.
     Granted(ConnectionId),
+    /// The memory of a program's port, and of its contexts, is used no more.
+    PortDropped(Process),
     /// Everything is off the rings.
     Drained,
 }

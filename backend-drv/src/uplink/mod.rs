@@ -11,7 +11,7 @@
 mod vectors;
 mod watch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -38,6 +38,10 @@ pub use watch::Watch;
 
 /// Between two HELLOs that are not answered.
 const GREET_EVERY: Duration = Duration::from_millis(500);
+
+/// How long the event memory of a program that has left is not given to another: a far end that does not know yet
+/// may still wake the program.
+const QUARANTINE: Duration = Duration::from_secs(10);
 
 /// Who may have far ends outside the guest. Whoever maps the device maps all of it, so these programs trust each
 /// other.
@@ -90,6 +94,16 @@ pub struct Uplink {
     arena_users: HashMap<ArenaId, usize>,
     last_process: u32,
     lost: bool,
+    retired: VecDeque<Retired>,
+}
+
+/// Event memory of a program that has left.
+#[derive(Debug)]
+struct Retired {
+    since: Instant,
+    at: u64,
+    /// How much of it was used.
+    used: usize,
 }
 
 impl Uplink {
@@ -137,6 +151,7 @@ impl Uplink {
             arena_users: HashMap::new(),
             last_process: 0,
             lost: false,
+            retired: VecDeque::new(),
         })
     }
 
@@ -306,6 +321,7 @@ impl Uplink {
             let ours = self.last_process < welcome.processes / 2;
             (ours && !taken(process)).then_some(process)
         })?;
+        self.give_back_retired();
         let at = self.heap.take(EVENT_BYTES as u64)?;
         let events = EventMemory::part(self.device.memory(), &self.mapping, at)?;
         self.send(&Up::Program {
@@ -313,6 +329,17 @@ impl Uplink {
             at,
         });
         Some((process, events))
+    }
+
+    /// Event memory that nobody can mean any more is free again.
+    fn give_back_retired(&mut self) {
+        while let Some(retired) = self.retired.front()
+            && retired.since.elapsed() >= QUARANTINE
+        {
+            self.mapping.zero(retired.at, retired.used);
+            self.heap.give_back(retired.at, EVENT_BYTES as u64);
+            self.retired.pop_front();
+        }
     }
 
     /// Tells a host that has started anew of a program that was [admitted](Uplink::admit).
@@ -344,9 +371,11 @@ impl Uplink {
             watch.remove(process);
         }
         self.send(&Up::ProgramGone(process.0));
-        let used = contexts as usize * CONTEXT_STRIDE;
-        self.mapping.zero(events.at(), used.min(EVENT_BYTES));
-        self.heap.give_back(events.at(), EVENT_BYTES as u64);
+        self.retired.push_back(Retired {
+            since: Instant::now(),
+            at: events.at(),
+            used: (contexts as usize * CONTEXT_STRIDE).min(EVENT_BYTES),
+        });
     }
 
     /// A program that was [admitted](Uplink::admit) has a context with this doorbell.

@@ -123,6 +123,8 @@ pub struct Vms {
     pub connections: Connections,
     /// Ends of this host's that lead, while their far guest is asked.
     pub local_halves: HashMap<FlowId, Half>,
+    /// Memory of ports whose programs have left, until the relay lets go: the region, and where it lies.
+    pub retired: HashMap<Process, (usize, u64)>,
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,

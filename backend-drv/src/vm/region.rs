@@ -47,6 +47,8 @@ pub struct Region {
     arenas: HashMap<ArenaId, Hole>,
     /// Everything that was ever given out ends before here.
     used_to: u64,
+    /// Event memory that is given out.
+    ports: usize,
 }
 
 /// What the next daemon has to know of a region.
@@ -82,6 +84,7 @@ impl Region {
             carving,
             arenas: HashMap::new(),
             used_to: HEAP_START,
+            ports: 0,
         };
         region.write_header();
         Ok(region)
@@ -106,12 +109,13 @@ impl Region {
             carving,
             arenas: HashMap::new(),
             used_to: mark.used_to,
+            ports: 0,
         })
     }
 
     /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared.
     pub fn reset(&mut self) {
-        if !self.carving.is_empty() {
+        if !self.carving.is_empty() || self.ports > 0 {
             return;
         }
         if let Err(error) = self.punch(0, self.bytes) {
@@ -199,7 +203,14 @@ impl Region {
     pub fn events(&mut self) -> Option<(u64, EventMemory)> {
         let at = self.take(EVENT_BYTES as u64)?;
         let events = self.events_at(at)?;
+        self.ports += 1;
         Some((at, events))
+    }
+
+    /// Gives back what [`Region::events`] gave out.
+    pub fn give_back_events(&mut self, at: u64) {
+        self.ports = self.ports.saturating_sub(1);
+        self.give_back(at, EVENT_BYTES as u64);
     }
 
     /// The event memory at `at`; `None` if it would not lie in the region.
@@ -270,7 +281,7 @@ mod tests {
         assert_eq!(region.free(), free);
         let (at, events) = region.events().unwrap();
         events.context(3).unwrap().post(7);
-        region.give_back(at, EVENT_BYTES as u64);
+        region.give_back_events(at);
         let (again, events) = region.events().unwrap();
         assert_eq!(again, at);
         assert!(!events.context(3).unwrap().has_pending());

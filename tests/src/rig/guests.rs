@@ -63,10 +63,14 @@ impl Guest {
         let _ = self.child.wait();
     }
 
-    /// Tells it to stop, and waits until it has.
-    pub fn stop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it runs");
+    /// Has it drained and stopped.
+    pub fn drain(&mut self) {
+        let done = Command::new(build::viaduct_guest())
+            .args(["--drain", "--socket"])
+            .arg(&self.socket)
+            .output()
+            .expect("viaduct-guest starts");
+        assert!(done.status.success(), "{done:?}");
         retry("the guest's daemon stops", || {
             self.child.try_wait().expect("our own child")
         });

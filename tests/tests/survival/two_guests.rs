@@ -261,10 +261,10 @@ fn a_relayed_connection_is_taken_back_to_tcp_by_one_guest() {
 }
 
 fn drained(tenants: &[&str]) {
-    let mut guests = Guests::start(tenants, &["--drain"]);
+    let mut guests = Guests::start(tenants, &[]);
     let mut duo = joined(&guests);
     let guest = &mut guests.guests[1];
-    in_the_middle(&mut duo, 24 * MIB, || guest.stop());
+    in_the_middle(&mut duo, 24 * MIB, || guest.drain());
     duo.warm_up(0, Way::Kernel);
     duo.stream(0, MIB);
     // The device is back: the same programs use it again.

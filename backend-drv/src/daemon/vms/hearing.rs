@@ -87,7 +87,8 @@ impl Daemon {
             if welcome.nonce == hello.nonce {
                 return self.tell_vm(vm, &Down::Welcome(welcome));
             }
-            // Its programs may still be there, and their direct connections go on by themselves.
+            // Its programs may still be there, but their interrupts went with the driver before.
+            self.break_ends(vm);
             self.guest_ended(vm);
         }
         let Some(first_process) = self.vms.take_block(vm) else {

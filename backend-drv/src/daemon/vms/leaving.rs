@@ -88,9 +88,9 @@ impl Daemon {
             self.command(Command::RemovePort(process));
             if let Some(tenancy) = self.vms.tenancy_mut(vm) {
                 tenancy.region.leave(port.waiters.process);
-                tenancy
-                    .region
-                    .give_back(port.at, rdma_core::event::EVENT_BYTES as u64);
+            }
+            if let Some(found) = self.vms.vm(vm) {
+                self.vms.retired.insert(process, (found.tenancy, port.at));
             }
         }
         if let Some(tenancy) = self.vms.tenancy_mut(vm) {
@@ -121,6 +121,18 @@ impl Daemon {
         found.len()
     }
 
+    /// The relay has let go of the port of a program that has left.
+    pub(in crate::daemon) fn guest_port_dropped(&mut self, process: Process) {
+        if let Some((tenancy, at)) = self.vms.retired.remove(&process)
+            && let Some(tenancy) = self.vms.tenancies.get_mut(tenancy)
+        {
+            tenancy.region.give_back_events(at);
+            if tenancy.group.members().next().is_none() {
+                tenancy.region.reset();
+            }
+        }
+    }
+
     /// A driver has ended, and its programs are looked after no more.
     pub(super) fn guest_ended(&mut self, vm: VmId) {
         let mut deeds = Vec::new();
@@ -148,12 +160,7 @@ impl Daemon {
         };
         let member = seat.member;
         tracing::info!(vm = vm.0, member, "device gone");
-        for (number, index) in self.vms.connections.of_vm(vm) {
-            self.break_end(vm, number);
-            if let Some(end) = self.vms.connections.let_go(number, index) {
-                self.recycle_guest(&end);
-            }
-        }
+        self.break_ends(vm);
         self.guest_ended(vm);
         self.broker.peer_silent(vm.peer());
         let heaps = self
@@ -179,6 +186,16 @@ impl Daemon {
         let tenancy = self.vms.vm(vm).map(|vm| vm.tenancy);
         if let (Some(keeper), Some(tenancy)) = (&mut self.keeper, tenancy) {
             self.vms.forget_member(keeper, tenancy, member);
+        }
+    }
+
+    /// Breaks everything that a guest has: nobody there can be woken any more.
+    pub(super) fn break_ends(&mut self, vm: VmId) {
+        for (number, index) in self.vms.connections.of_vm(vm) {
+            self.break_end(vm, number);
+            if let Some(end) = self.vms.connections.let_go(number, index) {
+                self.recycle_guest(&end);
+            }
         }
     }
 

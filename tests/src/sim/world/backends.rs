@@ -115,7 +115,11 @@ impl World {
             }
             Report::Renewed(far) => self.excuse_all(host, far.0 as usize, "backend restarted"),
             Report::Silent(far) => self.excuse_all(host, far.0 as usize, "link down"),
-            Report::Up(_) | Report::Drained | Report::Opened(..) | Report::OpenedHere(..) => {}
+            Report::Up(_)
+            | Report::Drained
+            | Report::Opened(..)
+            | Report::OpenedHere(..)
+            | Report::PortDropped(_) => {}
         }
     }
 
