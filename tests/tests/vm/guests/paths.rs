@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use viaduct_tests::vm::guest::{Guest, Network};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{Machine, Running, Site, by_ring, listens, serve, talk};
+use crate::site::{Machine, Running, Site, accelerated, by_ring, listens, serve, talk};
 
 const A: Machine = Machine {
     name: "a",
@@ -114,6 +114,24 @@ fn guests_of_two_hosts_reach_each_other() -> Result<()> {
     let mut one = here.boot(&A, Network::Listen(wire.clone()))?;
     let mut two = there.boot(&B, Network::Connect(wire))?;
     serve(&mut one)?;
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+}
+
+#[test]
+fn guests_go_on_when_the_daemon_of_their_host_starts_anew() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let mut site = Site::new(&rig, &[A, B], "");
+    let [mut one, mut two] = both(&rig, &site, &A, &B)?;
+    serve(&mut one)?;
+    let line = "talk 10.77.0.2 10.77.0.1:7000 60 65536 100";
+    two.spawn("meanwhile", &accelerated(line, "meanwhile"))?;
+    two.until("grep -q 'round 5' /tmp/meanwhile.log")?;
+    site.daemon.restart();
+    two.until("! kill -0 $(cat /tmp/meanwhile.pid) 2>/dev/null")?;
+    let said = two.run("cat /tmp/meanwhile.log")?;
+    ensure!(said.ends_with("done\n"), "{said}");
     rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
 }
 
