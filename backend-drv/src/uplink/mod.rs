@@ -6,7 +6,7 @@
 //! into.
 //!
 //! * [`Uplink`]: the device, the rings, and what the host has told.
-//! * [`vectors`]: which interrupt wakes whom; [`watch`]: what takes the place of interrupts where there are none.
+//! * `vectors`: which interrupt wakes whom; `watch`: what takes the place of interrupts where there are none.
 
 mod vectors;
 mod watch;
