@@ -333,8 +333,9 @@ impl Uplink {
 
     /// Event memory that nobody can mean any more is free again.
     fn give_back_retired(&mut self) {
+        // Where there is no other, what was retired first does.
         while let Some(retired) = self.retired.front()
-            && retired.since.elapsed() >= QUARANTINE
+            && (retired.since.elapsed() >= QUARANTINE || self.heap.free() < EVENT_BYTES as u64)
         {
             self.mapping.zero(retired.at, retired.used);
             self.heap.give_back(retired.at, EVENT_BYTES as u64);

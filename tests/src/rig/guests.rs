@@ -31,7 +31,7 @@ impl Guest {
                 "--shared-network",
                 "--any-user",
                 "--log",
-                "info",
+                "warn",
                 "--ready-fd",
                 "1",
             ])

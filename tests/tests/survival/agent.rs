@@ -285,18 +285,8 @@ fn become_cat(stream: &TcpStream) -> Result<String> {
             return Err(Error::last_os_error());
         }
     }
-    let arguments = [c"cat".as_ptr(), std::ptr::null()];
-    let environment = [std::ptr::null::<u8>()];
-    // SAFETY: terminated strings in terminated lists.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execve,
-            c"/bin/cat".as_ptr(),
-            arguments.as_ptr(),
-            environment.as_ptr(),
-        )
-    };
-    Err(Error::last_os_error())
+    let error = viaduct_tests::sys::become_unseen(c"/bin/cat", &[c"cat"]);
+    Err(Error::from_raw_os_error(error))
 }
 
 /// Sends until that fails.
