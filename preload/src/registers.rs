@@ -6,14 +6,13 @@
 use std::os::fd::OwnedFd;
 
 use frontend_drv::memory;
+use rdma_core::control::DOORBELL_REGISTER;
 use rdma_core::mem::Region;
 
 use crate::contexts::RegionCell;
 
 /// The first page of the file that the daemon passes.
 const PAGE: usize = 4096;
-/// The doorbell register of an ivshmem device (QEMU, docs/specs/ivshmem-spec.txt).
-const DOORBELL: usize = 12;
 
 static REGISTERS: RegionCell = RegionCell::new();
 
@@ -43,6 +42,6 @@ pub(crate) fn ring(value: u32) -> bool {
 }
 
 fn register(page: &Region) -> Option<*mut u32> {
-    let part = page.part(DOORBELL, size_of::<u32>())?;
+    let part = page.part(DOORBELL_REGISTER, size_of::<u32>())?;
     Some(part.base().as_ptr().cast())
 }

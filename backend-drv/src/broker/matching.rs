@@ -270,7 +270,7 @@ impl Broker {
             return self.open_relay(connection);
         }
         for (near, far) in [(0, 1), (1, 0)] {
-            self.introduce(processes[near], processes[far]);
+            self.introduce_program(processes[near], processes[far]);
         }
         for (index, id) in ends.into_iter().enumerate() {
             let Some(id) = id else { continue };
@@ -302,15 +302,21 @@ impl Broker {
         }
     }
 
-    /// Makes `peer` known to `process`: its event memory and its doorbells.
-    fn introduce(&mut self, process: Process, peer: Process) {
-        let Some(contexts) = self
-            .programs
-            .get(&peer)
-            .map(|program| program.contexts.clone())
-        else {
-            return;
-        };
+    /// Makes a program known to another.
+    fn introduce_program(&mut self, process: Process, peer: Process) {
+        let contexts = self.programs.get(&peer).map(|found| found.contexts.clone());
+        if let Some(contexts) = contexts {
+            self.introduce(process, peer, contexts);
+        }
+    }
+
+    /// Makes `peer` known to `process`, unless it is: its event memory and its doorbells.
+    pub(super) fn introduce(
+        &mut self,
+        process: Process,
+        peer: Process,
+        contexts: impl IntoIterator<Item = u32>,
+    ) {
         let Some(program) = self.programs.get_mut(&process) else {
             return;
         };
@@ -324,13 +330,18 @@ impl Broker {
         };
         self.send(process, Message::Peer(body), Some(Beside::Events(peer)));
         for context in contexts {
-            let reference = ContextRef {
-                process: peer.0,
-                context,
-            };
-            let doorbell = Beside::Doorbell(peer, context);
-            self.send(process, Message::PeerContext(reference), Some(doorbell));
+            self.tell_context(process, peer, context);
         }
+    }
+
+    /// Tells `to` how a context of `peer` is woken.
+    pub(super) fn tell_context(&mut self, to: Process, peer: Process, context: u32) {
+        let reference = ContextRef {
+            process: peer.0,
+            context,
+        };
+        let doorbell = Beside::Doorbell(peer, context);
+        self.send(to, Message::PeerContext(reference), Some(doorbell));
     }
 
     pub(super) fn announce(

@@ -271,13 +271,8 @@ impl Broker {
         };
         program.contexts.insert(context);
         let peers: Vec<Process> = program.peers.iter().copied().collect();
-        let reference = ContextRef {
-            process: process.0,
-            context,
-        };
         for peer in peers {
-            let doorbell = Beside::Doorbell(process, context);
-            self.send(peer, Message::PeerContext(reference), Some(doorbell));
+            self.tell_context(peer, process, context);
         }
         let known = Context {
             context,

@@ -5,12 +5,11 @@
 //! it for memory instead of making some, and that a follower is given some instead of being asked for it.
 
 use rdma_core::channel::Grant;
-use rdma_core::control::{ContextRef, Message, Peer};
 use rdma_core::layout::End;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use super::remote::Stage;
-use super::{Action, Beside, Broker, Connection, State};
+use super::{Action, Broker, Connection, State};
 use crate::carving::Place;
 use crate::ids::{ArenaId, ConnectionId, PeerId, Process, RegistrationId};
 
@@ -63,10 +62,7 @@ impl Broker {
             offer: id.0,
             ring_log2: u8::try_from(ring_log2).unwrap_or(0),
             // The host knows.
-            place: FarPlace {
-                endpoint: 0,
-                rkey: 0,
-            },
+            place: FarPlace::NOWHERE,
         };
         self.tell(UPLINK, pair);
     }
@@ -140,10 +136,7 @@ impl Broker {
         if let Some(offer) = follows {
             let paired = Pairing::Paired {
                 offer,
-                place: FarPlace {
-                    endpoint: 0,
-                    rkey: 0,
-                },
+                place: FarPlace::NOWHERE,
             };
             self.tell(UPLINK, paired);
         }
@@ -156,30 +149,7 @@ impl Broker {
         let Some(contexts) = self.foreign.get(&peer).cloned() else {
             return;
         };
-        let Some(program) = self.programs.get_mut(&process) else {
-            return;
-        };
-        if !program.peers.insert(peer) {
-            return;
-        }
-        let body = Peer {
-            process: peer.0,
-            reserved: 0,
-            at: 0,
-        };
-        self.send(process, Message::Peer(body), Some(Beside::Events(peer)));
-        for context in contexts {
-            self.tell_foreign_context(process, peer, context);
-        }
-    }
-
-    fn tell_foreign_context(&mut self, to: Process, peer: Process, context: u32) {
-        let reference = ContextRef {
-            process: peer.0,
-            context,
-        };
-        let doorbell = Beside::Doorbell(peer, context);
-        self.send(to, Message::PeerContext(reference), Some(doorbell));
+        self.introduce(process, peer, contexts);
     }
 
     /// There is a process outside the guest that programs may have to do with.
@@ -202,7 +172,7 @@ impl Broker {
             .map(|(process, _)| *process)
             .collect();
         for process in knowing {
-            self.tell_foreign_context(process, peer, context);
+            self.tell_context(process, peer, context);
         }
     }
 

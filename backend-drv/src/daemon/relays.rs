@@ -1,6 +1,7 @@
 //! Connections that are relayed: what the broker wants of the relay, and what the relay reports.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -68,24 +69,23 @@ impl Daemon {
     }
 
     /// Finds a backend for a far address.
-    pub(super) fn reach(&mut self, id: RegistrationId, far: std::net::IpAddr) {
+    pub(super) fn reach(&mut self, id: RegistrationId, far: IpAddr) {
         if self.reach_outside(id, far) {
             return;
         }
         if let Some(guest) = self.guest_for(far) {
             return self.broker.reachable(id, guest);
         }
-        let Some(relay) = &self.relay else {
-            return;
-        };
-        let peer = {
-            let peers = relay.peers().lock();
-            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
-            peers.reach(far, Instant::now())
-        };
-        if let Some(peer) = peer {
+        if let Some(peer) = self.backend_for(far) {
             self.broker.reachable(id, peer);
         }
+    }
+
+    /// The backend of another host for the programs at an address.
+    pub(super) fn backend_for(&self, addr: IpAddr) -> Option<PeerId> {
+        let peers = self.relay.as_ref()?.peers().lock();
+        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        peers.reach(addr, Instant::now())
     }
 
     /// Has the socket of a registration looked at.
@@ -244,11 +244,7 @@ impl Daemon {
             }
             Report::OpenedHere(both, result) => {
                 tracing::debug!(?both, ?result, "relay");
-                let place = FarPlace {
-                    endpoint: 0,
-                    rkey: 0,
-                };
-                if self.guest_opened(&both, result.map(|()| place)) {
+                if self.guest_opened(&both, result.map(|()| FarPlace::NOWHERE)) {
                     return;
                 }
                 if result.is_err() {

@@ -23,10 +23,10 @@ use rustix::net::{RecvFlags, recv};
 use crate::packet;
 
 /// The daemon's own id.
-pub const HOST: u16 = 0;
+pub const HOST: u16 = rdma_core::channel::BACKEND;
 
 /// Members of one region, the daemon included. Each knows an eventfd of each other for each vector.
-pub const MEMBERS_MAX: u16 = 64;
+pub const MEMBERS_MAX: u16 = rdma_core::channel::MEMBERS;
 
 /// Vectors of a member: as many as an MSI-X table of QEMU's device can have.
 pub const VECTORS_MAX: u16 = 2048;

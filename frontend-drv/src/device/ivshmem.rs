@@ -8,12 +8,13 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 
+use rdma_core::control::DOORBELL_REGISTER;
 use rustix::io::Errno;
 
 use super::pci::{BUS, Slot};
 use super::sys::Registers;
 use super::vfio::Interrupts;
-use super::{DOORBELL, Device, DeviceError, failed};
+use super::{Device, DeviceError, failed};
 
 /// Offset of the register that says which member we are; negative while nobody has told the device.
 const POSITION: usize = 8;
@@ -88,7 +89,7 @@ impl Device for Ivshmem {
 
     fn ring(&self, target: u16, vector: u16) {
         let value = u32::from(target) << 16 | u32::from(vector);
-        self.registers.write(DOORBELL, value);
+        self.registers.write(DOORBELL_REGISTER, value);
     }
 
     fn bind(&self, vector: u16, bell: BorrowedFd<'_>) -> io::Result<()> {

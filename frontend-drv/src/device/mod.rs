@@ -35,7 +35,7 @@ pub trait Device: Send + Sync + Debug {
     /// How many vectors we have. None means that nobody can interrupt us, so that memory must be looked at.
     fn vectors(&self) -> u16;
     /// The file whose first page holds the doorbell register, for programs to map: they ring by storing
-    /// `target << 16 | vector` at [`DOORBELL`]. Without one only [`Device::ring`] rings.
+    /// `target << 16 | vector` at [`DOORBELL_REGISTER`](rdma_core::control::DOORBELL_REGISTER). Without one only [`Device::ring`] rings.
     fn register(&self) -> Option<&Arc<OwnedFd>>;
     /// Rings a vector of another member. One that does not exist is nobody's.
     fn ring(&self, target: u16, vector: u16);
@@ -50,9 +50,6 @@ pub trait Device: Send + Sync + Debug {
     /// Readable when [`Device::is_present`] should be asked again; none means from time to time.
     fn news(&self) -> Option<BorrowedFd<'_>>;
 }
-
-/// Offset of the doorbell register.
-pub const DOORBELL: usize = 12;
 
 /// Which device to use.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -306,9 +306,8 @@ impl Up {
     /// # Errors
     /// [`BadMessage`].
     pub fn parse(bytes: &[u8]) -> Result<Self, BadMessage> {
-        let In { kind, word, body } = In::new(bytes)?;
-        let whole = In { kind, word, body };
-        Ok(match kind {
+        let whole = In::new(bytes)?;
+        Ok(match whole.kind {
             HELLO => {
                 let body: GuestHello = whole.body()?;
                 if body.version != CHANNEL_VERSION {
@@ -320,20 +319,14 @@ impl Up {
                 Self::Hello(body)
             }
             PROGRAM => {
-                let Program { process, at, .. } = whole.body()?;
-                Self::Program {
-                    process: process_number(process)?,
-                    at: page(at)?,
-                }
+                let (process, at) = whole.program()?;
+                Self::Program { process, at }
             }
-            PROGRAM_GONE => {
-                let Program { process, .. } = whole.body()?;
-                Self::ProgramGone(process_number(process)?)
-            }
-            CONTEXT => Self::Context(context_of(whole.body()?)?),
+            PROGRAM_GONE => Self::ProgramGone(whole.process()?),
+            CONTEXT => Self::Context(whole.context()?),
             PAIRING => Self::Pairing {
-                process: process_number(word)?,
-                message: Pairing::parse(body)?,
+                process: process_number(whole.word)?,
+                message: Pairing::parse(whole.body)?,
             },
             ENDED => Self::Ended(whole.connection()?.0),
             DEPARTED => {
@@ -401,17 +394,11 @@ impl Down {
                 Self::Again
             }
             PROGRAM => {
-                let Program { process, at, .. } = whole.body()?;
-                Self::Program {
-                    process: process_number(process)?,
-                    at: page(at)?,
-                }
+                let (process, at) = whole.program()?;
+                Self::Program { process, at }
             }
-            PROGRAM_GONE => {
-                let Program { process, .. } = whole.body()?;
-                Self::ProgramGone(process_number(process)?)
-            }
-            CONTEXT => Self::Context(context_of(whole.body()?)?),
+            PROGRAM_GONE => Self::ProgramGone(whole.process()?),
+            CONTEXT => Self::Context(whole.context()?),
             PAIRING => Self::Pairing(Pairing::parse(whole.body)?),
             GRANT => Self::Grant(grant_of(whole.body()?)?),
             WITHDRAW => Self::Withdraw(whole.connection()?.0),
@@ -456,10 +443,28 @@ impl<'a> In<'a> {
         Ok((body.connection, body.what))
     }
 
-    fn kick(&self) -> Result<(u32, u32), BadMessage> {
+    fn process(&self) -> Result<u32, BadMessage> {
         let body: Program = self.body()?;
+        process_number(body.process)
+    }
+
+    fn program(&self) -> Result<(u32, u64), BadMessage> {
+        let Program { process, at, .. } = self.body()?;
+        Ok((process_number(process)?, page(at)?))
+    }
+
+    fn context(&self) -> Result<GuestContext, BadMessage> {
+        let body: GuestContext = self.body()?;
+        process_number(body.process)?;
+        require(body.context < CONTEXTS, "context")?;
+        require(body.member < super::MEMBERS, "member")?;
+        Ok(body)
+    }
+
+    fn kick(&self) -> Result<(u32, u32), BadMessage> {
+        let process = self.process()?;
         require(self.word < CONTEXTS, "context")?;
-        Ok((process_number(body.process)?, self.word))
+        Ok((process, self.word))
     }
 }
 
@@ -479,13 +484,6 @@ fn process_number(process: u32) -> Result<u32, BadMessage> {
 fn page(at: u64) -> Result<u64, BadMessage> {
     require(at.is_multiple_of(4096), "place")?;
     Ok(at)
-}
-
-fn context_of(body: GuestContext) -> Result<GuestContext, BadMessage> {
-    process_number(body.process)?;
-    require(body.context < CONTEXTS, "context")?;
-    require(body.member < super::MEMBERS, "member")?;
-    Ok(body)
 }
 
 fn grant_of(body: Grant) -> Result<Grant, BadMessage> {

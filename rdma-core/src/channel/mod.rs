@@ -23,6 +23,7 @@
 mod area;
 mod message;
 
+pub use crate::control::DOORBELL_REGISTER;
 pub use area::{ControlRing, Direction, Fault, Writer, control_offset};
 pub use message::{
     BadMessage, Bell, Down, Grant, GuestContext, GuestHello, GuestWelcome, MESSAGE_BYTES, Up,
@@ -45,10 +46,6 @@ pub const BACKEND: u16 = 0;
 
 /// The vector that says: look at your control ring.
 pub const CONTROL_VECTOR: u16 = 0;
-
-/// Offset of the doorbell register of an ivshmem device: a store of `member << 16 | vector` rings that vector of that
-/// member (QEMU, docs/specs/ivshmem-spec.txt).
-pub const DOORBELL_REGISTER: usize = 12;
 
 /// What to store to [`DOORBELL_REGISTER`].
 pub const fn doorbell_value(member: u16, vector: u16) -> u32 {

@@ -181,7 +181,7 @@ pub struct Peer {
 }
 
 /// PEER_REGISTER: a context of a process in another virtual machine. Its doorbell is rung by a store of `value`
-/// to the doorbell register ([`crate::channel::DOORBELL_REGISTER`]) of the device whose first page of
+/// to the doorbell register ([`super::DOORBELL_REGISTER`]) of the device whose first page of
 /// registers is the first page of the file beside the message.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]

@@ -52,6 +52,10 @@ pub const MESSAGE_MAX: usize = 32 * 1024;
 /// Most file descriptors beside one message.
 pub const FDS_MAX: usize = 4;
 
+/// Offset of the doorbell register of an ivshmem device: a store of `member << 16 | vector` rings that vector of that
+/// member (QEMU, docs/specs/ivshmem-spec.txt). See [`PeerRegister`].
+pub const DOORBELL_REGISTER: usize = 12;
+
 /// Where programs look for the daemon when VIADUCT_SOCKET does not say otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/viaduct/viaductd.sock";
 

@@ -69,6 +69,14 @@ pub struct Place {
     pub rkey: u32,
 }
 
+impl Place {
+    /// Said where the hearer needs no place: whoever is between knows it.
+    pub const NOWHERE: Self = Self {
+        endpoint: 0,
+        rkey: 0,
+    };
+}
+
 /// A message about one connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pairing {

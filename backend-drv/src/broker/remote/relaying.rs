@@ -1,12 +1,11 @@
 //! From two ends that belong together to a relayed connection, and to its end.
 
-use rdma_core::control::{ContextRef, Message, Peer};
 use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use super::{Abroad, FarHalf, Relay};
-use crate::broker::{Action, Beside, Broker, Half, State};
+use crate::broker::{Action, Broker, Half, State};
 use crate::carving::{Couple, Place};
 use crate::ids::{ConnectionId, PeerId, Process, RegistrationId};
 
@@ -200,24 +199,7 @@ impl Broker {
 
     /// Makes the relay known to a program, as if it were a program with one context.
     pub(in crate::broker) fn introduce_port(&mut self, process: Process, port: Process) {
-        let Some(program) = self.programs.get_mut(&process) else {
-            return;
-        };
-        if !program.peers.insert(port) {
-            return;
-        }
-        let body = Peer {
-            process: port.0,
-            reserved: 0,
-            at: 0,
-        };
-        self.send(process, Message::Peer(body), Some(Beside::Events(port)));
-        let reference = ContextRef {
-            process: port.0,
-            context: 0,
-        };
-        let doorbell = Beside::Doorbell(port, 0);
-        self.send(process, Message::PeerContext(reference), Some(doorbell));
+        self.introduce(process, port, [0]);
     }
 
     /// A relayed connection of which the near program has not been told, or is not there to be told.

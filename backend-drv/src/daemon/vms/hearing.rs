@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
 
 use rdma_core::channel::{Down, GUEST_PROCESSES, GuestHello, GuestWelcome, MESSAGE_BYTES, Up};
 use rdma_core::reason::Reason;
@@ -287,7 +286,7 @@ impl Daemon {
         if self.is_own_address(addr) {
             return Ok(Side::Local(asking));
         }
-        match self.peer_for(addr) {
+        match self.backend_for(addr) {
             Some(peer) => Ok(Side::Peer(peer)),
             None => Err(Reason::Unreachable),
         }
@@ -309,13 +308,6 @@ impl Daemon {
                 let v6 = own.as_sockaddr_in6().map(|own| IpAddr::V6(own.ip()));
                 v4.or(v6) == Some(addr)
             })
-    }
-
-    fn peer_for(&self, addr: IpAddr) -> Option<PeerId> {
-        let relay = self.relay.as_ref()?;
-        let peers = relay.peers().lock();
-        let mut peers = peers.unwrap_or_else(std::sync::PoisonError::into_inner);
-        peers.reach(addr, Instant::now())
     }
 
     /// A program of this host has said something to a guest, for which the broker takes a far backend.

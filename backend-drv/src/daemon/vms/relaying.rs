@@ -25,12 +25,6 @@ use crate::vm::server::HOST;
 use crate::vm::switch::{Flow, FlowEnd, FlowId, Side};
 use crate::wake::Waiters;
 
-/// What is said of memory to whom it does not concern.
-const NOWHERE: FarPlace = FarPlace {
-    endpoint: 0,
-    rkey: 0,
-};
-
 impl Daemon {
     /// Makes the memory of the ends that are in guests, and has the relay serve the connection as soon as the other
     /// end is ready. `place`: for a leader behind a link where that takes bytes.
@@ -76,7 +70,7 @@ impl Daemon {
                 id: flow.follower.id,
                 offer: number.0,
                 ring_log2: u8::try_from(ring_log2).unwrap_or(0),
-                place: NOWHERE,
+                place: FarPlace::NOWHERE,
             };
             if let Side::Local(vm) = flow.follower.side {
                 self.broker.heard(vm.peer(), message);
@@ -279,7 +273,7 @@ impl Daemon {
             // The guest follows: it will get its memory when it hears of this one.
             None => {
                 self.vms.local_halves.insert(flow, *half);
-                self.broker.relay_opened(connection, Ok(NOWHERE));
+                self.broker.relay_opened(connection, Ok(FarPlace::NOWHERE));
             }
         }
     }
@@ -318,7 +312,9 @@ impl Daemon {
                 }
                 self.grant(number, 1);
             }
-            [_, Holder::Local(half)] => self.broker.relay_opened(half.connection, Ok(NOWHERE)),
+            [_, Holder::Local(half)] => self
+                .broker
+                .relay_opened(half.connection, Ok(FarPlace::NOWHERE)),
             [_, Holder::Peer(peer, _)] => {
                 let pair = Pairing::Pair {
                     id: flow.follower.id,
@@ -367,7 +363,7 @@ impl Daemon {
                 if let Side::Local(vm) = flow.leader.side {
                     let paired = Pairing::Paired {
                         offer: flow.leader.id,
-                        place: NOWHERE,
+                        place: FarPlace::NOWHERE,
                     };
                     self.broker.heard(vm.peer(), paired);
                 }
@@ -375,7 +371,7 @@ impl Daemon {
             Holder::Peer(peer, own) => {
                 let paired = Pairing::Paired {
                     offer: flow.leader.id,
-                    place: own.unwrap_or(NOWHERE),
+                    place: own.unwrap_or(FarPlace::NOWHERE),
                 };
                 self.command(Command::Tell(peer, paired));
             }
