@@ -26,6 +26,9 @@ const MODULES: [&str; 8] = [
 /// Programs with more than this are copied without what only debuggers want.
 const STRIP_FROM: u64 = 4 << 20;
 
+/// Directories are followed so deep: a link may lead to where it stands.
+const DEPTH: u32 = 8;
+
 const ETC: [(&str, &str); 6] = [
     (
         "/etc/passwd",
@@ -50,6 +53,8 @@ pub struct Contents {
     pub programs: Vec<PathBuf>,
     /// Files and where they come.
     pub files: Vec<(PathBuf, String)>,
+    /// Directories and where what is in them comes, with the libraries of the programs and plugins there.
+    pub directories: Vec<(PathBuf, String)>,
 }
 
 impl Contents {
@@ -65,6 +70,7 @@ impl Contents {
             archive.directory(directory);
         }
         archive.file("/init", include_bytes!("init.sh"));
+        archive.file("/usr/bin/remote", include_bytes!("remote.sh"));
         for (path, text) in ETC {
             archive.file(path, text.as_bytes());
         }
@@ -77,6 +83,9 @@ impl Contents {
         }
         for (path, place) in &self.files {
             add(&mut archive, path, place)?;
+        }
+        for (path, place) in &self.directories {
+            add_directory(&mut archive, path, place, DEPTH)?;
         }
         fs::write(path, archive.finish()).with_context(|| format!("writing {}", path.display()))
     }
@@ -131,6 +140,30 @@ fn add(archive: &mut Archive, path: &Path, place: &str) -> Result<()> {
         let place = library.to_string_lossy().into_owned();
         if !archive.has(&place) {
             archive.file(&place, &fs::read(&library)?);
+        }
+    }
+    Ok(())
+}
+
+/// Adds what is in a directory, and below it.
+fn add_directory(archive: &mut Archive, path: &Path, place: &str, depth: u32) -> Result<()> {
+    let entries = fs::read_dir(path).with_context(|| format!("reading {}", path.display()))?;
+    let mut paths = entries
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<Vec<_>, _>>()?;
+    // The same archive each time.
+    paths.sort();
+    archive.directory(place);
+    for path in paths {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let place = format!("{place}/{name}");
+        // What a link leads to is meant, if it leads anywhere.
+        match fs::metadata(&path) {
+            Ok(meta) if meta.is_file() => add(archive, &path, &place)?,
+            Ok(meta) if meta.is_dir() && depth > 0 => {
+                add_directory(archive, &path, &place, depth - 1)?;
+            }
+            Ok(_) | Err(_) => {}
         }
     }
     Ok(())
@@ -194,5 +227,29 @@ mod tests {
         );
         assert!(libraries(Path::new("/etc/passwd")).is_empty());
         assert!(find(Path::new("no-such-program")).is_err());
+    }
+
+    #[test]
+    fn directories_come_with_what_is_below_them_and_its_libraries() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("one/two");
+        fs::create_dir_all(&below).unwrap();
+        fs::write(below.join("text"), "words").unwrap();
+        std::os::unix::fs::symlink(std::env::current_exe().unwrap(), below.join("program"))
+            .unwrap();
+        std::os::unix::fs::symlink("nowhere", below.join("broken")).unwrap();
+        std::os::unix::fs::symlink("..", below.join("round")).unwrap();
+        let mut archive = Archive::default();
+        add_directory(&mut archive, directory.path(), "/opt", DEPTH).unwrap();
+        assert!(archive.has("/opt/one/two/text") && archive.has("/opt/one/two/program"));
+        assert!(!archive.has("/opt/one/two/broken"));
+        let libraries = libraries(&std::env::current_exe().unwrap());
+        assert!(
+            libraries
+                .iter()
+                .all(|path| archive.has(&path.to_string_lossy()))
+        );
+        let missing = directory.path().join("three");
+        assert!(add_directory(&mut archive, &missing, "/opt", DEPTH).is_err());
     }
 }

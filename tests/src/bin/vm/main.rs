@@ -37,7 +37,7 @@ enum Action {
 #[derive(Debug, Args)]
 struct Up {
     /// For its files
-    directory: PathBuf,
+    at: PathBuf,
     /// MiB of memory
     #[arg(long, default_value_t = 256)]
     memory: u32,
@@ -62,6 +62,9 @@ struct Up {
     /// Files that it gets, and where
     #[arg(long = "file", value_name = "FROM:TO", value_parser = file)]
     files: Vec<(PathBuf, String)>,
+    /// Directories that it gets, and where, with the libraries of what is in them
+    #[arg(long = "directory", value_name = "FROM:TO", value_parser = file)]
+    directories: Vec<(PathBuf, String)>,
     /// More modules of the kernel
     #[arg(long = "module", value_name = "NAME")]
     modules: Vec<String>,
@@ -129,6 +132,7 @@ impl Up {
                 modules: self.modules,
                 programs: self.programs,
                 files: self.files,
+                directories: self.directories,
             },
             memory: self.memory,
             address: self.address,
@@ -139,7 +143,7 @@ impl Up {
             limit: Duration::from_secs(self.limit),
             nice: 0,
             more: self.more,
-            ..Spec::new(self.directory)
+            ..Spec::new(self.at)
         }
     }
 }
