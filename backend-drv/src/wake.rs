@@ -1,10 +1,13 @@
 //! Waking a program, from whatever thread.
+//!
+//! A guest's context may go to sleep, and somebody take it upon himself to ring, before the host has heard of its
+//! doorbell. The ring is owed then, and whoever brings the doorbell rings it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rdma_core::event::WaitRef;
+use rdma_core::event::{CONTEXTS, WaitRef};
 
 use crate::ids::Process;
 use crate::shared::EventMemory;
@@ -18,7 +21,14 @@ pub struct Waiters {
     pub uid: u32,
     /// The contexts.
     pub events: EventMemory,
-    doorbells: RwLock<HashMap<u32, Arc<OwnedFd>>>,
+    doorbells: RwLock<Doorbells>,
+}
+
+#[derive(Debug, Default)]
+struct Doorbells {
+    known: HashMap<u32, Arc<OwnedFd>>,
+    /// Contexts that are to be rung and have no doorbell.
+    owed: BTreeSet<u32>,
 }
 
 impl Waiters {
@@ -36,29 +46,47 @@ impl Waiters {
     pub fn doorbell(&self, context: u32) -> Option<Arc<OwnedFd>> {
         let doorbells = self.doorbells.read();
         let doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
-        doorbells.get(&context).cloned()
+        doorbells.known.get(&context).cloned()
+    }
+
+    /// The doorbell of a context that the caller is to ring. `None`: there is none yet, and whoever
+    /// [adds](Waiters::add_doorbell) it will.
+    pub fn doorbell_to_ring(&self, context: u32) -> Option<Arc<OwnedFd>> {
+        if let Some(bell) = self.doorbell(context) {
+            return Some(bell);
+        }
+        let doorbells = self.doorbells.write();
+        let mut doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
+        let known = doorbells.known.get(&context).cloned();
+        if known.is_none() && context < CONTEXTS {
+            doorbells.owed.insert(context);
+        }
+        known
     }
 
     /// All doorbells, by context.
     pub fn all_doorbells(&self) -> Vec<(u32, Arc<OwnedFd>)> {
         let doorbells = self.doorbells.read();
         let doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
-        let all = doorbells.iter();
+        let all = doorbells.known.iter();
         all.map(|(context, bell)| (*context, Arc::clone(bell)))
             .collect()
     }
 
-    /// Keeps the doorbell of a context.
-    pub fn add_doorbell(&self, context: u32, bell: OwnedFd) {
+    /// Keeps the doorbell of a context. True: somebody wanted to ring it already, and the caller is to.
+    #[must_use]
+    pub fn add_doorbell(&self, context: u32, bell: OwnedFd) -> bool {
         let doorbells = self.doorbells.write();
         let mut doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
-        doorbells.insert(context, Arc::new(bell));
+        doorbells.known.insert(context, Arc::new(bell));
+        doorbells.owed.remove(&context)
     }
 
     /// How many doorbells there are.
     pub fn doorbells(&self) -> usize {
         let doorbells = self.doorbells.read();
-        doorbells.unwrap_or_else(PoisonError::into_inner).len()
+        let doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
+        doorbells.known.len()
     }
 
     /// Tells the context that `who` names, which is one of this program's. The caller has published, and has
@@ -71,5 +99,27 @@ impl Waiters {
             context.post(bit);
         }
         context.take_sleeper()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ring_that_comes_before_its_doorbell_is_owed() {
+        let bell = || crate::relay::doorbell().expect("a doorbell");
+        let events = EventMemory::create().expect("memory");
+        let waiters = Waiters::new(Process(1), 0, events);
+        assert!(!waiters.add_doorbell(1, bell()), "nobody wanted to ring it");
+        assert!(waiters.doorbell_to_ring(1).is_some());
+        assert!(waiters.doorbell_to_ring(2).is_none());
+        assert!(waiters.doorbell_to_ring(2).is_none());
+        assert!(waiters.add_doorbell(2, bell()), "owed");
+        assert!(waiters.doorbell_to_ring(2).is_some());
+        assert!(!waiters.add_doorbell(2, bell()), "rung");
+        // Nobody will ever bring this one.
+        assert!(waiters.doorbell_to_ring(CONTEXTS).is_none());
+        assert!(!waiters.add_doorbell(CONTEXTS, bell()));
     }
 }

@@ -367,7 +367,7 @@ impl Daemon {
         let Some(program) = self.program(process) else {
             return;
         };
-        if let Some(bell) = program.waiters.doorbell(context) {
+        if let Some(bell) = program.waiters.doorbell_to_ring(context) {
             let job = Job::Ring(bell);
             self.workers.submit_optional(program.record.uid, job);
         }

@@ -185,13 +185,16 @@ impl Daemon {
                 return Ok(());
             }
         }
-        if let Some(bell) = fds.pop() {
-            program.waiters.add_doorbell(context.context, bell);
-        }
+        let is_owed = fds
+            .pop()
+            .is_some_and(|bell| program.waiters.add_doorbell(context.context, bell));
         let contexts = u32::try_from(program.waiters.doorbells()).unwrap_or(u32::MAX);
         program.record.contexts.store(contexts, Count::Relaxed);
         self.keep_doorbell(process, context.context);
         self.publish_context(process, context.context);
+        if is_owed {
+            self.ring(process, context.context);
+        }
         self.broker.context(process, context.context);
         Ok(())
     }

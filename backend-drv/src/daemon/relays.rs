@@ -205,7 +205,7 @@ impl Daemon {
         let bell = relay::doorbell().ok()?;
         let kept = bell.try_clone().ok()?;
         let own = Waiters::new(*number, program.record.uid, events);
-        own.add_doorbell(0, bell);
+        let _nobody_knows_it = own.add_doorbell(0, bell);
         let own = Arc::new(own);
         port.waiters = Some(Arc::clone(&own));
         let program = Arc::clone(&program.waiters);

@@ -253,8 +253,8 @@ impl Daemon {
     }
 
     /// Wakes a context of a process outside the guest. False if it is none.
-    pub(super) fn ring_outside(&self, process: Process, context: u32) -> bool {
-        let Some(uplink) = &self.uplink else {
+    pub(super) fn ring_outside(&mut self, process: Process, context: u32) -> bool {
+        let Some(uplink) = &mut self.uplink else {
             return false;
         };
         let known = uplink.foreign(process).is_some();

@@ -178,11 +178,11 @@ impl Found {
             .collect();
         for context in contexts {
             if let Some(bell) = self.take(&format!("{bells}{context}")) {
-                program.add_doorbell(context, bell);
+                let _nobody_rang = program.add_doorbell(context, bell);
             }
         }
         let port = Waiters::new(record.port, uid, own);
-        port.add_doorbell(0, bell.try_clone().ok()?);
+        let _nobody_rang = port.add_doorbell(0, bell.try_clone().ok()?);
         Some(Host {
             program: Arc::new(program),
             port: Arc::new(port),

@@ -184,7 +184,7 @@ impl Port {
 
 fn ring(waiters: &Waiters, who: WaitRef) {
     if waiters.post(who)
-        && let Some(bell) = waiters.doorbell(who.context.into())
+        && let Some(bell) = waiters.doorbell_to_ring(who.context.into())
     {
         doorbell::ring(bell.as_fd());
     }

@@ -11,7 +11,7 @@
 mod vectors;
 mod watch;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -24,7 +24,7 @@ use rdma_core::channel::{
     BACKEND, CHANNEL_VERSION, CONTROL_VECTOR, ControlRing, Direction, Down, GuestContext,
     GuestHello, GuestWelcome, MESSAGE_BYTES, Up, Writer, doorbell_value,
 };
-use rdma_core::event::{CONTEXT_STRIDE, EVENT_BYTES};
+use rdma_core::event::{CONTEXT_STRIDE, CONTEXTS, EVENT_BYTES};
 use rdma_core::layout::LAYOUT_VERSION;
 
 use crate::ids::{ArenaId, Process};
@@ -70,6 +70,8 @@ pub struct Foreign {
     pub waiters: Waiters,
     /// Which member and vector wakes each of them.
     bells: HashMap<u32, (u16, u16)>,
+    /// Contexts that are to be rung as soon as the host has said how.
+    owed: BTreeSet<u32>,
 }
 
 /// See the module documentation.
@@ -406,6 +408,7 @@ impl Uplink {
         let foreign = Foreign {
             waiters: Waiters::new(process, 0, events),
             bells: HashMap::new(),
+            owed: BTreeSet::new(),
         };
         self.foreign.insert(process, foreign);
         true
@@ -416,8 +419,11 @@ impl Uplink {
         let Some(foreign) = self.foreign.get_mut(&Process(body.process)) else {
             return false;
         };
-        let bell = (body.member, body.vector);
-        foreign.bells.insert(body.context, bell);
+        let (member, vector) = (body.member, body.vector);
+        foreign.bells.insert(body.context, (member, vector));
+        if foreign.owed.remove(&body.context) {
+            self.device.ring(member, vector);
+        }
         true
     }
 
@@ -444,11 +450,17 @@ impl Uplink {
         self.foreign.get(&process)
     }
 
-    /// Wakes a context of a process outside.
-    pub fn ring(&self, process: Process, context: u32) {
-        let bells = self.foreign.get(&process).map(|foreign| &foreign.bells);
-        if let Some((member, vector)) = bells.and_then(|bells| bells.get(&context)) {
-            self.device.ring(*member, *vector);
+    /// Wakes a context of a process outside; as soon as the host has said how, if it has not.
+    pub fn ring(&mut self, process: Process, context: u32) {
+        let Some(foreign) = self.foreign.get_mut(&process) else {
+            return;
+        };
+        match foreign.bells.get(&context) {
+            Some((member, vector)) => self.device.ring(*member, *vector),
+            None if context < CONTEXTS => {
+                foreign.owed.insert(context);
+            }
+            None => {}
         }
     }
 

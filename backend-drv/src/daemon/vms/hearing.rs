@@ -218,8 +218,10 @@ impl Daemon {
         let bell = group.bell(member, vector)?;
         program.vectors.insert(context, vector);
         // Its own copy, so that a port of the relay can be told from others in epoll.
-        if let Ok(bell) = bell.as_fd().try_clone_to_owned() {
-            program.waiters.add_doorbell(context, bell);
+        if let Ok(own) = bell.as_fd().try_clone_to_owned()
+            && program.waiters.add_doorbell(context, own)
+        {
+            super::ring(bell.as_fd());
         }
         // Whoever knows the program already.
         let knowing = self.who_knows(process);

@@ -241,7 +241,7 @@ impl Daemon {
         for who in waiting {
             if who.process == far.process.0
                 && program.waiters.post(who)
-                && let Some(bell) = program.waiters.doorbell(who.context.into())
+                && let Some(bell) = program.waiters.doorbell_to_ring(who.context.into())
             {
                 super::ring(bell.as_fd());
             }
