@@ -358,6 +358,18 @@ impl EndWaits {
         false
     }
 
+    /// Owner: removes everybody, also what an owner has left that died while it entered or left. Nobody else of this end
+    /// may enter or leave at the same time.
+    pub fn clear(&self) {
+        for what in [WaitFor::Data, WaitFor::Space] {
+            let (count, entries) = self.list(what);
+            for entry in entries {
+                entry.store(0, Ordering::SeqCst);
+            }
+            count.store(0, Ordering::SeqCst);
+        }
+    }
+
     /// Far end: each context that waits. The words are whatever the owner wrote: check them.
     pub fn each(&self, what: WaitFor, mut found: impl FnMut(WaitRef)) {
         for entry in self.list(what).1 {

@@ -135,11 +135,9 @@ impl Mirror {
     /// They make none.
     pub fn new(view: ConnView, waits: WaitRef) -> Result<Self, Corrupt> {
         let entries = &view.mine.waits;
-        // A backend before us may have left its own.
-        while entries.leave(WaitFor::Space, waits) {}
-        if !entries.leave(WaitFor::Data, waits) || !entries.any(WaitFor::Data) {
-            entries.enter(WaitFor::Data, waits);
-        }
+        // A backend before us may have left its own, or died between an entry and its count.
+        entries.clear();
+        entries.enter(WaitFor::Data, waits);
         let published = view.tx_words.tail.load(Ordering::Acquire);
         let mut mirror = Self {
             up: RxCursor {

@@ -159,6 +159,14 @@ impl Port {
         true
     }
 
+    /// Rings every doorbell of the program: a daemon before us may have said that a context wakes up, and died before it
+    /// rang.
+    pub(super) fn rouse(&self) {
+        for (_, bell) in self.program.all_doorbells() {
+            doorbell::ring(&*bell);
+        }
+    }
+
     /// Wakes whoever of the program waits at `waits`. The engine has published, and passed a full barrier.
     pub(super) fn wake(
         &self,

@@ -479,3 +479,29 @@ fn words_that_make_no_sense_carry_nothing() {
     assert!(a.mirror.carry_to(&mut b.mirror, 5).is_err());
     assert_eq!(b.mirror.taken(), (5, 0));
 }
+
+/// A backend that is killed may leave an entry that is not counted, or count one that is not there.
+#[test]
+fn a_program_wakes_the_backend_after_whatever_restarts() {
+    for (entered, counted) in [(false, 0), (false, 1), (true, 0), (true, 1), (true, 2)] {
+        let host = Host::new();
+        let view = || ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");
+        let waits = &view().mine.waits;
+        waits.clear();
+        if entered {
+            waits.enter(WaitFor::Data, WAITS);
+            waits.enter(WaitFor::Space, WAITS);
+        }
+        waits.rx_waiters.store(counted, Ordering::Relaxed);
+        waits.tx_waiters.store(counted, Ordering::Relaxed);
+        for _ in 0..3 {
+            assert!(Mirror::resumed(view(), WAITS).is_ok());
+            let mut found = Vec::new();
+            waits.each(WaitFor::Data, |who| found.push(who));
+            assert_eq!(found, [WAITS]);
+            assert_eq!(waits.rx_waiters.load(Ordering::Relaxed), 1);
+            assert!(!waits.any(WaitFor::Space));
+            waits.each(WaitFor::Space, |_| panic!("nobody waits for space"));
+        }
+    }
+}

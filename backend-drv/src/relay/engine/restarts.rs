@@ -79,6 +79,9 @@ impl Engine {
         self.board.resume_here();
         self.count_relayed();
         self.wake();
+        for served in self.ports.values() {
+            served.port.rouse();
+        }
     }
 
     pub(in crate::relay) fn restore_one(
@@ -165,5 +168,54 @@ impl Engine {
             },
             endpoint,
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    use super::*;
+    use crate::ids::Process;
+    use crate::relay::{Links, Relay, Share, doorbell};
+    use crate::shared::EventMemory;
+    use crate::wake::Waiters;
+
+    fn waiters(process: u32) -> Arc<Waiters> {
+        let events = EventMemory::create().expect("memory");
+        let waiters = Waiters::new(Process(process), 0, events);
+        assert!(!waiters.add_doorbell(0, doorbell().expect("an eventfd")));
+        Arc::new(waiters)
+    }
+
+    /// Whatever their words say: the daemon before us may have been killed between the word and the doorbell.
+    #[test]
+    fn every_context_of_a_program_that_was_served_before_is_roused() {
+        let program = waiters(1);
+        assert!(!program.add_doorbell(3, doorbell().expect("an eventfd")));
+        let kept = Kept {
+            ports: vec![KeptPort {
+                program: Arc::clone(&program),
+                port: waiters(2),
+                bell: Arc::new(doorbell().expect("an eventfd")),
+            }],
+            ..Kept::default()
+        };
+        let share = Share {
+            weight: 1,
+            rate: None,
+        };
+        let counted = Arc::default();
+        let relay = Relay::start(Links::default(), &[share], [1; 16], 1, counted, kept);
+        let bells = program.all_doorbells();
+        assert_eq!(bells.len(), 2);
+        for (context, bell) in bells {
+            let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            let rings = poll(&mut fds, PollTimeout::from(20_000u16));
+            assert_eq!(rings, Ok(1), "context {context}");
+        }
+        drop(relay.expect("a thread"));
     }
 }
