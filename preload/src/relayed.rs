@@ -14,6 +14,7 @@ use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::control::monotonic_ns;
+use crate::kick;
 use crate::ops::ready;
 
 /// How long the backend's word is waited for. It comes within a round trip, unless the link is down (the
@@ -44,9 +45,17 @@ fn is_early_in(conn: &Conn, view: &ConnView) -> bool {
     let since = conn.over_since.load(Ordering::Relaxed);
     if since == 0 {
         conn.over_since.store(monotonic_ns(), Ordering::Relaxed);
+        // Nobody may be left there who could have said it by ring.
+        view.mine.state.doubt();
+        kick::wake_all(conn, view);
         return true;
     }
     monotonic_ns().saturating_sub(since) < PATIENCE_NS
+}
+
+/// Whether the kernel's word on the far end has come, and was put off.
+pub(crate) fn is_put_off(conn: &Conn) -> bool {
+    conn.over_since.load(Ordering::Relaxed) != 0
 }
 
 /// Whether the backend's word, for which the kernel's has been put off, has come.
@@ -55,6 +64,21 @@ pub(crate) fn has_come(conn: &Conn, view: &ConnView) -> bool {
     let far = &view.theirs.state;
     conn.over_since.load(Ordering::Relaxed) != 0
         && (far.ended_at().is_some() || far.broken().is_some())
+}
+
+/// The far program was killed with bytes unread: TCP would have answered RST. `now`: all that came before is there, or
+/// the caller does not read, and the kernel itself tells of no reset.
+#[inline]
+pub(crate) fn note_reset(conn: &Conn, view: &ConnView, now: bool) {
+    if now
+        && conn.is_relayed()
+        && view.theirs.state.has_left_unread()
+        && !conn.is_dead()
+        && conn.pending_error.load(Ordering::Relaxed) == 0
+    {
+        conn.pending_error
+            .store(libc::ECONNRESET, Ordering::Relaxed);
+    }
 }
 
 /// Until when the kernel need not be asked about the far end: its news has come and waits for the backend's.

@@ -221,6 +221,29 @@ impl EndState {
         full_barrier();
     }
 
+    /// Backend, for a program that vanished: as [`EndState::leave`], with bytes unread, which TCP answers by RST.
+    pub fn leave_unread(&self) {
+        self.reader_gone.store(LEFT_UNREAD, Ordering::SeqCst);
+        full_barrier();
+    }
+
+    /// Whether the far program vanished with bytes unread.
+    pub fn has_left_unread(&self) -> bool {
+        self.reader_gone.load(Ordering::Acquire) == LEFT_UNREAD
+    }
+
+    /// Program, of a relayed connection: the kernel says that the far end's stream is over. The far backend shall find
+    /// out whether there is anybody left to say so by ring.
+    pub fn doubt(&self) {
+        self.doubts.store(1, Ordering::Release);
+        full_barrier();
+    }
+
+    /// Whether the program has [said so](Self::doubt).
+    pub fn is_doubting(&self) -> bool {
+        self.doubts.load(Ordering::Acquire) != 0
+    }
+
     /// Whether the far end's readers are gone.
     #[inline(always)]
     pub fn is_reader_gone(&self) -> bool {
@@ -255,6 +278,8 @@ impl EndState {
 
 /// [`EndState::reader_gone`] after [`EndState::retract`].
 const LEFT_RING: u32 = 2;
+/// [`EndState::reader_gone`] after [`EndState::leave_unread`].
+const LEFT_UNREAD: u32 = 3;
 
 /// Where a direction goes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]

@@ -94,6 +94,9 @@ pub struct EndState {
     /// Relayed connections: this end, a backend, knows that the far program sends once more what its reader has
     /// left in the ring.
     pub confirmed: AtomicU32,
+    /// Relayed connections: the kernel has told this end, a program, that the far end's stream is over, and the backend
+    /// has not.
+    pub doubts: AtomicU32,
 }
 
 /// Who waits at an end; see [`crate::event`].

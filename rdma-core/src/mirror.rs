@@ -74,6 +74,10 @@ impl Snapshot {
     pub const OFF: u32 = 128;
     /// The program sends once more, by the kernel, what lies behind the far program's `left_at`.
     pub const CONFIRMED: u32 = 256;
+    /// TCP has told the program that the far program's stream is over.
+    pub const DOUBTS: u32 = 512;
+    /// The program has vanished, with bytes unread.
+    pub const UNREAD: u32 = 1024;
 
     /// Whether `flag` is said.
     pub const fn has(&self, flag: u32) -> bool {
@@ -267,6 +271,9 @@ impl Mirror {
         if self.up_over && self.own().is_granted() {
             self.say(Snapshot::CONFIRMED);
         }
+        if program.is_doubting() {
+            self.say(Snapshot::DOUBTS);
+        }
         if let Some(reason) = program.broken() {
             self.say(Snapshot::BROKEN);
             self.said.reason = reason.code();
@@ -418,7 +425,11 @@ impl Mirror {
             wake = true;
         }
         if snapshot.has(Snapshot::GONE) && !own.is_closed() {
-            own.leave();
+            if snapshot.has(Snapshot::UNREAD) {
+                own.leave_unread();
+            } else {
+                own.leave();
+            }
             wake = true;
         }
         let concerns = !self.is_off() || self.awaits_confirmation();
@@ -606,8 +617,26 @@ impl Mirror {
     }
 
     /// The program has vanished: what it has sent is sent, and nobody reads any more.
-    pub const fn depart(&mut self) {
+    pub fn depart(&mut self) {
+        if self.gone {
+            return;
+        }
         self.gone = true;
+        // One that has closed its end by itself has told the kernel of unread bytes.
+        if !self.down_over && !self.program().is_closed() {
+            // Nonsense is found by the next look.
+            let _ = Producer::of(&self.view).refresh(&mut self.down);
+            if self.down.used() > 0 {
+                self.say(Snapshot::UNREAD);
+            }
+        }
+    }
+
+    /// Whether TCP has told the far program that ours is done, and ours has not said so: it may have vanished.
+    pub const fn is_doubted(&self) -> bool {
+        self.heard.has(Snapshot::DOUBTS)
+            && !self.said.has(Snapshot::ENDED)
+            && !self.said.has(Snapshot::BROKEN)
     }
 
     /// Both directions are to leave the ring.

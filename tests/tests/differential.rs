@@ -48,7 +48,6 @@ const PLAIN_CASES: &[&str] = &[
 /// Cases that are not equal where backends relay, for what they send goes another way than the kernel's
 /// connection: docs/limitations.md says how.
 const NOT_RELAYED: &[&str] = &[
-    "closed_by_exec",
     "epoll_in_order",
     "epoll_two_sets/",
     "exit_closes/",

@@ -45,6 +45,16 @@ impl Broker {
 
     /// The answer to [`Action::Examine`].
     pub fn examined(&mut self, id: RegistrationId, fate: Fate) {
+        if let Some(connection) = self.relayed_without_end(id) {
+            if fate == Fate::Gone {
+                self.actions.push_back(Action::DepartRelay {
+                    connection,
+                    held: false,
+                });
+                self.remove(id);
+            }
+            return;
+        }
         if let Some(connection) = self.relayed_left_behind(id) {
             let held = fate == Fate::Held;
             self.actions
@@ -81,6 +91,14 @@ impl Broker {
     /// The connection of a program that left, if its far end is on another host.
     fn relayed_left_behind(&self, id: RegistrationId) -> Option<ConnectionId> {
         let State::Leaving(connection, _) = self.registrations.get(&id)?.state else {
+            return None;
+        };
+        self.is_relayed(connection).then_some(connection)
+    }
+
+    /// The relayed connection of a program that is there and perhaps holds it no more.
+    fn relayed_without_end(&self, id: RegistrationId) -> Option<ConnectionId> {
+        let State::Attached(connection, _) = self.registrations.get(&id)?.state else {
             return None;
         };
         self.is_relayed(connection).then_some(connection)

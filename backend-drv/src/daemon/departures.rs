@@ -8,13 +8,25 @@ use std::time::Instant;
 
 use super::Daemon;
 use crate::broker::Fate;
-use crate::ids::RegistrationId;
+use crate::ids::{ConnectionId, RegistrationId};
 
 /// Pauses between the looks.
 pub(super) const PAUSES_MS: [u64; 5] = [1, 4, 20, 75, 200];
 
 impl Daemon {
-    /// Looks at the socket of a registration whose program has left.
+    /// TCP has told the far end of a relayed connection that this end is done, which has not said so itself. The socket
+    /// may have lived longer than the program that registered it, in a child that was killed or has become another
+    /// program.
+    pub(super) fn doubt(&mut self, connection: ConnectionId) {
+        let ends = self.broker.ends(connection);
+        let ids = ends.into_iter().flat_map(|ends| ends.occupants).flatten();
+        for occupant in ids {
+            self.examine(occupant.id, Instant::now());
+        }
+        self.doubt_survivor(connection);
+    }
+
+    /// Looks at the socket of a registration whose program has left, or may have.
     pub(super) fn examine(&mut self, id: RegistrationId, now: Instant) {
         let fate = match self.is_held(id) {
             Some(false) => Fate::Gone,
@@ -32,7 +44,11 @@ impl Daemon {
     fn is_held(&mut self, id: RegistrationId) -> Option<bool> {
         let registration = self.broker.registration(id)?;
         let (tuple, proof) = (registration.tuple, registration.proof);
-        let own = self.departed.get(&registration.process);
+        let process = &registration.process;
+        let own = self
+            .departed
+            .get(process)
+            .or_else(|| self.programs.get(process));
         let mut answer = own.and_then(|program| {
             let namespace = &program.namespace;
             self.diag.lookup(namespace, &tuple, Some(proof.cookie)).ok()

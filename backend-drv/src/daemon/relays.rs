@@ -285,6 +285,10 @@ impl Daemon {
                     self.withdrawals.plan_rescue(occupant.id);
                 }
             }
+            Report::Doubted(connection) => match of_relay(connection) {
+                Some((number, index)) => self.guest_doubted(number, index),
+                None => self.doubt(connection),
+            },
             Report::PortDropped(process) => self.guest_port_dropped(process),
             Report::Drained => self.relay_drained(),
         }

@@ -22,7 +22,7 @@ use crate::keeper::record::{Origin, Records};
 use crate::keeper::{Item, Keeper};
 use crate::relay::{Command, Kept, KeptPort};
 use crate::shared::ConnectionArena;
-use crate::sock_diag::Namespace;
+use crate::sock_diag::{Namespace, SockDiag};
 use crate::wake::Waiters;
 
 /// Pauses between two looks at the sockets of a program that has ended; the last is repeated.
@@ -134,6 +134,15 @@ pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> (Kept, Survivors) {
     (kept, survivors)
 }
 
+/// Whether some process holds the socket, or nobody can say.
+fn is_held(diag: &mut SockDiag, namespace: &Namespace, origin: &Origin) -> bool {
+    let Origin { tuple, proof, .. } = origin;
+    let answer = diag.lookup(namespace, tuple, Some(proof.cookie));
+    answer.map_or(true, |found| {
+        found.is_some_and(|sample| sample.inode == proof.inode)
+    })
+}
+
 impl Daemon {
     /// Where the relay writes down what the next daemon has to know, unless a daemon before us has left that.
     pub(super) fn create_records(&mut self) -> Option<Records> {
@@ -210,11 +219,7 @@ impl Daemon {
             if survivor.process != process || survivor.departed {
                 continue;
             }
-            let Origin { tuple, proof, .. } = &survivor.origin;
-            let answer = self.diag.lookup(&host.namespace, tuple, Some(proof.cookie));
-            let is_held =
-                answer.map(|found| found.is_some_and(|sample| sample.inode == proof.inode));
-            if is_held.unwrap_or(true) {
+            if is_held(&mut self.diag, &host.namespace, &survivor.origin) {
                 held += 1;
             } else {
                 survivor.departed = true;
@@ -228,6 +233,20 @@ impl Daemon {
         }
         for id in gone {
             tracing::debug!(connection = %id, "its program is gone");
+            self.command(Command::Depart(id, false));
+        }
+    }
+
+    /// The same for one connection, whose program need not have ended.
+    pub(super) fn doubt_survivor(&mut self, id: ConnectionId) {
+        let Some(survivor) = self.survivors.connections.get_mut(&id) else {
+            return;
+        };
+        let Some(host) = self.survivors.programs.get(&survivor.process) else {
+            return;
+        };
+        if !survivor.departed && !is_held(&mut self.diag, &host.namespace, &survivor.origin) {
+            survivor.departed = true;
             self.command(Command::Depart(id, false));
         }
     }

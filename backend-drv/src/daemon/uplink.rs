@@ -119,6 +119,7 @@ impl Daemon {
                     self.withdrawals.plan_rescue(occupant.id);
                 }
             }
+            Down::Examine(connection) => self.doubt(broker::connection_id(connection)),
             Down::Kick { process, context } => self.ring(Process(process), context),
         }
     }

@@ -32,6 +32,8 @@ pub(super) struct Connection {
     pub(super) ended: bool,
     /// The event loop knows that the sender has to follow.
     pub(super) granted: bool,
+    /// The event loop was asked whether anybody holds the program's socket.
+    pub(super) doubted: bool,
     /// What the far backend was told last.
     pub(super) told: Snapshot,
     /// Of a daemon before us: the program does not say by the control socket when it has closed its end.
@@ -178,6 +180,7 @@ impl Connections {
             far: None,
             ended: false,
             granted: false,
+            doubted: false,
             told: Snapshot::default(),
             restored: key.is_some(),
             alone: false,

@@ -146,6 +146,8 @@ pub enum Report {
     Granted(ConnectionId),
     /// The memory of a program's port, and of its contexts, is used no more.
     PortDropped(Process),
+    /// TCP has told the far program that the near one is done, which has not said so: does anybody hold its socket?
+    Doubted(ConnectionId),
     /// Everything is off the rings.
     Drained,
 }

@@ -194,6 +194,8 @@ impl Switchboard {
         let said = entry.mirror.get().said();
         let is_granted = look.up_over && !entry.granted && !said.has(Snapshot::BROKEN);
         entry.granted |= look.up_over;
+        let is_doubted = entry.mirror.get().is_doubted() && !entry.doubted;
+        entry.doubted |= is_doubted;
         let is_joined = entry.far.is_some() && entry.suspended.is_none();
         let ended = entry.ended || entry.restored && said.has(Snapshot::GONE);
         // Also before it is joined: the far backend, which may have told its program already, hears of the end.
@@ -222,6 +224,9 @@ impl Switchboard {
         }
         if is_granted {
             self.reports.push_back(Report::Granted(id));
+        }
+        if is_doubted {
+            self.reports.push_back(Report::Doubted(id));
         }
         if look.wake {
             self.wake_all(endpoint);

@@ -13,7 +13,7 @@ use rdma_core::Reason;
 
 use super::recv;
 use crate::conn::{Conn, conn};
-use crate::{fds, kernel, lifecycle, probe, real};
+use crate::{fds, kernel, lifecycle, probe, real, relayed};
 
 const SO_ZEROCOPY: c_int = 60;
 const SO_PEEK_OFF: c_int = 42;
@@ -201,7 +201,11 @@ pub(crate) unsafe fn get(
         && (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR)
         && let Some(index) = fds::lookup(fd).as_conn()
     {
-        let error = conn(index).take_error().to_ne_bytes();
+        let conn = conn(index);
+        if let Some(view) = conn.view() {
+            relayed::note_reset(conn, view, view.theirs.state.ended_at().is_some());
+        }
+        let error = conn.take_error().to_ne_bytes();
         // The program may have room for a part of the number only.
         // SAFETY: the kernel has just written the length there.
         let room = unsafe { len.read_unaligned() } as usize;

@@ -107,6 +107,8 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
             bits |= SPACE_BITS;
         }
     }
+    let all_told = view.theirs.state.ended_at().is_some() && kernel_bits & POLLERR == 0;
+    relayed::note_reset(conn, view, all_told);
     let broken = view.theirs.state.broken().is_some() || view.mine.state.broken().is_some();
     if broken || conn.pending_error.load(Ordering::Relaxed) != 0 {
         bits |= RESET_BITS | POLLERR;

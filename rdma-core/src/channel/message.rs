@@ -186,6 +186,8 @@ pub enum Down {
     Withdraw(u64),
     /// The far end has left its ring: what is in there must be sent once more.
     Retracted(u64),
+    /// TCP has told the far program that the guest's is done: does anybody hold its socket?
+    Examine(u64),
     /// Wake a context of a program.
     Kick {
         /// Whose.
@@ -237,6 +239,7 @@ const WELCOME: u32 = 11;
 const REFUSED: u32 = 12;
 const GRANT: u32 = 13;
 const AGAIN: u32 = 14;
+const EXAMINE: u32 = 15;
 
 /// A message under construction: kind, a word, body.
 struct Out<'a>(&'a mut [u8; MESSAGE_BYTES]);
@@ -364,6 +367,7 @@ impl Down {
             Self::Grant(body) => out.put(GRANT, 0, &body),
             Self::Withdraw(connection) => out.put(WITHDRAW, 0, &about(connection, 0)),
             Self::Retracted(connection) => out.put(RETRACTED, 0, &about(connection, 0)),
+            Self::Examine(connection) => out.put(EXAMINE, 0, &about(connection, 0)),
             Self::Kick { process, context } => out.put(KICK, context, &program(process, 0)),
         }
     }
@@ -403,6 +407,7 @@ impl Down {
             GRANT => Self::Grant(grant_of(whole.body()?)?),
             WITHDRAW => Self::Withdraw(whole.connection()?.0),
             RETRACTED => Self::Retracted(whole.connection()?.0),
+            EXAMINE => Self::Examine(whole.connection()?.0),
             KICK => {
                 let (process, context) = whole.kick()?;
                 Self::Kick { process, context }
@@ -603,6 +608,7 @@ mod tests {
         down(Down::Grant(grant()));
         down(Down::Withdraw(2));
         down(Down::Retracted(3));
+        down(Down::Examine(4));
         down(Down::Kick {
             process,
             context: 3,

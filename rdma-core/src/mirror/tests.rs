@@ -315,6 +315,40 @@ fn a_vanished_program_has_ended() {
     assert!(b.backend().is_closed());
 }
 
+#[test]
+fn a_program_that_vanished_with_bytes_unread_is_told_from_one_that_had_read_all() {
+    for unread in [false, true] {
+        let (mut a, mut b) = switched();
+        b.receive(if unread { 2 } else { 5 });
+        b.mirror.depart();
+        b.mirror.depart();
+        carry(&mut b, &mut a);
+        assert!(a.backend().is_closed());
+        assert_eq!(a.backend().has_left_unread(), unread);
+    }
+    // One that has closed has told the kernel itself.
+    let (mut a, mut b) = switched();
+    b.state().leave();
+    b.mirror.depart();
+    carry(&mut b, &mut a);
+    assert!(a.backend().is_closed() && !a.backend().has_left_unread());
+}
+
+#[test]
+fn a_doubt_is_about_a_program_that_has_not_ended() {
+    let (mut a, mut b) = switched();
+    b.state().doubt();
+    carry(&mut b, &mut a);
+    assert!(a.mirror.is_doubted() && !b.mirror.is_doubted());
+    restart(&mut a);
+    restart(&mut b);
+    carry(&mut b, &mut a);
+    assert!(a.mirror.is_doubted());
+    a.state().end(5);
+    a.mirror.look().expect("sound");
+    assert!(!a.mirror.is_doubted());
+}
+
 /// The backend of `host` is started anew.
 fn restart(host: &mut Host) {
     let view = ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");

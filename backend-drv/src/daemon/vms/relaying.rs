@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use rdma_core::channel::Down;
 use rdma_core::layout::End;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
@@ -387,13 +388,23 @@ impl Daemon {
 
     /// A sender in a guest has to send by the kernel again what is left of its ring.
     pub(in crate::daemon) fn guest_granted(&mut self, number: u64, index: usize) {
+        self.tell_guest_at(number, index, &Down::Retracted(number));
+    }
+
+    /// A program in a guest may have vanished.
+    pub(in crate::daemon) fn guest_doubted(&mut self, number: u64, index: usize) {
+        self.tell_guest_at(number, index, &Down::Examine(number));
+    }
+
+    /// Says something to the guest at one end of a connection.
+    fn tell_guest_at(&mut self, number: u64, index: usize, message: &Down) {
         let end = self
             .vms
             .connections
             .get(number)
             .and_then(|found| found.guests().find(|(other, _)| *other == index));
         if let Some((_, end)) = end {
-            self.tell_vm(end.vm, &rdma_core::channel::Down::Retracted(number));
+            self.tell_vm(end.vm, message);
         }
     }
 }

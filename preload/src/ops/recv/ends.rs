@@ -61,6 +61,7 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
 /// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before. `reset`: RST,
 /// which the kernel reports itself.
 fn finish(conn: &Conn, view: &ConnView, reset: bool) {
+    relayed::note_reset(conn, view, !reset);
     // An honest end said where its stream ends before it closed; a killed one did not.
     let killed = view.theirs.state.ended_at().is_none();
     let tail = view.rx_words.tail.load(Ordering::Acquire);

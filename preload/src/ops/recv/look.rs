@@ -125,7 +125,13 @@ fn end_before_switch(conn: &Conn, view: &ConnView) -> Option<Step> {
         return None;
     }
     if ended || !conn.is_relayed() {
-        return Some(Step::End);
+        relayed::note_reset(conn, view, ended);
+        let error = conn.take_error();
+        return Some(if error == 0 {
+            Step::End
+        } else {
+            Step::Error(error)
+        });
     }
     if relayed::is_broken(view) {
         // Whether anything went by ring, nobody will ever say.
@@ -208,6 +214,7 @@ fn ring_now(
         return (Step::Error(libc::ECONNRESET), false);
     }
     if available == 0 {
+        relayed::note_reset(conn, view, end == Some(cursor.head));
         let error = conn.take_error();
         if error != 0 {
             return (Step::Error(error), false);

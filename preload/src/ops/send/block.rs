@@ -16,7 +16,7 @@ use crate::ops::{
 };
 use crate::pins::Call;
 use crate::wait::{self, Woken};
-use crate::{control, kernel, lifecycle, tls};
+use crate::{control, kernel, lifecycle, relayed, tls};
 
 /// Waits for space.
 ///
@@ -78,16 +78,20 @@ pub(super) fn block(
     let interrupts = tls::interrupts();
     // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
     // unless its fate is not known yet.
-    let known =
-        view.theirs.state.ended_at().is_some() || conn.shut() & SHUT_READ != 0 || conn.is_relayed();
+    let known = view.theirs.state.ended_at().is_some()
+        || conn.shut() & SHUT_READ != 0
+        || relayed::is_put_off(conn);
     let events = if known { 0 } else { libc::POLLRDHUP };
     match wait::sleep(conn, view, fd, WaitFor::Space, events, deadline, ready) {
         Woken::Again => Ok(()),
         Woken::Kernel(_) if call.descriptor(conn) != Some(fd) => Ok(()),
         Woken::Kernel(bits) => {
             on_kernel_event(conn, view, fd, bits);
-            // FIN from an end that never said one: it was killed, and nobody reads the ring.
-            let died = bits & libc::POLLRDHUP != 0 && view.theirs.state.ended_at().is_none();
+            // FIN from an end that never said one: it was killed, and nobody reads the ring. Of a relayed one the
+            // backend says that.
+            let died = bits & libc::POLLRDHUP != 0
+                && view.theirs.state.ended_at().is_none()
+                && !relayed::is_early(conn, view);
             if bits & (libc::POLLERR | libc::POLLHUP) != 0 || died {
                 slot.tx.set_state(TxState::Done);
             }

@@ -73,6 +73,11 @@ fn look(
         if view.mine.state.broken().is_some() {
             return Step::Error(libc::ECONNRESET);
         }
+        relayed::note_reset(conn, view, true);
+        let error = conn.take_error();
+        if error != 0 {
+            return Step::Error(error);
+        }
         // The kernel answers: its socket is closed as well, or serves somebody without a ring.
         tx.set_state(TxState::Done);
         return Step::Native;

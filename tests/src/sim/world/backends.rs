@@ -117,6 +117,7 @@ impl World {
             Report::Silent(far) => self.excuse_all(host, far.0 as usize, "link down"),
             Report::Up(_)
             | Report::Drained
+            | Report::Doubted(_)
             | Report::Opened(..)
             | Report::OpenedHere(..)
             | Report::PortDropped(_) => {}

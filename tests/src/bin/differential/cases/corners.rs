@@ -42,6 +42,17 @@ pub(super) const CASES: &[Case] = &[
         Needs::Processes,
         exit_with_bytes_unread,
     ),
+    once("killed_closes", Needs::Processes, killed_closes),
+    once(
+        "killed_with_bytes_unread",
+        Needs::Processes,
+        killed_with_bytes_unread,
+    ),
+    once(
+        "killed_while_the_far_end_sends",
+        Needs::Processes,
+        killed_while_the_far_end_sends,
+    ),
     once("shutdown_in_child", Needs::Processes, shutdown_in_child),
 ];
 
@@ -234,6 +245,77 @@ fn exit_with_bytes_unread(stage: &mut Stage) {
     });
     stage.b("reset", |b| b.ready(RESET));
     stage.b("recv", |b| b.recv(5, 0));
+}
+
+/// A child that only holds the connection.
+fn holder() -> sys::Ret {
+    let (end, held) = sys::pipe();
+    let pid = sys::fork();
+    if pid == Ok(0) {
+        // Nobody ever writes.
+        let _ = sys::read(end, &mut [0]);
+        sys::exit_now(0);
+    }
+    let _ = (sys::close(end), sys::close(held));
+    pid
+}
+
+/// Leaves the connection to a child, and kills that.
+fn leave_and_kill(a: &mut End) -> String {
+    let pid = holder();
+    let closed = a.close();
+    let killed = sys::kill(pid);
+    format!("{closed} {} {}", show::ret(killed), sys::wait_for(pid))
+}
+
+/// The last holder is killed, while the process that made the connection goes on.
+fn killed_closes(stage: &mut Stage) {
+    stage.connect();
+    stage.a("say", |a| a.say("last words"));
+    stage.a("kill", leave_and_kill);
+    stage.b("hear", |b| b.hear(11));
+    stage.b("send", |b| b.send(b"x", 0));
+    stage.b("reset", |b| b.ready(FIN | libc::POLLERR | libc::POLLHUP));
+    stage.b("send again", |b| b.send(b"x", 0));
+}
+
+fn killed_with_bytes_unread(stage: &mut Stage) {
+    for sends in [false, true] {
+        stage.connect();
+        stage.a("say", |a| a.say("read"));
+        stage.b("say", |b| b.say("unread"));
+        stage.a("arrived", |a| a.arrived(6));
+        stage.a("kill", leave_and_kill);
+        stage.b("reset", |b| b.ready(RESET));
+        if sends {
+            stage.b("send", |b| b.send(b"x", 0));
+        }
+        stage.b("hear", |b| b.hear(5));
+        stage.b("send", |b| b.send(b"x", 0));
+        stage.b("SO_ERROR", |b| b.so_error());
+        stage.b("close", End::close);
+    }
+}
+
+/// With bytes unread, of course.
+fn killed_while_the_far_end_sends(stage: &mut Stage) {
+    stage.connect();
+    stage.both(
+        "kill",
+        |a| {
+            let _ = a.arrived(6);
+            std::thread::sleep(core::time::Duration::from_millis(100));
+            leave_and_kill(a)
+        },
+        |b| {
+            let error = loop {
+                if let Err(error) = sys::send(b.fd, &[b'x'; 65_536], 0) {
+                    break error;
+                }
+            };
+            format!("{} {}", show::ret(Err(error)), b.send(b"x", 0))
+        },
+    );
 }
 
 fn shutdown_in_child(stage: &mut Stage) {

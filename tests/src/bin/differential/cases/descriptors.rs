@@ -561,7 +561,9 @@ fn helper(stage: &mut Stage, helper: Helper) {
 fn left_to_a_stranger(stage: &mut Stage) {
     stage.connect();
     stage.a("helper", |a| {
-        let _ = child(|| sys::exec(c"/bin/sleep", c"0.4"));
+        let _ = sys::fcntl(a.fd, libc::F_SETFD, 0);
+        // Longer than the rest takes.
+        let _ = child(|| sys::exec(c"/bin/sleep", c"2"));
         std::thread::sleep(core::time::Duration::from_millis(100));
         a.say("last words")
     });
