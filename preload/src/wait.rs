@@ -13,6 +13,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use rdma_core::crowd::crowded_for;
 use rdma_core::event::{EventContext, WaitFor, WaitRef};
 use rdma_core::layout::{CPUS, ConnView};
 
@@ -55,9 +56,6 @@ const LONG_SHARED_YIELD_NS: u64 = 150_000;
 static CROWDED_UNTIL_NS: AtomicU64 = AtomicU64::new(0);
 /// How long they were last taken to be.
 static CROWDED_FOR_NS: AtomicU64 = AtomicU64::new(0);
-/// The first such time, and the longest: what another try costs must not matter.
-const CROWDED_MIN_NS: u64 = 8_000_000;
-const CROWDED_MAX_NS: u64 = 1_000_000_000;
 /// Looks between two readings of the clock.
 const LOOKS: u32 = 32;
 
@@ -201,16 +199,6 @@ fn note_crowd(now: u64) {
     let next = crowded_for(last, quiet);
     CROWDED_FOR_NS.store(next, Ordering::Relaxed);
     CROWDED_UNTIL_NS.store(now + next, Ordering::Relaxed);
-}
-
-/// How long nobody yields after a long yield: `last` time it was so long, and then `quiet` passed without one.
-fn crowded_for(last: u64, quiet: u64) -> u64 {
-    if quiet > last {
-        // Others were away for as long as they were taken to be there: start anew.
-        CROWDED_MIN_NS
-    } else {
-        (last * 2).min(CROWDED_MAX_NS)
-    }
 }
 
 /// A context in which a thread sleeps, entered into whatever it waits for.
@@ -402,22 +390,4 @@ fn clean_up() {
         }
     }
     contexts::give_back(number);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn crowds_that_stay_are_asked_ever_more_rarely() {
-        assert_eq!(crowded_for(0, 1), CROWDED_MIN_NS);
-        let mut last = CROWDED_MIN_NS;
-        for _ in 0..20 {
-            let next = crowded_for(last, 1);
-            assert!(next > last || next == CROWDED_MAX_NS);
-            last = next;
-        }
-        assert_eq!(last, CROWDED_MAX_NS);
-        assert_eq!(crowded_for(last, last + 1), CROWDED_MIN_NS);
-    }
 }

@@ -20,6 +20,7 @@
 //! * [`withdraw`]: what the daemon does to a slot and its connection to take it off the ring.
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
+//! * [`crowd`]: how waiters share processors with others.
 //!
 //! With the feature `link` (backends, not programs) also what two backends share:
 //!
@@ -41,6 +42,7 @@
 pub mod channel;
 pub mod control;
 pub mod counters;
+pub mod crowd;
 pub mod event;
 pub mod handshake;
 pub mod layout;

@@ -3,9 +3,13 @@
 //!
 //! The engine shares its processors with the programs that it serves, so it never pauses without yielding. How long
 //! it looks adapts to what comes of it: it doubles when something came, and halves when nothing did. Two engines that
-//! sleep answer each other so late that a short look never pays, so now and then there is a long one.
+//! sleep answer each other so late that a short look never pays, so now and then there is a long one. Where others
+//! want the processor it does without ([`rdma_core::crowd`]): one look that costs a slice of theirs is as long as
+//! hundreds of messages.
 
 use std::time::{Duration, Instant};
+
+use rdma_core::crowd::crowded_for;
 
 /// Longest time of looking.
 const WINDOW_MAX: Duration = Duration::from_micros(100);
@@ -24,6 +28,9 @@ pub(super) struct Idle {
     waits: u32,
     /// This look is one of those that are made although looking did not pay.
     probes: bool,
+    /// Until then nobody yields, and for how long that is.
+    crowded_until: Option<Instant>,
+    crowded_for: u64,
     /// Times that looking paid, and that it did not.
     pub(super) won: u64,
     pub(super) slept: u64,
@@ -36,6 +43,8 @@ impl Idle {
             since: None,
             waits: 0,
             probes: false,
+            crowded_until: None,
+            crowded_for: 0,
             won: 0,
             slept: 0,
         }
@@ -54,6 +63,10 @@ impl Idle {
     /// again.
     pub(super) fn idle(&mut self) -> bool {
         let now = Instant::now();
+        if self.crowded_until.is_some_and(|until| now < until) {
+            self.since = None;
+            return true;
+        }
         let since = match self.since {
             Some(since) => since,
             None => {
@@ -74,12 +87,22 @@ impl Idle {
             return true;
         }
         rustix::thread::sched_yield();
-        if now.elapsed() > YIELD_LONG {
-            // Sleepers are woken before those who only yield have their turn again.
+        let back = Instant::now();
+        if back.duration_since(now) > YIELD_LONG {
+            self.note_crowd(back);
             self.shrink();
             return true;
         }
         false
+    }
+
+    fn note_crowd(&mut self, now: Instant) {
+        let quiet = self
+            .crowded_until
+            .map_or(Duration::MAX, |until| now.saturating_duration_since(until));
+        let quiet = u64::try_from(quiet.as_nanos()).unwrap_or(u64::MAX);
+        self.crowded_for = crowded_for(self.crowded_for, quiet);
+        self.crowded_until = Some(now + Duration::from_nanos(self.crowded_for));
     }
 
     fn shrink(&mut self) {
