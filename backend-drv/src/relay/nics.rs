@@ -17,14 +17,10 @@ use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slic
 
 /// Frames that are prepared at once.
 const BATCH: usize = 64;
-/// Fewer frames than this in one call, and no second call is made in the same round.
-const FEW: usize = 16;
 /// Kind of a frame that announces.
 const ANNOUNCE: u8 = 4;
 /// Backends that are remembered to have announced themselves.
 const HEARD_MAX: usize = 4096;
-/// Rounds of receiving before something else has its turn.
-const RECEIVE_ROUNDS: usize = 4;
 /// HELLOs to a backend that was never heard of; one to two seconds.
 const HELLO_TRIES: u32 = 4;
 
@@ -199,7 +195,8 @@ impl Nics {
         }
     }
 
-    /// Takes what has come over NIC `port`. `stranger` is asked for the line of whoever was not heard of before.
+    /// Takes what has come over NIC `port`, as much as one call takes: a program that has little to say waits for no more
+    /// than that of others'. `stranger` is asked for the line of whoever was not heard of before.
     pub(super) fn receive(
         &mut self,
         index: usize,
@@ -212,55 +209,35 @@ impl Nics {
         };
         let by_address = &port.by_address;
         let announces = port.announcing.is_some();
-        let mut some = false;
-        for _ in 0..RECEIVE_ROUNDS {
-            let mut sink = |from: Address, frame: &mut [u8]| match by_address.get(&from) {
-                Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
-                    if let Err(why) = board.handle_frame(*line, now, frame) {
-                        tracing::trace!(%from, %why, "frame");
-                    }
-                }
-                _ => {
-                    if strangers.len() < BATCH {
-                        strangers.push((from, frame.to_vec()));
-                    }
-                }
-            };
-            match port.nic.receive(&mut sink) {
-                Ok(0) => break,
-                Ok(frames) => {
-                    some = true;
-                    // Most likely that was all; the next round sees.
-                    if frames < FEW {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
-                    break;
+        let mut sink = |from: Address, frame: &mut [u8]| match by_address.get(&from) {
+            Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
+                if let Err(why) = board.handle_frame(*line, now, frame) {
+                    tracing::trace!(%from, %why, "frame");
                 }
             }
-        }
-        some
+            _ => {
+                if strangers.len() < BATCH {
+                    strangers.push((from, frame.to_vec()));
+                }
+            }
+        };
+        port.nic.receive(&mut sink).map_or_else(
+            |error| {
+                tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
+                false
+            },
+            |frames| frames > 0,
+        )
     }
 
-    /// Sends what the lines have, as far as the NICs take it. True if anything was sent.
+    /// Sends one batch of what the lines have, as far as the NICs take it. True if anything was sent.
     pub(super) fn transmit(&mut self, now: Time, board: &mut Switchboard) -> bool {
         let mut some = false;
         for port in &mut self.ports {
-            // Bounded, so that receiving has its turn.
-            for _ in 0..RECEIVE_ROUNDS {
-                if port.ready.is_empty() {
-                    port.prepare(now, board);
-                }
-                if port.ready.is_empty() {
-                    break;
-                }
-                some = true;
-                if !port.send(board) {
-                    break;
-                }
+            if port.ready.is_empty() {
+                port.prepare(now, board);
             }
+            some |= !port.ready.is_empty() && port.send(board);
         }
         some
     }
@@ -354,7 +331,7 @@ impl Port {
         }
     }
 
-    /// Sends the batch; false if the NIC did not take all of it.
+    /// Sends the batch, or what the NIC takes of it; false if that is nothing.
     fn send(&mut self, board: &Switchboard) -> bool {
         let mut batch: ArrayVec<Outgoing<'_>, BATCH> = ArrayVec::new();
         for ready in &self.ready {
@@ -379,7 +356,7 @@ impl Port {
         };
         drop(batch);
         self.spare.extend(self.ready.drain(..sent));
-        self.ready.is_empty()
+        sent > 0
     }
 }
 

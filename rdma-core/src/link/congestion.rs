@@ -5,12 +5,12 @@
 //! * A loss by itself is no sign of congestion: some paths lose one frame in a hundred at any rate. The
 //!   window is cut when the *share* of lost frames is above [`TOLERATED`]; below it, it only shrinks by
 //!   what was lost.
-//! * The window stops growing while the queue that it causes costs more than [`Limits::queue_delay`]:
-//!   else one domain that floods would make every other one wait.
+//! * The window shrinks while the queue that it causes costs more than [`Limits::queue_delay`]: what waits in a
+//!   driver makes every other domain wait as well, and fits no cache.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
 use super::rtt::Rtt;
-use super::time::{MILLISECOND, SECOND, Time};
+use super::time::{MICROSECOND, SECOND, Time};
 
 /// Frames at the start of a session, and after its path fell silent for long.
 const FRAMES_INITIAL: u64 = 16;
@@ -32,7 +32,10 @@ const CUT: f64 = 0.7;
 
 /// A window of so many bytes is never held down for the delay that it causes: where the backends share
 /// their processors with others, much of the delay is waiting for those.
-const QUEUE_MIN: u64 = 1 << 20;
+const QUEUE_MIN: u64 = 512 << 10;
+
+/// What is left of the window after a round in which the queue was long: all but this part.
+const QUEUE_SHARE: u64 = 8;
 
 /// CUBIC's constant, in frames per second cubed.
 const CUBIC: f64 = 0.4;
@@ -48,7 +51,7 @@ pub(super) struct Limits {
 
 impl Limits {
     /// A queue that costs less than this is not worth a slower sender.
-    pub(super) const QUEUE_DELAY: u64 = MILLISECOND;
+    pub(super) const QUEUE_DELAY: u64 = 250 * MICROSECOND;
 }
 
 /// The window and its history.
@@ -189,6 +192,9 @@ impl Congestion {
             if newest >= self.round_end {
                 self.last_least = core::mem::replace(&mut self.round_least, u64::MAX);
                 self.round_end = now;
+                if self.queue_is_long(rtt) {
+                    self.shrink();
+                }
             }
         }
         if newest_lost.is_some_and(|lost| self.cut_at.is_none_or(|cut| lost > cut)) {
@@ -240,6 +246,15 @@ impl Congestion {
             && least > rtt.least.saturating_add(self.limits.queue_delay)
     }
 
+    /// Down, but not below what is always allowed; from here on it grows slowly.
+    fn shrink(&mut self) {
+        self.window = (self.window - self.window / QUEUE_SHARE).max(QUEUE_MIN);
+        self.clamp();
+        self.threshold = self.threshold.min(self.window);
+        self.window_before = as_f64(self.window) / as_f64(self.frame);
+        self.epoch = None;
+    }
+
     fn grow(&mut self, now: Time, rtt: &Rtt, credit: u64) {
         if self.window < self.threshold {
             self.window += credit;
@@ -288,6 +303,8 @@ const fn as_u64(value: f64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    use crate::link::time::MILLISECOND;
 
     const FRAME: u64 = 1500;
 
@@ -382,7 +399,7 @@ mod tests {
             rtt.sample(now, 5 * MILLISECOND, 0);
             round(&mut c, &rtt, &mut now, 0);
         }
-        assert!((QUEUE_MIN..3 * QUEUE_MIN).contains(&c.window()));
+        assert!((QUEUE_MIN..2 * QUEUE_MIN).contains(&c.window()));
         c.collapse();
         assert_eq!(c.window(), FRAMES_MIN * FRAME);
     }
