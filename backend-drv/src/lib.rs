@@ -52,6 +52,7 @@ pub mod relay;
 pub mod report;
 pub mod reporter;
 pub mod rescue;
+pub mod scheduling;
 pub mod shared;
 pub mod sock_diag;
 pub mod space;

@@ -28,6 +28,7 @@ use super::{Command, Kept, Report, Share, Waiting};
 use crate::ids::{PeerId, Process};
 use crate::keeper::record::Records;
 use crate::nic::Address;
+use crate::scheduling;
 use crate::wake::Waiters;
 
 /// Events taken from epoll at once.
@@ -138,6 +139,9 @@ impl Engine {
 
     /// Works until it is told to stop.
     pub(super) fn run(mut self, kept: Kept) {
+        if let Err(error) = scheduling::ask_for_short_slices() {
+            tracing::debug!(%error, "the scheduler's usual slices");
+        }
         self.restore(kept);
         while !self.stopping {
             let busy = self.round();
