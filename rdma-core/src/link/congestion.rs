@@ -51,7 +51,7 @@ pub(super) struct Limits {
 
 impl Limits {
     /// A queue that costs less than this is not worth a slower sender.
-    pub(super) const QUEUE_DELAY: u64 = 250 * MICROSECOND;
+    pub(super) const QUEUE_DELAY: u64 = 100 * MICROSECOND;
 }
 
 /// The window and its history.
