@@ -1,5 +1,5 @@
 //! What the compiler cannot check: mapping memory and sending from it, adopting an inherited descriptor,
-//! and one socket option. With `nic::sys` the only unsafe code of the crate.
+//! ringing by the kernel, and one socket option. With `nic::sys` the only unsafe code of the crate.
 //!
 //! A [`Mapping`] is made of private memory, of memory whose size is sealed, so that no other holder can make a
 //! page disappear under the daemon, or of the memory of a device, whose size is the device's. It gives out references
@@ -238,4 +238,113 @@ pub fn netns_cookie(socket: impl AsFd) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(cookie)
+}
+
+/// Notices of asynchronous operations, by which the kernel itself adds to an eventfd. Unlike a write that never waits,
+/// whoever else holds the eventfd and whatever flags he sets; at the most the count stays as high as it can be.
+#[derive(Debug)]
+pub struct Notices {
+    context: libc::c_ulong,
+    /// What is read: there is nothing.
+    null: OwnedFd,
+}
+
+/// Notices that may be under way; each is done when it has been asked for.
+const NOTICES: usize = 256;
+/// `IOCB_CMD_PREAD` and `IOCB_FLAG_RESFD` of linux/aio_abi.h.
+const READ: u16 = 0;
+const TELLS_EVENTFD: u32 = 1;
+
+/// `struct iocb`.
+#[repr(C)]
+#[derive(Default)]
+struct Operation {
+    data: u64,
+    key: [u32; 2],
+    opcode: u16,
+    priority: i16,
+    file: u32,
+    buffer: u64,
+    bytes: u64,
+    offset: i64,
+    reserved: u64,
+    flags: u32,
+    eventfd: u32,
+}
+
+impl Notices {
+    /// # Errors
+    /// The kernel has no asynchronous operations, or no more of them.
+    pub fn new() -> io::Result<Self> {
+        let null = std::fs::File::open("/dev/null")?;
+        let mut context: libc::c_ulong = 0;
+        // SAFETY: a pointer to a word that is zero, as the call wants it.
+        let result = unsafe { libc::syscall(libc::SYS_io_setup, NOTICES, &raw mut context) };
+        if result < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            context,
+            null: null.into(),
+        })
+    }
+
+    /// Adds 1 to an eventfd.
+    ///
+    /// # Errors
+    /// `InvalidInput`: it is none.
+    pub fn add_to(&self, eventfd: BorrowedFd<'_>) -> io::Result<()> {
+        let number = |fd: BorrowedFd<'_>| u32::try_from(fd.as_raw_fd()).unwrap_or(u32::MAX);
+        let operation = Operation {
+            opcode: READ,
+            file: number(self.null.as_fd()),
+            flags: TELLS_EVENTFD,
+            eventfd: number(eventfd),
+            ..Operation::default()
+        };
+        match self.submit(&operation) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                self.forget_done();
+                self.submit(&operation)
+            }
+            result => result,
+        }
+    }
+
+    fn submit(&self, operation: &Operation) -> io::Result<()> {
+        let list = [core::ptr::from_ref(operation)];
+        // SAFETY: a list of one operation, which the kernel copies; it reads nothing into no memory.
+        let done = unsafe { libc::syscall(libc::SYS_io_submit, self.context, 1, list.as_ptr()) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Makes room: the kernel keeps what it has done until somebody has looked.
+    fn forget_done(&self) {
+        let mut done = [[0u64; 4]; NOTICES];
+        let at_once = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: 0,
+        };
+        // SAFETY: room for as many events, of 32 bytes each, and a time.
+        let _ = unsafe {
+            libc::syscall(
+                libc::SYS_io_getevents,
+                self.context,
+                0,
+                NOTICES,
+                done.as_mut_ptr(),
+                &raw const at_once,
+            )
+        };
+    }
+}
+
+impl Drop for Notices {
+    fn drop(&mut self) {
+        // SAFETY: made by io_setup, and not used any more.
+        unsafe { libc::syscall(libc::SYS_io_destroy, self.context) };
+    }
 }

@@ -20,13 +20,14 @@
 //! patience I MS       -> ok           SO_RCVTIMEO and SO_SNDTIMEO
 //! limit WHAT N        -> ok           WHAT is nofile or as
 //! fds                 -> N N N        open descriptors
+//! jam                 -> ret N        fills its N eventfds, for good, so that whoever writes to them waits
 //! ```
 
-#![expect(unsafe_code, reason = "fork, exec")]
+#![expect(unsafe_code, reason = "fork, exec, descriptors of the library")]
 
 use std::io::{BufRead, Error, Read, Result, Write};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -126,6 +127,7 @@ impl Agent {
                 return done();
             }
             "fds" => return fds(),
+            "jam" => return jam(),
             _ => {}
         }
         let index = number(0);
@@ -365,4 +367,27 @@ fn fds() -> Result<String> {
     }
     numbers.sort();
     Ok(numbers.join(" "))
+}
+
+/// By raw system calls: they are the library's.
+fn jam() -> Result<String> {
+    let mut jammed = 0;
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let entry = entry?;
+        let target = std::fs::read_link(entry.path()).unwrap_or_default();
+        if target.as_os_str() != "anon_inode:[eventfd]" {
+            continue;
+        }
+        let number = entry.file_name().to_string_lossy().parse();
+        // SAFETY: open, and the library closes its eventfds only with what they are for.
+        let bell = unsafe { BorrowedFd::borrow_raw(number.expect("a number")) };
+        let own = rustix::io::dup(bell)?;
+        rustix::fs::fcntl_setfl(&own, rustix::fs::OFlags::empty())?;
+        std::thread::spawn(move || {
+            // Waits until the library has emptied it.
+            while rustix::io::write(&own, &(u64::MAX - 1).to_ne_bytes()).is_ok() {}
+        });
+        jammed += 1;
+    }
+    Ok(format!("ret {jammed}"))
 }

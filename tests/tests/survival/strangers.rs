@@ -284,3 +284,30 @@ fn a_connection_that_is_revoked() {
         duo.stream(index, MIB);
     }
 }
+
+/// Its doorbells are full whenever the daemon rings, and whoever writes to them waits.
+#[test]
+fn a_program_that_jams_its_doorbells() {
+    let daemon = Daemon::start();
+    let Some(mut hostile) = relayed(&daemon) else {
+        return;
+    };
+    // Now it has doorbells.
+    hostile.server.tell("recv 0 1");
+    settle();
+    assert_eq!(hostile.client.ask("send 0 1"), "ret 1");
+    assert_eq!(hostile.server.answer(), "ret 1");
+    assert_ne!(hostile.server.ask("jam"), "ret 0");
+    let mut others = strangers(&daemon).expect("as before");
+    others.connect(0);
+    others.warm_up(0, Way::Ring);
+    let before = others.kernel(0);
+    hostile.server.tell("pong 0 20000");
+    hostile.client.tell("ping 0 20000");
+    others.stream(0, 64 * MIB);
+    others.both("ping 0 1000", "pong 0 1000");
+    assert_eq!(others.kernel(0), before, "all of it went by the rings");
+    let answers = [hostile.client.answer(), hostile.server.answer()];
+    assert_eq!(answers, ["ok", "ok"]);
+    assert_eq!(relayed_at(&daemon), 4);
+}

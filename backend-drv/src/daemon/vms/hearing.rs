@@ -10,6 +10,7 @@ use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Pairing;
 
 use crate::daemon::Daemon;
+use crate::doorbell;
 use crate::ids::{PeerId, Process};
 use crate::relay::Command;
 use crate::vm::connections::relay_id;
@@ -63,7 +64,7 @@ impl Daemon {
         if let Some(tenancy) = self.vms.tenancy(vm)
             && let Some(bell) = tenancy.group.bell(crate::vm::server::HOST, 0)
         {
-            super::ring(bell.as_fd());
+            doorbell::ring(bell.as_fd());
         }
     }
 
@@ -221,7 +222,7 @@ impl Daemon {
         if let Ok(own) = bell.as_fd().try_clone_to_owned()
             && program.waiters.add_doorbell(context, own)
         {
-            super::ring(bell.as_fd());
+            doorbell::ring(bell.as_fd());
         }
         // Whoever knows the program already.
         let knowing = self.who_knows(process);

@@ -12,6 +12,7 @@ use super::hearing::GUEST_UID;
 use crate::broker::Filter;
 use crate::carving::Place;
 use crate::daemon::Daemon;
+use crate::doorbell;
 use crate::ids::{ConnectionId, Process};
 use crate::pairing::Tuple;
 use crate::relay::Command;
@@ -243,7 +244,7 @@ impl Daemon {
                 && program.waiters.post(who)
                 && let Some(bell) = program.waiters.doorbell_to_ring(who.context.into())
             {
-                super::ring(bell.as_fd());
+                doorbell::ring(bell.as_fd());
             }
         }
     }

@@ -13,9 +13,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use rdma_core::channel::{CONTROL_VECTOR, Down};
+use rustix::io::ReadWriteFlags;
 use rustix::net::SocketFlags;
 
 use super::Daemon;
+use crate::doorbell;
 use crate::keeper::Item;
 use crate::vm::seat::Seat;
 use crate::vm::server::HOST;
@@ -229,17 +231,39 @@ impl Daemon {
             && let Some(tenancy) = self.vms.tenancy(vm)
             && let Some(bell) = tenancy.group.bell(member, CONTROL_VECTOR)
         {
-            ring(bell.as_fd());
+            doorbell::ring(bell.as_fd());
         }
     }
 }
 
-/// Takes what an eventfd of ours has counted.
+/// Takes what an eventfd of ours has counted. QEMU has it too, and could make it wait.
 fn silence(bell: BorrowedFd<'_>) {
-    let _ = rustix::io::read(bell, &mut [0u8; 8]);
+    let mut count = [0u8; 8];
+    let mut parts = [io::IoSliceMut::new(&mut count)];
+    let _ = rustix::io::preadv2(bell, &mut parts, u64::MAX, ReadWriteFlags::NOWAIT);
 }
 
-/// Rings an eventfd of ours, which does not block: QEMU has it too, and the guest has not.
-pub(in crate::daemon) fn ring(bell: BorrowedFd<'_>) {
-    let _ = rustix::io::write(bell, &1u64.to_ne_bytes());
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use nix::sys::eventfd::{EfdFlags, EventFd};
+
+    use super::*;
+
+    #[test]
+    fn an_eventfd_that_blocks_is_silenced_without_waiting() {
+        let bell = EventFd::from_flags(EfdFlags::empty()).expect("an eventfd");
+        assert!(bell.write(3).is_ok());
+        let (told, done) = channel();
+        std::thread::spawn(move || {
+            silence(bell.as_fd());
+            assert!(bell.write(u64::MAX - 1).is_ok(), "it was taken");
+            silence(bell.as_fd());
+            silence(bell.as_fd());
+            let _ = told.send(());
+        });
+        assert_eq!(done.recv_timeout(Duration::from_secs(20)), Ok(()));
+    }
 }
