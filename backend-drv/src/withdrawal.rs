@@ -37,6 +37,12 @@ impl Seat {
         (slot.meta.generation.load(Ordering::Acquire) == self.generation).then_some(slot)
     }
 
+    /// Whether this is said to be why the connection is on TCP.
+    fn is_told(&self, reason: Reason) -> bool {
+        self.look()
+            .is_some_and(|slot| slot.meta.reason.load(Ordering::Relaxed) == reason.code())
+    }
+
     /// Says why the connection is on TCP, if nothing is said yet.
     fn tell(&self, reason: Reason) {
         if let Some(slot) = self.look() {
@@ -118,6 +124,12 @@ impl Withdrawal {
     }
 
     fn revoke(&self, states: [&EndState; 2]) -> Withdrawn {
+        // The programs themselves may be following an earlier one meanwhile.
+        let is_first = !self
+            .seats
+            .iter()
+            .flatten()
+            .all(|seat| seat.is_told(Reason::Revoked));
         let before = self.states();
         let [zero, one] = states;
         let mut behind = [false; 2];
@@ -136,7 +148,7 @@ impl Withdrawal {
                 }
             }
             if !again {
-                let changed = before != self.states();
+                let changed = is_first && before != self.states();
                 if changed {
                     for seat in self.seats.iter().flatten() {
                         seat.tell(Reason::Revoked);

@@ -11,9 +11,12 @@ use rdma_core::slot::TxState;
 use super::{Step, publish};
 use crate::conn::Conn;
 use crate::downgrade::{self, Resent};
-use crate::ops::{epoll, lock, recv::break_conn};
+use crate::ops::{epoll, lock, ready, recv::break_conn};
 use crate::user::Buffers;
 use crate::{kernel, kick, relayed, upgrade};
+
+/// How long a FIN may take after the word that it comes: the far end is between two lines of its close.
+const END_NS: u64 = 100_000_000;
 
 /// One look at wherever the bytes go now.
 pub(super) fn step(conn: &'static Conn, fd: c_int, buffers: &mut Buffers, dont_wait: bool) -> Step {
@@ -61,6 +64,9 @@ fn look(
             }
         }
         TxState::Kernel | TxState::Switching | TxState::Done | TxState::Returned => {
+            if tx.state() == TxState::Kernel && view.theirs.state.is_reader_gone() {
+                let_the_end_come(fd);
+            }
             return Step::Native;
         }
         TxState::Returning => return resend(conn, view, fd),
@@ -79,6 +85,7 @@ fn look(
             return Step::Error(error);
         }
         // The kernel answers: its socket is closed as well, or serves somebody without a ring.
+        let_the_end_come(fd);
         tx.set_state(TxState::Done);
         return Step::Native;
     }
@@ -102,6 +109,21 @@ fn look(
     buffers.fill(&ring, &mut cursor, len);
     publish(conn, view, &ring, &cursor);
     Step::Moved
+}
+
+/// The far end says that it reads no more, and is about to close its socket. What the kernel brings there before that is
+/// unread, and answered by a reset at once; behind the FIN it is lost first, as without a ring.
+#[cold]
+fn let_the_end_come(fd: c_int) {
+    if kernel::poll_now(fd, libc::POLLRDHUP) == 0 {
+        let end = libc::pollfd {
+            fd,
+            events: libc::POLLRDHUP,
+            revents: 0,
+        };
+        // Interrupted or too late: then so be it.
+        let _ = ready::kernel_poll(&mut [end], Some(END_NS));
+    }
 }
 
 /// As [`look`], for what the far end left in the ring.
