@@ -13,6 +13,7 @@ use rdma_core::slot::{Slot, Stage};
 use rdma_core::sync::Ordering;
 
 use crate::ids::{ConnectionId, Process};
+use crate::keeper::record::Origin;
 use crate::shared::SlotArena;
 
 /// Finished sessions remembered per user; the oldest is forgotten first.
@@ -157,6 +158,8 @@ pub struct Ledger {
     pub programs: DashMap<Process, Arc<ProgramRecord>>,
     /// Attached slots of programs that are here now.
     pub links: DashMap<(Process, u32), Link>,
+    /// Relayed connections that a daemon before this one has made.
+    pub survivors: DashMap<ConnectionId, Origin>,
     /// Totals of programs that left, by user and session.
     sessions: DashMap<(u32, u64), Totals>,
     order: Mutex<HashMap<u32, VecDeque<u64>>>,
@@ -192,6 +195,7 @@ impl Ledger {
             vms: Mutex::default(),
             programs: DashMap::new(),
             links: DashMap::new(),
+            survivors: DashMap::new(),
             sessions: DashMap::new(),
             order: Mutex::new(HashMap::new()),
             moves: AtomicU64::new(0),

@@ -118,10 +118,28 @@ fn status(ledger: &Ledger, settings: &Settings, viewer: u32) -> Value {
         },
         "processes": processes,
         "connections": connections,
+        "survivors": survivors(ledger, viewer),
         "relay": *ledger.relay.lock().unwrap_or_else(PoisonError::into_inner),
         "vms": *ledger.vms.lock().unwrap_or_else(PoisonError::into_inner),
         "complete": complete,
     })
+}
+
+/// Connections that a daemon before this one has made: nobody knows more of them.
+fn survivors(ledger: &Ledger, viewer: u32) -> Vec<Value> {
+    let all = ledger.survivors.iter();
+    let seen = all.filter(|entry| may_see(viewer, entry.uid));
+    let mut list: Vec<_> = seen.map(|entry| (*entry.key(), *entry.value())).collect();
+    list.sort_by_key(|(id, _)| *id);
+    let shown = list.into_iter().take(LISTED_MAX).map(|(id, origin)| {
+        json!({
+            "conn_id": id.0,
+            "own": origin.tuple.own.to_string(),
+            "far": origin.tuple.far.to_string(),
+            "uid": origin.uid,
+        })
+    });
+    shown.collect()
 }
 
 fn process(program: &ProgramRecord) -> Value {

@@ -211,6 +211,9 @@ impl Broker {
                 owner = registration.uid;
             }
         }
+        if let Some(own) = relay.as_ref().and_then(Relay::own) {
+            self.abroad.insert(own, connection);
+        }
         self.connections.insert(
             connection,
             Connection {
@@ -286,7 +289,7 @@ impl Broker {
 
     /// Takes back a connection that nobody has been told of.
     pub(super) fn undo(&mut self, connection: ConnectionId, reason: Reason) {
-        let Some(entry) = self.connections.remove(&connection) else {
+        let Some(entry) = self.forget_connection(connection) else {
             return;
         };
         if let Some(relay) = entry.relay {

@@ -146,6 +146,8 @@ pub struct Broker {
     by_key: HashMap<Key, RegistrationId>,
     by_tuple: HashMap<Tuple, Vec<RegistrationId>>,
     connections: HashMap<ConnectionId, Connection>,
+    /// Connections with a far end on another host, by the registration here, which may be gone.
+    abroad: HashMap<RegistrationId, ConnectionId>,
     carving: Carving,
     paid: HashMap<ArenaId, Paid>,
     /// Attached registrations of programs that left, by program.
@@ -173,6 +175,7 @@ impl Broker {
             by_key: HashMap::new(),
             by_tuple: HashMap::new(),
             connections: HashMap::new(),
+            abroad: HashMap::new(),
             carving: Carving::default(),
             paid: HashMap::new(),
             leaving: HashMap::new(),
@@ -478,9 +481,19 @@ impl Broker {
             && entry.holds == 0
         {
             let place = entry.place;
-            self.connections.remove(&connection);
+            self.forget_connection(connection);
             self.actions.push_back(Action::Recycle { place });
         }
+    }
+
+    fn forget_connection(&mut self, connection: ConnectionId) -> Option<Connection> {
+        let entry = self.connections.remove(&connection)?;
+        if let Some(own) = entry.relay.as_ref().and_then(Relay::own)
+            && self.abroad.get(&own) == Some(&connection)
+        {
+            self.abroad.remove(&own);
+        }
+        Some(entry)
     }
 
     /// The memory at `place` has been zeroed, or could not be.

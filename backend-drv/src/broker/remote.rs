@@ -102,6 +102,11 @@ impl Relay {
             FarHalf::Here(_) => None,
         }
     }
+
+    /// The registration here, if the far half is on another host.
+    pub(super) fn own(&self) -> Option<RegistrationId> {
+        Some(self.abroad()?.own_id)
+    }
 }
 
 /// Offers that nobody here has answered.

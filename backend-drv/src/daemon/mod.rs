@@ -131,7 +131,7 @@ pub struct Daemon {
     kept: Option<Kept>,
     survivors: Survivors,
     /// By the number under which a program knows the relay.
-    ports: HashMap<Process, relays::Port>,
+    ports: relays::Ports,
     doomed: Vec<u64>,
     /// Clients whose messages wait until the system has room for them.
     stalled: Vec<u64>,
@@ -253,7 +253,7 @@ impl Daemon {
             keeper,
             kept,
             survivors,
-            ports: HashMap::new(),
+            ports: relays::Ports::default(),
             doomed: Vec::new(),
             stalled: Vec::new(),
             inbox: Inbox::new(),

@@ -156,7 +156,7 @@ impl Daemon {
             let process = Process(self.last_process);
             let taken = self.programs.contains_key(&process)
                 || self.departed.contains_key(&process)
-                || self.ports.contains_key(&process)
+                || self.ports.has(process)
                 || self.survivors.has_number(process);
             if !taken {
                 return Some(process);

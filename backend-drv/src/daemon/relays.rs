@@ -1,8 +1,9 @@
 //! Connections that are relayed: what the broker wants of the relay, and what the relay reports.
 
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
@@ -19,13 +20,47 @@ use crate::vm::connections::of_relay;
 use crate::wake::Waiters;
 use crate::workers::Job;
 
-/// What a program knows of the relay.
-#[derive(Debug)]
-pub(super) struct Port {
-    /// The program.
-    program: Process,
-    /// Its context and doorbell, once there is a connection to relay.
-    waiters: Option<Arc<Waiters>>,
+/// What programs know of the relay.
+#[derive(Debug, Default)]
+pub(super) struct Ports {
+    /// Context and doorbell by the number that the program has for the relay, once there is a connection to relay.
+    waiters: HashMap<Process, Option<Arc<Waiters>>>,
+    /// That number, by program.
+    numbers: HashMap<Process, Process>,
+}
+
+impl Ports {
+    fn insert(&mut self, program: Process, number: Process) {
+        self.waiters.insert(number, None);
+        self.numbers.insert(program, number);
+    }
+
+    fn open(&mut self, number: Process, waiters: Arc<Waiters>) {
+        self.waiters.insert(number, Some(waiters));
+    }
+
+    /// What the program had, if it was open.
+    fn remove(&mut self, program: Process) -> Option<Arc<Waiters>> {
+        let number = self.numbers.remove(&program)?;
+        self.waiters.remove(&number)?
+    }
+
+    /// Whether a number is in use.
+    pub(super) fn has(&self, number: Process) -> bool {
+        self.waiters.contains_key(&number)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.waiters.len()
+    }
+
+    fn get(&self, number: Process) -> Option<&Arc<Waiters>> {
+        self.waiters.get(&number)?.as_ref()
+    }
+
+    fn number(&self, program: Process) -> Option<Process> {
+        self.numbers.get(&program).copied()
+    }
 }
 
 impl Daemon {
@@ -35,35 +70,23 @@ impl Daemon {
             return None;
         }
         let number = self.free_number()?;
-        let port = Port {
-            program,
-            waiters: None,
-        };
-        self.ports.insert(number, port);
+        self.ports.insert(program, number);
         Some(number)
     }
 
     /// Nothing of a program is needed any more.
     pub(super) fn drop_port(&mut self, program: Process) {
         self.forget_program(program);
-        let relay = self.relay.as_ref();
-        self.ports.retain(|_, port| {
-            if port.program != program {
-                return true;
-            }
-            if let (Some(_), Some(relay)) = (&port.waiters, relay) {
-                relay.send(Command::RemovePort(program));
-            }
-            false
-        });
+        if self.ports.remove(program).is_some() {
+            self.command(Command::RemovePort(program));
+        }
     }
 
     /// The descriptor that goes beside a message about the relay.
     pub(super) fn beside_port(&self, beside: Beside) -> Option<Arc<std::os::fd::OwnedFd>> {
-        let waiters = |number| self.ports.get(&number)?.waiters.as_ref();
         match beside {
-            Beside::Events(number) => Some(Arc::clone(waiters(number)?.events.memory())),
-            Beside::Doorbell(number, context) => waiters(number)?.doorbell(context),
+            Beside::Events(number) => Some(Arc::clone(self.ports.get(number)?.events.memory())),
+            Beside::Doorbell(number, context) => self.ports.get(number)?.doorbell(context),
             Beside::Arena(_) => None,
         }
     }
@@ -83,9 +106,10 @@ impl Daemon {
 
     /// The backend of another host for the programs at an address.
     pub(super) fn backend_for(&self, addr: IpAddr) -> Option<PeerId> {
-        let peers = self.relay.as_ref()?.peers().lock();
-        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
-        peers.reach(addr, Instant::now())
+        self.relay
+            .as_ref()?
+            .lock_peers()
+            .reach(addr, Instant::now())
     }
 
     /// Has the socket of a registration looked at.
@@ -192,23 +216,19 @@ impl Daemon {
 
     /// Makes the program's port, if this is its first connection to be relayed.
     fn try_open_relay(&mut self, process: Process) -> Option<()> {
-        let found = self
-            .ports
-            .iter_mut()
-            .find(|(_, port)| port.program == process);
-        let (number, port) = found?;
-        if port.waiters.is_some() {
+        let number = self.ports.number(process)?;
+        if self.ports.get(number).is_some() {
             return Some(());
         }
         let program = self.programs.get(&process)?;
         let events = EventMemory::create().ok()?;
         let bell = relay::doorbell().ok()?;
         let kept = bell.try_clone().ok()?;
-        let own = Waiters::new(*number, program.record.uid, events);
+        let own = Waiters::new(number, program.record.uid, events);
         let _nobody_knows_it = own.add_doorbell(0, bell);
         let own = Arc::new(own);
-        port.waiters = Some(Arc::clone(&own));
         let program = Arc::clone(&program.waiters);
+        self.ports.open(number, Arc::clone(&own));
         self.keep_program(process, &own, &kept);
         self.command(Command::AddPort {
             program,
@@ -301,11 +321,7 @@ impl Daemon {
             let Some(relay) = &self.relay else {
                 return;
             };
-            let may = {
-                let peers = relay.peers().lock();
-                let peers = peers.unwrap_or_else(PoisonError::into_inner);
-                peers.may_own(peer, names.own.ip())
-            };
+            let may = relay.lock_peers().may_own(peer, names.own.ip());
             if !may {
                 if self.may_log() {
                     tracing::warn!(%peer, address = %names.own, "a backend offers what is not its own");

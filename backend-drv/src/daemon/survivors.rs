@@ -5,7 +5,7 @@
 //! descriptor; then the kernel is asked which of its sockets are still held, by children for example, and asked again
 //! for those from time to time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -32,7 +32,13 @@ const PAUSES_MS: [u64; 4] = [1, 20, 200, 1000];
 #[derive(Debug)]
 pub(super) struct Survivors {
     connections: HashMap<ConnectionId, Survivor>,
+    by_program: HashMap<Process, BTreeSet<ConnectionId>>,
+    /// How many lie in each arena.
+    by_arena: HashMap<ArenaId, usize>,
     programs: HashMap<Process, Program>,
+    /// Their ports.
+    ports: HashSet<Process>,
+    by_token: HashMap<u64, Process>,
     /// Users who pay for memory.
     paid: HashMap<ArenaId, (u32, Holdings)>,
     looks: Agenda<Process>,
@@ -65,7 +71,11 @@ impl Survivors {
     pub(super) fn none() -> Self {
         Self {
             connections: HashMap::new(),
+            by_program: HashMap::new(),
+            by_arena: HashMap::new(),
             programs: HashMap::new(),
+            ports: HashSet::new(),
+            by_token: HashMap::new(),
             paid: HashMap::new(),
             looks: Agenda::endless(&PAUSES_MS),
         }
@@ -73,8 +83,7 @@ impl Survivors {
 
     /// Whether a number of programs and ports is in use.
     pub(super) fn has_number(&self, number: Process) -> bool {
-        let has = |(process, host): (&Process, &Program)| *process == number || host.port == number;
-        self.programs.iter().any(has)
+        self.programs.contains_key(&number) || self.ports.contains(&number)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -86,10 +95,37 @@ impl Survivors {
         self.looks.next()
     }
 
-    /// The program whose end has this name in epoll.
-    fn by_token(&self, token: u64) -> Option<Process> {
-        let found = self.programs.iter().find(|(_, host)| host.token == token);
-        found.map(|(process, _)| *process)
+    fn insert(&mut self, id: ConnectionId, survivor: Survivor) {
+        let of_program = self.by_program.entry(survivor.process).or_default();
+        of_program.insert(id);
+        *self.by_arena.entry(survivor.arena).or_default() += 1;
+        self.connections.insert(id, survivor);
+    }
+
+    /// A connection that is over, whether it was the last of its arena, and of its program.
+    fn remove(&mut self, id: ConnectionId) -> Option<(Survivor, bool, bool)> {
+        let survivor = self.connections.remove(&id)?;
+        let left = self.by_arena.entry(survivor.arena).or_default();
+        *left = left.saturating_sub(1);
+        let is_last_of_arena = *left == 0;
+        if is_last_of_arena {
+            self.by_arena.remove(&survivor.arena);
+        }
+        let of_program = self.by_program.entry(survivor.process).or_default();
+        of_program.remove(&id);
+        let is_last = of_program.is_empty();
+        if is_last {
+            self.by_program.remove(&survivor.process);
+        }
+        Some((survivor, is_last_of_arena, is_last))
+    }
+
+    /// Forgets a program, whose connections are over.
+    fn remove_program(&mut self, process: Process) -> Option<Program> {
+        let host = self.programs.remove(&process)?;
+        self.ports.remove(&host.port);
+        self.by_token.remove(&host.token);
+        Some(host)
     }
 }
 
@@ -114,6 +150,7 @@ pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> (Kept, Survivors) {
             life: host.life,
             token: 0,
         };
+        survivors.ports.insert(program.port);
         survivors.programs.insert(process, program);
     }
     for (_, record, _) in &estate.connections {
@@ -127,7 +164,7 @@ pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> (Kept, Survivors) {
         let memory = Holdings::arena(record.place.arena_bytes);
         let payer = (record.origin.uid, memory);
         survivors.paid.insert(record.place.arena, payer);
-        survivors.connections.insert(record.connection, survivor);
+        survivors.insert(record.connection, survivor);
     }
     kept.connections = estate.connections;
     kept.records = estate.records;
@@ -167,6 +204,7 @@ impl Daemon {
             let user = Account::User(survivor.origin.uid);
             // Over the limit or not: it is there.
             survivor.paid = self.accounts.charge(user, Holdings::CONNECTION).is_ok();
+            self.ledger.survivors.insert(*id, survivor.origin);
         }
         let accounts = &self.accounts;
         self.survivors
@@ -176,6 +214,7 @@ impl Daemon {
         for (process, host) in &mut self.survivors.programs {
             self.last_token += 1;
             host.token = self.last_token;
+            self.survivors.by_token.insert(host.token, *process);
             let event = EpollEvent::new(EpollFlags::EPOLLIN, host.token);
             let watched = host
                 .life
@@ -189,7 +228,7 @@ impl Daemon {
 
     /// Whether an event was about the end of a survivor.
     pub(super) fn handle_survivor(&mut self, token: u64) -> bool {
-        let Some(process) = self.survivors.by_token(token) else {
+        let Some(process) = self.survivors.by_token.get(&token).copied() else {
             return false;
         };
         if let Some(host) = self.survivors.programs.get_mut(&process)
@@ -215,10 +254,17 @@ impl Daemon {
         };
         let mut gone = Vec::new();
         let mut held = 0;
-        for (id, survivor) in &mut self.survivors.connections {
-            if survivor.process != process || survivor.departed {
+        for id in self
+            .survivors
+            .by_program
+            .get(&process)
+            .into_iter()
+            .flatten()
+        {
+            let found = self.survivors.connections.get_mut(id);
+            let Some(survivor) = found.filter(|survivor| !survivor.departed) else {
                 continue;
-            }
+            };
             if is_held(&mut self.diag, &host.namespace, &survivor.origin) {
                 held += 1;
             } else {
@@ -266,18 +312,16 @@ impl Daemon {
 
     /// The relay has let go of a connection.
     pub(super) fn survivor_left(&mut self, id: ConnectionId) {
-        let Some(survivor) = self.survivors.connections.remove(&id) else {
+        let Some((survivor, is_last_of_arena, is_last)) = self.survivors.remove(id) else {
             return;
         };
+        self.ledger.survivors.remove(&id);
         self.broker.disinherit(&survivor.origin);
         if survivor.paid {
             let user = Account::User(survivor.origin.uid);
             self.accounts.discharge(user, Holdings::CONNECTION);
         }
-        let others = || self.survivors.connections.values();
-        let is_last_of_arena = !others().any(|other| other.arena == survivor.arena);
         let process = survivor.process;
-        let is_last = !others().any(|other| other.process == process);
         if is_last_of_arena {
             self.forget_arena(survivor.arena);
             if let Some((uid, memory)) = self.survivors.paid.remove(&survivor.arena) {
@@ -285,7 +329,7 @@ impl Daemon {
             }
         }
         if is_last {
-            if let Some(host) = self.survivors.programs.remove(&process)
+            if let Some(host) = self.survivors.remove_program(process)
                 && let Some(life) = &host.life
             {
                 let _ = self.epoll.delete(life);

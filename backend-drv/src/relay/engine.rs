@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -56,6 +56,12 @@ pub(super) struct Wires {
     pub(super) report_bell: Arc<EventFd>,
     pub(super) peers: Arc<Mutex<Peers>>,
     pub(super) counted: Arc<Mutex<serde_json::Value>>,
+}
+
+impl Wires {
+    fn lock_peers(&self) -> MutexGuard<'_, Peers> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// See the module documentation.
@@ -316,8 +322,7 @@ impl Engine {
             return Some(line);
         }
         let (nic, address) = {
-            let peers = self.wires.peers.lock();
-            let peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let peers = self.wires.lock_peers();
             let found = peers.get(peer)?;
             (found.link, found.address)
         };
@@ -349,8 +354,7 @@ impl Engine {
 
     /// A backend has said which addresses its programs have.
     fn note_announced(&self, nic: usize, from: Address, addresses: &[IpAddr]) {
-        let peers = self.wires.peers.lock();
-        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.wires.lock_peers();
         if let Some(peer) = peers.number(nic, from) {
             peers.announced(peer, addresses);
         }
@@ -359,8 +363,7 @@ impl Engine {
     /// The line to a backend that speaks first, if it may be one.
     fn line_from(&mut self, nic: usize, from: Address) -> Option<usize> {
         let peer = {
-            let peers = self.wires.peers.lock();
-            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let mut peers = self.wires.lock_peers();
             if !peers.may_speak(nic, from) {
                 return None;
             }

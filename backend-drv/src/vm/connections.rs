@@ -103,6 +103,8 @@ impl GuestEnd {
 pub struct Connections {
     all: HashMap<u64, Connection>,
     by_flow: HashMap<FlowId, u64>,
+    /// By the connection that an end of this host's is.
+    by_local: HashMap<ConnectionId, u64>,
     last: u64,
 }
 
@@ -116,6 +118,9 @@ impl Connections {
     pub fn insert(&mut self, connection: Connection) -> u64 {
         self.last += 1;
         self.by_flow.insert(connection.flow, self.last);
+        for half in locals(&connection) {
+            self.by_local.insert(half, self.last);
+        }
         self.all.insert(self.last, connection);
         self.last
     }
@@ -179,6 +184,9 @@ impl Connections {
             .any(|(other, far)| other != index && far.place == end.place && far.used);
         if connection.is_over() {
             self.by_flow.remove(&connection.flow);
+            for half in locals(connection) {
+                self.by_local.remove(&half);
+            }
             self.all.remove(&number);
         }
         let is_free = !end.used && !end.relayed && !shared;
@@ -216,11 +224,26 @@ impl Connections {
 
     /// The relayed connection that serves an end of this host's.
     pub fn of_local(&self, connection: ConnectionId) -> Option<u64> {
-        let is_it = |holder: &Holder| matches!(holder, Holder::Local(half) if half.connection == connection);
-        let mut all = self.all.iter();
-        all.find(|(_, found)| found.ends.iter().any(is_it))
-            .map(|(number, _)| *number)
+        self.by_local.get(&connection).copied()
     }
+
+    /// A program of this host's is the follower.
+    pub fn follow(&mut self, number: u64, half: Half) {
+        if let Some(found) = self.all.get_mut(&number) {
+            let [_, follower] = &mut found.ends;
+            *follower = Holder::Local(half);
+            self.by_local.insert(half.connection, number);
+        }
+    }
+}
+
+/// The ends that are this host's.
+fn locals(connection: &Connection) -> impl Iterator<Item = ConnectionId> + use<> {
+    let local = |holder: Holder| match holder {
+        Holder::Local(half) => Some(half.connection),
+        Holder::Guest(_) | Holder::Peer(..) => None,
+    };
+    connection.ends.into_iter().filter_map(local)
 }
 
 /// The relay's number for end `index` of connection `number`.
@@ -298,6 +321,24 @@ mod tests {
         assert_eq!(all.relay_left(number, 1), None);
         assert!(all.let_go(number, 1).is_some());
         assert_eq!(all.count(), (0, 0));
+    }
+
+    #[test]
+    fn ends_of_this_host_are_found_while_the_connection_lives() {
+        let (mut all, number) = connection([end(0, 0, true), end(1, 4096, true)]);
+        let half = Half {
+            connection: ConnectionId(5),
+            place: end(0, 0, true).place,
+            end: End::One,
+            process: Process(3),
+            domain: None,
+        };
+        assert_eq!(all.of_local(ConnectionId(5)), None);
+        all.follow(number, half);
+        assert_eq!(all.of_local(ConnectionId(5)), Some(number));
+        assert_eq!(all.let_go(number, 0), None);
+        assert!(all.relay_left(number, 0).is_some());
+        assert_eq!(all.of_local(ConnectionId(5)), None);
     }
 
     #[test]

@@ -195,14 +195,24 @@ fn a_program_that_wrote_and_left_meanwhile() {
 fn a_program_that_is_killed_after_a_restart() {
     let mut linked = Linked::start(TIMEOUT_S);
     let mut duo = relayed(&linked);
+    let survivors = |linked: &Linked| linked.daemons[0].status()["survivors"].clone();
+    assert_eq!(survivors(&linked), serde_json::json!([]));
     linked.daemons[0].restart();
     duo.both("ping 0 9", "pong 0 9");
+    let shown = survivors(&linked);
+    assert_eq!(shown.as_array().map(Vec::len), Some(1), "{shown}");
+    assert!(
+        shown[0]["far"]
+            .as_str()
+            .is_some_and(|far| far.starts_with("127.0.0.1:"))
+    );
     duo.server.tell("recv 0 1");
     settle();
     duo.client.kill();
     assert_eq!(duo.server.answer(), "ret 0");
     assert_eq!(duo.server.ask("close 0"), "ok");
     linked.settle(0);
+    assert_eq!(survivors(&linked), serde_json::json!([]));
 }
 
 #[test]

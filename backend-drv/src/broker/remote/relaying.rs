@@ -25,14 +25,9 @@ impl Broker {
         peer: PeerId,
     ) -> Option<ConnectionId> {
         let Some(registration) = self.registrations.get(&id) else {
-            let is_it = |relay: Relay| {
-                let abroad = relay.abroad();
-                abroad.is_some_and(|abroad| abroad.own_id == id && abroad.peer == peer)
-                    && relay.open
-            };
-            let mut all = self.connections.iter();
-            let found = all.find(|(_, entry)| entry.relay.is_some_and(is_it));
-            return found.map(|(connection, _)| *connection);
+            let connection = *self.abroad.get(&id)?;
+            let relay = self.connections.get(&connection)?.relay?;
+            return (relay.open && relay.abroad()?.peer == peer).then_some(connection);
         };
         let State::Attached(connection, _) = registration.state else {
             return None;

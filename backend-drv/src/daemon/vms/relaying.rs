@@ -259,9 +259,7 @@ impl Daemon {
         match self.vms.connections.of_flow(flow) {
             // The guest leads, and has its memory.
             Some(number) => {
-                if let Some(found) = self.vms.connections.get_mut(number) {
-                    found.ends[1] = Holder::Local(*half);
-                }
+                self.vms.connections.follow(number, *half);
                 let flow = self.vms.switch.flow(flow).copied();
                 if flow
                     .and_then(|flow| self.serve_flow(number, &flow))

@@ -1,6 +1,5 @@
 //! What the event loop asks of the engine, and what it is told.
 
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
@@ -140,8 +139,7 @@ impl Engine {
     }
 
     pub(in crate::relay) fn set_silent(&self, peer: PeerId, silent: bool) {
-        let peers = self.wires.peers.lock();
-        let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+        let mut peers = self.wires.lock_peers();
         peers.set_silent(peer, silent, Instant::now());
     }
 

@@ -1,6 +1,6 @@
 //! What the next daemon has to know, and what the last one left.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 use rdma_core::event::WaitRef;
 use rdma_core::link::DomainId;
@@ -37,8 +37,7 @@ impl Engine {
         let beyond = match entry.way {
             Way::Here => Beyond::Here,
             Way::Line(line) => {
-                let peers = self.wires.peers.lock();
-                let peers = peers.unwrap_or_else(PoisonError::into_inner);
+                let peers = self.wires.lock_peers();
                 let found = peers.get(self.board.peer_of(line)?)?;
                 Beyond::Backend {
                     link: link_number(self.nics.name(found.link)?),
@@ -137,8 +136,7 @@ impl Engine {
         let link = (0..self.nics.len())
             .find(|index| self.nics.name(*index).map(link_number) == Some(link))?;
         let peer = {
-            let peers = self.wires.peers.lock();
-            let mut peers = peers.unwrap_or_else(PoisonError::into_inner);
+            let mut peers = self.wires.lock_peers();
             peers.number(link, address)?
         };
         self.line_to(peer)

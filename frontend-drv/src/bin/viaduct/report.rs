@@ -15,6 +15,7 @@ pub(crate) struct Status {
     pub(crate) daemon: DaemonInfo,
     pub(crate) processes: Vec<Process>,
     pub(crate) connections: Vec<Connection>,
+    pub(crate) survivors: Vec<Survivor>,
     pub(crate) machines: Vec<Machine>,
     /// There were more connections than the daemon lists.
     pub(crate) is_cut: bool,
@@ -63,6 +64,26 @@ pub(crate) struct Connection {
     pub(crate) tcp_rx: u64,
     pub(crate) wakeups: u64,
     pub(crate) sleeps: u64,
+}
+
+/// A relayed connection that a daemon before this one has made.
+#[derive(Debug)]
+pub(crate) struct Survivor {
+    pub(crate) connection: u64,
+    pub(crate) own: String,
+    pub(crate) far: String,
+    pub(crate) uid: u64,
+}
+
+impl Survivor {
+    fn read(value: &Value) -> Self {
+        Self {
+            connection: number(value, "conn_id"),
+            own: word(value, "own"),
+            far: word(value, "far"),
+            uid: number(value, "uid"),
+        }
+    }
 }
 
 /// A virtual machine that the daemon serves.
@@ -133,6 +154,7 @@ impl Status {
             daemon: DaemonInfo::read(daemon),
             processes: list("processes").iter().map(Process::read).collect(),
             connections: list("connections").iter().map(Connection::read).collect(),
+            survivors: list("survivors").iter().map(Survivor::read).collect(),
             machines: object
                 .get("vms")
                 .and_then(|vms| vms.get("machines")?.as_array())

@@ -9,7 +9,7 @@ use rdma_core::control::Query;
 
 use crate::columns::{Columns, Side};
 use crate::daemon::Daemon;
-use crate::report::{Connection, DaemonInfo, Machine, Process, Status};
+use crate::report::{Connection, DaemonInfo, Machine, Process, Status, Survivor};
 use crate::{output, units};
 
 /// Show the daemon's processes and connections.
@@ -72,6 +72,10 @@ fn tables(status: &Status) -> String {
         lines.push(String::new());
         lines.extend(processes(&status.processes));
     }
+    if !status.survivors.is_empty() {
+        lines.push(String::new());
+        lines.extend(survivors(&status.survivors));
+    }
     if !status.machines.is_empty() {
         lines.push(String::new());
         lines.extend(machines(&status.machines));
@@ -83,6 +87,25 @@ fn tables(status: &Status) -> String {
     let mut text = lines.join("\n");
     text.push('\n');
     text
+}
+
+/// Of these the daemon knows no programs and no bytes.
+fn survivors(survivors: &[Survivor]) -> Vec<String> {
+    let mut table = Columns::new(&[
+        ("TAKEN OVER", Side::Right),
+        ("OWN ADDRESS", Side::Left),
+        ("FAR ADDRESS", Side::Left),
+        ("UID", Side::Right),
+    ]);
+    for survivor in survivors {
+        table.row(vec![
+            survivor.connection.to_string(),
+            survivor.own.clone(),
+            survivor.far.clone(),
+            survivor.uid.to_string(),
+        ]);
+    }
+    table.lines()
 }
 
 fn connections(status: &Status) -> Vec<String> {
@@ -209,6 +232,19 @@ mod tests {
         assert!(text.contains("tcp/ended"), "{text}");
         assert!(text.contains("2.0 KiB"), "{text}");
         assert!(text.contains("young 1"), "{text}");
+    }
+
+    #[test]
+    fn connections_of_an_earlier_daemon_are_shown() {
+        let status = Status::parse(
+            r#"{"daemon": {}, "survivors": [
+                {"conn_id": 17, "own": "10.0.0.1:5", "far": "10.0.0.2:6", "uid": 1000}]}"#,
+        )
+        .unwrap();
+        let text = tables(&status);
+        let last = text.lines().last().unwrap();
+        let words: Vec<&str> = last.split_whitespace().collect();
+        assert_eq!(words, ["17", "10.0.0.1:5", "10.0.0.2:6", "1000"], "{text}");
     }
 
     #[test]
