@@ -20,8 +20,10 @@ set -euo pipefail
 # shellcheck source-path=SCRIPTDIR source=../../scripts/lib.sh
 source "$(dirname -- "${BASH_SOURCE[0]}")/../../scripts/lib.sh"
 
-# The address that the servers listen on, besides 127.0.0.1: one of the namespace alone.
+# The address that the servers listen on, besides 127.0.0.1: one of the namespace alone. On two hosts, the clients'
+# host has the other one.
 second=10.77.0.1
+far=10.77.0.2
 peers=127.0.0.0/8,10.77.0.0/24,::1
 
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -37,6 +39,7 @@ app() {
     quick=
     measure=yes
     runs=3
+    hosts=
     forms=(plain accelerated mixed-server mixed-client)
     arguments=("$@")
     while [[ $# -gt 0 ]]; do
@@ -47,6 +50,10 @@ app() {
                 forms=(plain accelerated)
                 ;;
             --no-figures) measure= ;;
+            --two-hosts)
+                hosts=yes
+                measure=
+                ;;
             --runs)
                 [[ ${2:-} =~ ^[0-9]+$ ]] || die "--runs needs a number"
                 runs=$2
@@ -55,7 +62,8 @@ app() {
             -h | --help)
                 comment_at_top "$0"
                 printf '\n%s\n' "Options: --quick (little work, two forms, no figures), --no-figures," \
-                    "--runs N (measurements of each form, in turn; default 3)"
+                    "--runs N (measurements of each form, in turn; default 3), --two-hosts (clients on a host of" \
+                    "their own, each host with a daemon, and a link between them; no figures)"
                 exit 0
                 ;;
             *) die "no option \"$1\"; see --help" ;;
@@ -106,7 +114,6 @@ isolate() {
             unshare --net --pid --fork --kill-child --mount-proc "$0" "${arguments[@]}"
     fi
     ip link set lo up
-    ip address add "$second/24" dev lo
     # Whoever runs the tests may have a library of their own in the environment.
     unset LD_PRELOAD VIADUCT_PEERS VIADUCT_SOCKET VIADUCT_UPGRADE_AFTER VIADUCT_SPIN_US
     work=$(mktemp -d /tmp/viaduct-app.XXXXXX)
@@ -117,13 +124,65 @@ isolate() {
     cp "$(built viaduct)" "$(built viaductd)" "$(built libviaduct.so)" "$work/bin/"
     declare -gA pid_of=()
     form=none
-    start_daemon
+    if [[ -n $hosts ]]; then
+        make_far_host
+        start_daemon daemon "$second" "$far"
+        start_daemon client-daemon "$far" "$second"
+    else
+        ip address add "$second/24" dev lo
+        start_daemon daemon
+    fi
 }
 
+# A network namespace for the clients, with a link to this one.
+make_far_host() {
+    unshare --net sleep infinity &
+    pid_of[far]=$!
+    await "the second host" is_apart
+    ip link add near type veth peer name far netns "${pid_of[far]}"
+    ip address add "$second/24" dev near
+    ip link set near up
+    at_far ip address add "$far/24" dev far
+    at_far ip link set lo up
+    at_far ip link set far up
+}
+
+is_apart() {
+    [[ $(readlink "/proc/${pid_of[far]}/ns/net") != "$(readlink /proc/self/ns/net)" ]]
+}
+
+# is_far SIDE: whether it is on the second host.
+is_far() {
+    [[ -n $hosts && $1 == client* ]]
+}
+
+# at_far COMMAND...: on the second host.
+at_far() {
+    nsenter --net="/proc/${pid_of[far]}/ns/net" "$@"
+}
+
+# start_daemon SIDE [ADDRESS FAR_ADDRESS]: with a link between the addresses, if there are any.
 start_daemon() {
-    "$work/bin/viaductd" --socket "$work/viaductd.sock" --log warn >"$work/viaductd.log" 2>&1 &
-    pid_of[daemon]=$!
-    await "the daemon" test -S "$work/viaductd.sock" || die "no daemon: $(cat "$work/viaductd.log")"
+    local side=$1 inside=()
+    : >"$work/$side.toml"
+    if [[ $# -gt 1 ]]; then
+        printf '[[link]]\nname = "lan"\ndriver = "udp"\nbind = "%s:7447"\npeers = [{ prefix = "%s/32", backend = "%s:7447" }]\n' \
+            "$2" "$3" "$3" >"$work/$side.toml"
+    fi
+    is_far "$side" && inside=(at_far)
+    "${inside[@]}" "$work/bin/viaductd" --socket "$(socket_of "$side")" --config "$work/$side.toml" --log warn \
+        >"$work/$side.log" 2>&1 &
+    pid_of[$side]=$!
+    await "the daemon" test -S "$(socket_of "$side")" || die "no daemon: $(cat "$work/$side.log")"
+}
+
+# socket_of SIDE: that of its host's daemon.
+socket_of() {
+    if is_far "$1"; then
+        printf '%s\n' "$work/far.sock"
+    else
+        printf '%s\n' "$work/viaductd.sock"
+    fi
 }
 
 tidy() {
@@ -161,6 +220,8 @@ skip_all() {
 
 finish() {
     stop daemon
+    stop client-daemon
+    stop far
     finished=yes
     printf '%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
     [[ $failed -eq 0 ]]
@@ -249,7 +310,7 @@ prefix_for() {
         : >"$work/counts/$form.$1.$number"
         [[ -z ${as_user:-} ]] || chown "$as_user" "$work/counts" "$work/counts/$form.$1.$number"
         prefix=("$work/bin/viaduct" run --library "$work/bin/libviaduct.so"
-            --socket "$work/viaductd.sock" --peers "$peers" --upgrade-after "${upgrade_after:-0}"
+            --socket "$(socket_of "$1")" --peers "$peers" --upgrade-after "${upgrade_after:-0}"
             --stats-json "$work/counts/$form.$1.$number" --)
     fi
     # Who runs it, where that is not root.
@@ -257,15 +318,28 @@ prefix_for() {
         prefix=(setpriv --reuid "$as_user" --regid "$as_user" --clear-groups
             env "HOME=$work/data" "${prefix[@]}")
     fi
+    if is_far "$1"; then
+        prefix=(nsenter --net="/proc/${pid_of[far]}/ns/net" "${prefix[@]}")
+    fi
+}
+
+# command_for SIDE COMMAND...: sets `command`: from the second host, servers have one address only.
+command_for() {
+    local side=$1
+    shift
+    command=("$@")
+    is_far "$side" && command=("${@//127.0.0.1/$second}")
+    return 0
 }
 
 # start SIDE COMMAND...: in the background; the side may carry more, as in "server2". The output goes
 # to a file that `log_of SIDE` names, the input comes from the file `input`, if that is set.
 start() {
-    local side=$1 prefix
+    local side=$1 prefix command
     shift
     prefix_for "$side"
-    "${prefix[@]}" "$@" >"$(log_of "$side")" 2>&1 <"${input:-/dev/null}" &
+    command_for "$side" "$@"
+    "${prefix[@]}" "${command[@]}" >"$(log_of "$side")" 2>&1 <"${input:-/dev/null}" &
     pid_of[$side]=$!
 }
 
@@ -295,9 +369,10 @@ stop() {
 # client COMMAND...: to its end, under the library if the form says so. `limit` is in seconds, `side`
 # the name that it is counted under, if that is not "client".
 client() {
-    local prefix
+    local prefix command
     prefix_for "${side:-client}"
-    timeout --kill-after=10 "${limit:-120}" "${prefix[@]}" "$@"
+    command_for "${side:-client}" "$@"
+    timeout --kill-after=10 "${limit:-120}" "${prefix[@]}" "${command[@]}"
 }
 
 # note NAME VALUE: what this form answered, for `same`.
