@@ -106,7 +106,7 @@ local state = {
 local STATE_FLAGS = {
     { 0x01, "armed" }, { 0x02, "switched" }, { 0x04, "ended" }, { 0x08, "gone" },
     { 0x10, "asked" }, { 0x20, "left" }, { 0x40, "broken" }, { 0x80, "off" },
-    { 0x100, "confirmed" }, { 0x200, "doubts" }, { 0x400, "unread" },
+    { 0x100, "confirmed" }, { 0x200, "doubts" }, { 0x400, "unread" }, { 0x800, "done" },
 }
 
 local consumed = {

@@ -78,6 +78,8 @@ impl Snapshot {
     pub const DOUBTS: u32 = 512;
     /// The program has vanished, with bytes unread.
     pub const UNREAD: u32 = 1024;
+    /// Both directions are off the rings, and the program has let go of the memory: it goes on by the kernel.
+    pub const DONE: u32 = 2048;
 
     /// Whether `flag` is said.
     pub const fn has(&self, flag: u32) -> bool {
@@ -121,6 +123,7 @@ pub struct Mirror {
     up_over: bool,
     down_over: bool,
     gone: bool,
+    done: bool,
     asks: bool,
     who: WaitRef,
     /// The program wakes us when it has read.
@@ -160,6 +163,7 @@ impl Mirror {
             up_over: view.theirs.state.route() == Route::Retracted && view.mine.state.is_granted(),
             down_over: view.mine.state.route() >= Route::Returned,
             gone: false,
+            done: false,
             asks: false,
             who: waits,
             waits_for_space: false,
@@ -267,6 +271,9 @@ impl Mirror {
         }
         if self.gone || is_closed {
             self.say(Snapshot::GONE);
+        }
+        if self.done {
+            self.say(Snapshot::DONE);
         }
         if self.up_over && self.own().is_granted() {
             self.say(Snapshot::CONFIRMED);
@@ -635,8 +642,19 @@ impl Mirror {
     /// Whether TCP has told the far program that ours is done, and ours has not said so: it may have vanished.
     pub const fn is_doubted(&self) -> bool {
         self.heard.has(Snapshot::DOUBTS)
-            && !self.said.has(Snapshot::ENDED)
-            && !self.said.has(Snapshot::BROKEN)
+            && !self
+                .said
+                .has(Snapshot::ENDED | Snapshot::BROKEN | Snapshot::DONE)
+    }
+
+    /// The program has let go of the memory. If both directions have left the rings, it goes on by the kernel, and so
+    /// does the far one, whose ring may not be read to its end yet: nothing is said of an end. Else the program is gone.
+    pub fn let_go(&mut self) {
+        if self.up_over && self.down_over {
+            self.done = true;
+        } else {
+            self.depart();
+        }
     }
 
     /// Both directions are to leave the ring.
@@ -671,7 +689,7 @@ impl Mirror {
     /// Whether nothing is left to be done: both programs are gone or have ended, and each has what the other
     /// sent.
     pub fn is_over(&self) -> bool {
-        let over = |snapshot: &Snapshot| snapshot.has(Snapshot::GONE);
+        let over = |snapshot: &Snapshot| snapshot.has(Snapshot::GONE | Snapshot::DONE);
         over(&self.said) && over(&self.heard)
             || self.said.has(Snapshot::BROKEN)
             || self.heard.has(Snapshot::BROKEN)

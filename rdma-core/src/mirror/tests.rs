@@ -246,6 +246,34 @@ fn backends_take_both_directions_off() {
 }
 
 #[test]
+fn a_program_that_goes_on_without_the_rings_says_no_end() {
+    let (mut a, mut b) = switched();
+    a.mirror.ask_to_leave();
+    for _ in 0..2 {
+        carry(&mut a, &mut b);
+        carry(&mut b, &mut a);
+    }
+    for swap in [false, true] {
+        let (one, other) = if swap {
+            (&mut b, &mut a)
+        } else {
+            (&mut a, &mut b)
+        };
+        one.mirror.let_go();
+        carry(one, other);
+        // The far program may have yet to read its ring up to where it was left.
+        assert_eq!(other.backend().ended_at(), None);
+        assert!(!other.backend().is_closed());
+    }
+    carry(&mut a, &mut b);
+    assert!(a.mirror.is_over() && b.mirror.is_over());
+    let (mut a, mut b) = switched();
+    a.mirror.let_go();
+    carry(&mut a, &mut b);
+    assert!(b.backend().is_closed(), "it was still on the rings");
+}
+
+#[test]
 fn what_a_sender_left_behind_when_it_ended_is_read_from_the_ring() {
     for asked_at_the_reader in [false, true] {
         let (mut a, mut b) = switched();

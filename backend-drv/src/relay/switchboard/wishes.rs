@@ -137,7 +137,7 @@ impl Switchboard {
             entry.ended = true;
             // It has said so itself, unless it closed before it knew of the memory, or left its socket to somebody
             // who knows nothing of rings.
-            entry.mirror.get_mut().depart();
+            entry.mirror.get_mut().let_go();
         });
     }
 
