@@ -44,7 +44,7 @@ impl Seat {
     }
 
     /// Says why the connection is on TCP, if nothing is said yet.
-    fn tell(&self, reason: Reason) {
+    pub(crate) fn tell(&self, reason: Reason) {
         if let Some(slot) = self.look() {
             let _ = slot.meta.reason.compare_exchange(
                 0,
@@ -67,6 +67,8 @@ pub struct Withdrawal {
     pub seats: [Option<Seat>; 2],
     /// The end whose program is not there any more; `None`: both ends are taken off.
     pub vanished: Option<End>,
+    /// What the programs are told.
+    pub reason: Reason,
 }
 
 /// What came of it.
@@ -131,6 +133,10 @@ impl Withdrawal {
             .flatten()
             .all(|seat| seat.is_told(Reason::Revoked));
         let before = self.states();
+        if self.reason == Reason::Drained {
+            // Whoever finds itself off the ring is to know at once that it may let go.
+            self.tell_seats();
+        }
         let [zero, one] = states;
         let mut behind = [false; 2];
         let mut reading = false;
@@ -150,9 +156,7 @@ impl Withdrawal {
             if !again {
                 let changed = is_first && before != self.states();
                 if changed {
-                    for seat in self.seats.iter().flatten() {
-                        seat.tell(Reason::Revoked);
-                    }
+                    self.tell_seats();
                 }
                 return Withdrawn::Off {
                     changed,
@@ -163,6 +167,12 @@ impl Withdrawal {
         }
         let _ = reading;
         Withdrawn::Busy
+    }
+
+    fn tell_seats(&self) {
+        for seat in self.seats.iter().flatten() {
+            seat.tell(self.reason);
+        }
     }
 
     /// Stops the direction that `end`, which says `own`, sends. `None`: a lock is held.

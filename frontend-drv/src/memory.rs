@@ -76,6 +76,29 @@ pub fn map_registers(fd: impl AsFd, bytes: usize) -> Result<Region, Errno> {
     region(base, bytes)
 }
 
+/// Whether a file that can be mapped is a device's: its memory vanishes with the device.
+pub fn is_of_device(fd: impl AsFd) -> bool {
+    fcntl_get_seals(fd).is_err()
+}
+
+/// Puts private zero memory in the place of the page at `address`, which is mapped and cannot be touched any more
+/// because its device is gone. May be called in a signal handler.
+///
+/// # Errors
+/// Those of mmap(2).
+///
+/// # Safety
+/// The page is part of a mapping of [`map`] or [`map_registers`], whose memory only ever was what others write.
+pub unsafe fn replace_page(address: usize) -> Result<(), Errno> {
+    const PAGE: usize = 4096;
+    let page = core::ptr::with_exposed_provenance_mut(address & !(PAGE - 1));
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED;
+    // SAFETY: by contract the page is ours to replace, and whoever uses it expects any contents.
+    unsafe { mmap_anonymous(page, PAGE, protection, flags) }?;
+    Ok(())
+}
+
 /// Whether the first `bytes` bytes of a file stay what they are: sealed memory, or the memory of a device.
 fn is_final(fd: BorrowedFd<'_>, bytes: u64) -> Result<bool, Errno> {
     let stat = fstat(fd)?;
@@ -142,6 +165,29 @@ mod tests {
         assert_eq!(map(&fd, 0, 8193).unwrap_err(), Errno::INVAL);
         assert_eq!(map(&fd, 4096, 4096).unwrap().len(), 4096);
         assert_eq!(map(&fd, 4096, 4097).unwrap_err(), Errno::INVAL);
+    }
+
+    #[test]
+    fn pages_of_what_has_gone_are_replaced() {
+        let fd = create(c"viaduct-test", 3 * 4096).unwrap();
+        assert!(!is_of_device(&fd));
+        let region = map(&fd, 0, 3 * 4096).unwrap();
+        let other = map(&fd, 0, 3 * 4096).unwrap();
+        // SAFETY: inside a mapping of three pages.
+        let at =
+            |region: &Region, page: usize| unsafe { region.base().cast::<u64>().add(page * 512) };
+        for page in 0..3 {
+            // SAFETY: mapped, and nobody else's.
+            unsafe { at(&region, page).write_volatile(7) };
+        }
+        let middle = region.base().as_ptr().expose_provenance() + 4096 + 9;
+        // SAFETY: a page of a mapping of `map`, in which nothing but these words is used.
+        unsafe { replace_page(middle) }.unwrap();
+        let all = |region| {
+            // SAFETY: as above.
+            [0, 1, 2].map(|page| unsafe { at(region, page).read_volatile() })
+        };
+        assert_eq!((all(&region), all(&other)), ([7, 0, 7], [7, 7, 7]));
     }
 
     #[test]

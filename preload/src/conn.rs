@@ -74,6 +74,10 @@ pub(crate) struct Conn {
     pub final_tail: AtomicU64,
     /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
     pub over_since: AtomicU64,
+    /// Monotonic nanoseconds from when on a connection that was taken back to TCP may register again; 0: never.
+    pub return_at: AtomicU64,
+    /// How often it has waited for that.
+    pub returns: AtomicU32,
     /// Not 0: a backend relays the connection.
     relayed: AtomicU32,
     /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
@@ -118,6 +122,8 @@ impl Conn {
             dead: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
             over_since: AtomicU64::new(0),
+            return_at: AtomicU64::new(0),
+            returns: AtomicU32::new(0),
             relayed: AtomicU32::new(0),
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
@@ -146,6 +152,8 @@ impl Conn {
         self.dead.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
         self.over_since.store(0, Ordering::Relaxed);
+        self.return_at.store(0, Ordering::Relaxed);
+        self.returns.store(0, Ordering::Relaxed);
         for set in &self.sets {
             set.store(0, Ordering::Relaxed);
         }
@@ -218,7 +226,7 @@ impl Conn {
         Some(unsafe { (*self.view.0.get()).assume_init_ref() })
     }
 
-    /// Attaches the connection's memory; once.
+    /// Attaches the connection's memory, of which there is none.
     pub(crate) fn attach(
         &self,
         view: ConnView,

@@ -177,6 +177,8 @@ pub(crate) fn words(events: &Region, number: u16) -> Option<&'static EventContex
 pub(crate) struct RegionCell {
     base: AtomicU64,
     len: AtomicU64,
+    /// Where it is, if it is the memory of a device, which may vanish.
+    device: AtomicU64,
 }
 
 impl RegionCell {
@@ -185,7 +187,24 @@ impl RegionCell {
         Self {
             base: AtomicU64::new(0),
             len: AtomicU64::new(0),
+            device: AtomicU64::new(0),
         }
+    }
+
+    /// As [`RegionCell::set`], of a file that may be a device's.
+    pub(crate) fn set_from(&self, region: &Region, file: &OwnedFd) {
+        self.set(region);
+        if frontend_drv::memory::is_of_device(file) {
+            let base = self.base.load(Ordering::Relaxed);
+            self.device.store(base, Ordering::Release);
+        }
+    }
+
+    /// Whether an address lies in the mapped memory of a device.
+    pub(crate) fn is_device_at(&self, address: usize) -> bool {
+        let begin = self.device.load(Ordering::Acquire);
+        let len = self.len.load(Ordering::Relaxed);
+        begin != 0 && (begin..begin + len).contains(&(address as u64))
     }
 
     /// Announces the mapping.
@@ -197,8 +216,14 @@ impl RegionCell {
         );
     }
 
+    /// Nobody is to find the mapping any more; it stays.
+    pub(crate) fn hide(&self) {
+        self.base.store(0, Ordering::Release);
+    }
+
     /// Forgets the mapping.
     pub(crate) fn clear(&self) {
+        self.device.store(0, Ordering::Release);
         self.base.store(0, Ordering::Release);
     }
 

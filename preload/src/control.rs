@@ -25,7 +25,7 @@ use crate::contexts::{self, RegionCell};
 use crate::tls;
 
 pub(crate) use tables::{
-    Bell, SESSIONS, Session, bind_slot, peer, peer_of_process, release_arena, session,
+    Bell, SESSIONS, Session, bind_slot, is_device_at, peer, peer_of_process, release_arena, session,
 };
 
 /// Who works on the control state; 0 nobody.
@@ -191,6 +191,7 @@ fn open(config: &Config) -> Result<&'static Session, Reason> {
     client
         .send(&Message::Hello(hello), &[arena, diag.as_fd()])
         .map_err(|_| Reason::NoDaemon)?;
+    tables::abandon_ended(monotonic_ns());
     let session = tables::begin_session(client).ok_or(Reason::NoDaemon)?;
     CURRENT.store(session.index() + 1, Ordering::Release);
     // One context from the start: the doorbell then reaches every peer before the first pairing.

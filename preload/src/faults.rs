@@ -19,7 +19,7 @@ use libc::{
     sigaction as SigAction, siginfo_t, ucontext_t,
 };
 
-use crate::{lifecycle, probe, real, signals, tls};
+use crate::{control, lifecycle, probe, real, registers, signals, tls};
 
 /// What the program asked for, as far as the kernel does not hold it.
 #[derive(Debug)]
@@ -213,6 +213,12 @@ unsafe extern "C-unwind" fn on_fault(signal: c_int, info: *mut siginfo_t, contex
     if is_fault(signal, code) && unsafe { put_right(context.cast()) } {
         return;
     }
+    // SAFETY: as above.
+    let told = unsafe { &*info };
+    // SAFETY: what a fault says.
+    if signal == SIGBUS && is_fault(signal, code) && replaces(unsafe { told.si_addr() }) {
+        return;
+    }
     let Some(wish) = Wish::of(signal) else { return };
     let (handler, flags) = wish.take();
     if handler == SIG_DFL || handler == SIG_IGN {
@@ -236,6 +242,17 @@ unsafe extern "C-unwind" fn on_fault(signal: c_int, info: *mut siginfo_t, contex
 /// somebody sent have no positive code; a memory failure is not about the address.
 fn is_fault(signal: c_int, code: c_int) -> bool {
     code > 0 && !(signal == SIGBUS && (code == BUS_MCEERR_AR || code == BUS_MCEERR_AO))
+}
+
+/// Whether the memory at an address was that of a device which is gone, and is now some other memory, of zeros: the
+/// interrupted instruction goes on with it. Nothing is on the rings there any more, or it is broken and looks so.
+fn replaces(address: *mut c_void) -> bool {
+    let address = address.addr();
+    if !control::is_device_at(address) && !registers::is_at(address) {
+        return false;
+    }
+    // SAFETY: a page of the library's, which other machines could write at any time.
+    unsafe { frontend_drv::memory::replace_page(address) }.is_ok()
 }
 
 const BUS_MCEERR_AR: c_int = 4;

@@ -8,7 +8,8 @@
 //! * [`ops`]: the operations: sending, receiving, readiness, life of descriptors.
 //! * [`real`]: libc's own functions. [`tls`]: what a thread keeps. [`user`]: the program's buffers.
 //! * [`fds`]: descriptor number to connection. [`conn`]: connections of this process.
-//! * [`upgrade`]: registering, attaching, arming, switching. [`downgrade`]: back to TCP. [`kernel`]: the kernel's byte counts.
+//! * [`upgrade`]: registering, attaching, arming, switching. [`downgrade`]: back to TCP. [`renew`]: and on the
+//!   rings again. [`kernel`]: the kernel's byte counts.
 //! * [`control`]: the daemon's messages. [`contexts`]: waiting contexts and doorbells. [`wait`]:
 //!   spinning and sleeping. [`kick`]: waking the far end. [`pins`]: which threads sleep on what.
 //! * [`retire`]: stepping back before seccomp and for io_uring.
@@ -54,6 +55,7 @@ mod probe;
 mod real;
 mod registers;
 mod relayed;
+mod renew;
 mod retire;
 mod signals;
 mod tls;

@@ -3,6 +3,7 @@
 
 #![expect(unsafe_code, reason = "the registers are mapped memory")]
 
+use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::OwnedFd;
 
 use frontend_drv::memory;
@@ -15,19 +16,28 @@ use crate::contexts::RegionCell;
 const PAGE: usize = 4096;
 
 static REGISTERS: RegionCell = RegionCell::new();
+/// The session that they were mapped in, plus one.
+static SESSION: AtomicU32 = AtomicU32::new(0);
 
-/// Maps the registers, unless they are mapped. False if they cannot be. Called under the control lock.
-pub(crate) fn map_once(file: &OwnedFd) -> bool {
-    if REGISTERS.get().is_some() {
+/// Maps the registers, unless that was done in this session: with the next daemon the device may be another. False if
+/// they cannot be. The page before is left to whoever is using it just now. Called under the control lock.
+pub(crate) fn map_once(session: u32, file: &OwnedFd) -> bool {
+    if SESSION.load(Ordering::Relaxed) == session + 1 {
         return true;
     }
     match memory::map_registers(file, PAGE) {
         Ok(region) => {
-            REGISTERS.set(&region);
+            REGISTERS.set_from(&region, file);
+            SESSION.store(session + 1, Ordering::Relaxed);
             true
         }
         Err(_) => false,
     }
+}
+
+/// Whether an address lies in them. For a signal handler.
+pub(crate) fn is_at(address: usize) -> bool {
+    REGISTERS.is_device_at(address)
 }
 
 /// Stores `value` to the doorbell register. False if there is none.

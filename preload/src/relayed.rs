@@ -119,7 +119,7 @@ pub(crate) fn awaits_grant(conn: &Conn, view: &ConnView) -> bool {
 
 /// Whether this end has left its ring by itself, and the far backend has not said yet that the far program sends what
 /// lies behind: an end of the kernel's stream need not be the end.
-fn is_unconfirmed(conn: &Conn, view: &ConnView) -> bool {
+pub(crate) fn is_unconfirmed(conn: &Conn, view: &ConnView) -> bool {
     conn.is_relayed()
         && conn.slot().rx.state() == RxState::Returned
         && view.mine.state.has_left_ring()

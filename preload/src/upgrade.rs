@@ -16,7 +16,7 @@ use crate::conn::{Conn, SHUT_READ, SHUT_WRITE};
 use crate::lifecycle::Side;
 use crate::ops::{lock, options};
 use crate::trace::{self, Level};
-use crate::{config, control, kernel, kick, relayed};
+use crate::{config, control, kernel, kick, relayed, renew};
 
 /// A data call of `bytes` bytes went through the kernel: has the connection proved worth it?
 #[inline]
@@ -40,14 +40,20 @@ pub(crate) fn note(conn: &'static Conn, fd: c_int, bytes: usize) {
             if !control::current().is_some_and(control::Session::is_live) {
                 // Its daemon has gone without an answer; another may come.
                 conn.slot().set_stage(Stage::Candidate);
+            } else {
+                renew::consider_registered(conn);
             }
         }
-        Stage::Free | Stage::Attached | Stage::Plain => {}
+        Stage::Plain => renew::consider(conn),
+        Stage::Free | Stage::Attached => {}
     }
 }
 
 /// The connection stays on TCP, for `reason`.
 pub(crate) fn decline(conn: &Conn, reason: Reason) {
+    if conn.slot().stage() == Stage::Registered && renew::is_put_off(conn, reason) {
+        return;
+    }
     conn.veto(reason);
     let slot = conn.slot();
     if matches!(slot.stage(), Stage::Attached | Stage::Plain) {
@@ -288,6 +294,8 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
     let slot = conn.slot();
     let rx = &slot.rx;
     if conn.shut() & SHUT_READ != 0
+        // Another thread has let go of the memory while this one waited for the lock.
+        || conn.view().is_none()
         || conn.vetoed().is_some()
         || relayed::is_broken(view)
         || !has_evidence(conn, fd, dont_wait)
@@ -329,6 +337,8 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
     let slot = conn.slot();
     let tx = &slot.tx;
     if conn.shut() & SHUT_WRITE != 0
+        // As in `try_arm`.
+        || conn.view().is_none()
         || conn.vetoed().is_some()
         || !has_evidence(conn, fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
     {

@@ -114,6 +114,8 @@ reasons! {
     Sandboxed = 36, "sandboxed";
     /// No backend answers at the far address.
     Unreachable = 37, "unreachable";
+    /// The daemon took the connection back to TCP before it left; it may come back with the next one.
+    Drained = 38, "drained";
     /// The far end wrote nonsense into the connection memory.
     RingCorrupt = 40, "ring_corrupt";
     /// Bytes came through the kernel after the far end had switched: a writer that nobody saw.

@@ -499,7 +499,13 @@ fn channel_seeds() -> Seeds {
         ),
         ("refused".to_owned(), down(Down::Refused(11))),
         ("again".to_owned(), down(Down::Again)),
-        ("withdraw".to_owned(), down(Down::Withdraw(9))),
+        (
+            "withdraw".to_owned(),
+            down(Down::Withdraw {
+                connection: 9,
+                may_return: true,
+            }),
+        ),
         ("ring".to_owned(), ring),
     ];
     for (name, data) in seeds.clone() {

@@ -277,7 +277,10 @@ fn each_end_is_revoked_and_departs_as_one_of_a_link() {
     let (mut world, one, other) = strangers();
     register_both(&mut world, one, other);
     let both = opened(&world).map(|half| half.connection);
-    let mut found = world.broker.revoke(&Filter::default(), |_| 0).connections;
+    let mut found = world
+        .broker
+        .revoke(&Filter::default(), Reason::Revoked, |_| 0)
+        .connections;
     found.sort_unstable();
     let mut expected = both;
     expected.sort_unstable();

@@ -107,9 +107,14 @@ pub struct Ends {
 }
 
 impl Broker {
-    /// Finds what `filter` means. Registrations that wait are refused; `pid_of` tells the process id of a
-    /// program.
-    pub fn revoke(&mut self, filter: &Filter, pid_of: impl Fn(Process) -> u32) -> Matches {
+    /// Finds what `filter` means. Registrations that wait are refused, for `reason`; `pid_of` tells the process id
+    /// of a program.
+    pub fn revoke(
+        &mut self,
+        filter: &Filter,
+        reason: Reason,
+        pid_of: impl Fn(Process) -> u32,
+    ) -> Matches {
         let fits_pid = |registration: &Registration| {
             filter
                 .pid
@@ -150,7 +155,7 @@ impl Broker {
                 && ends().any(fits_pid)
             {
                 if connection.preparing {
-                    connection.doomed = Some(Reason::Revoked);
+                    connection.doomed = Some(reason);
                     found.refused += numbers.len();
                 } else {
                     found.connections.push(id);
@@ -159,7 +164,7 @@ impl Broker {
         }
         found.refused += waiting.len();
         for id in waiting {
-            self.refuse(id, Reason::Revoked);
+            self.refuse(id, reason);
         }
         found
     }

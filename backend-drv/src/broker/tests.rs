@@ -445,7 +445,9 @@ fn a_filter_finds_what_it_says() {
     ];
     for (filter, connections, refused) in cases {
         let (mut world, one, _) = busy_world();
-        let found = world.broker.revoke(&filter, |process| 100 + process.0);
+        let found = world
+            .broker
+            .revoke(&filter, Reason::Revoked, |process| 100 + process.0);
         world.run();
         assert_eq!(
             (found.connections.len(), found.refused),
@@ -494,7 +496,9 @@ fn a_connection_that_is_revoked_while_its_memory_is_made_is_never_told_of() {
     let (left, right) = world.compare();
     world.broker.compared(left, right, Comparison::Match);
     world.run();
-    let found = world.broker.revoke(&Filter::default(), |_| 0);
+    let found = world
+        .broker
+        .revoke(&Filter::default(), Reason::Revoked, |_| 0);
     assert_eq!((found.connections.len(), found.refused), (0, 2));
     world.by_hand = false;
     world.broker.prepared(world.prepare().0, Ok(()));
@@ -717,7 +721,9 @@ fn whatever_happens_the_books_balance() {
                 }
                 10 => {
                     world.fate = [Fate::Gone, Fate::Held][random(2) as usize];
-                    let found = world.broker.revoke(&Filter::default(), |_| 0);
+                    let found = world
+                        .broker
+                        .revoke(&Filter::default(), Reason::Revoked, |_| 0);
                     for connection in found.connections {
                         assert!(world.broker.hold(connection));
                         held.push(connection);

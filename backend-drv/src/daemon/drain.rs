@@ -1,15 +1,20 @@
 //! Stopping with `--drain`: every connection goes back to kernel TCP before the daemon ends, so that programs go on
-//! without noticing.
+//! without noticing. They are told that it is not for good, and let go of the memory when they next look; those that are
+//! asleep are woken for it.
 
 use std::time::{Duration, Instant};
 
+use rdma_core::reason::Reason;
+
 use super::Daemon;
 use super::withdrawals::Task;
-use crate::broker::{Filter, host_connection};
+use crate::broker::Filter;
 use crate::relay::Command;
 
 /// How long that may take. What is left then goes on as it would without `--drain`.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// How long programs that do not look are waited for, once everything is off the rings.
+const GRACE: Duration = Duration::from_secs(1);
 /// Between two looks at whether it is done.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -18,6 +23,8 @@ const PAUSE: Duration = Duration::from_millis(5);
 pub(super) struct Drain {
     until: Instant,
     relaying: bool,
+    /// When everything was off the rings.
+    settled: Option<Instant>,
 }
 
 impl Drain {
@@ -34,24 +41,24 @@ impl Daemon {
             self.stopping = true;
             return;
         }
-        let relaying = self.relay.is_some();
-        self.command(Command::Drain);
-        let found = self.broker.revoke(&Filter::default(), |_| 0);
+        self.drain = Some(Drain {
+            until: Instant::now() + PATIENCE,
+            relaying: self.relay.is_some(),
+            settled: None,
+        });
+        let found = self
+            .broker
+            .revoke(&Filter::default(), Reason::Drained, |_| 0);
         tracing::info!(connections = found.connections.len(), "going back to TCP");
         self.withdraw_outside(&found.connections);
         for connection in found.connections {
-            // What the own relay serves it drains by itself.
-            if host_connection(connection).is_some() || !self.broker.is_relayed(connection) {
-                self.withdraw(Task {
-                    connection,
-                    vanished: None,
-                });
-            }
+            self.withdraw(Task {
+                connection,
+                vanished: None,
+            });
         }
-        self.drain = Some(Drain {
-            until: Instant::now() + PATIENCE,
-            relaying,
-        });
+        // What is not known here but to the relay.
+        self.command(Command::Drain);
     }
 
     /// Everything that was relayed is off the rings.
@@ -71,12 +78,20 @@ impl Daemon {
         let Some(drain) = &self.drain else {
             return;
         };
-        let done = !drain.relaying
-            && self.withdrawals.tasks.is_empty()
-            && self.withdrawals.rescues.is_empty()
-            && self.is_drained_outside();
-        if done || now >= drain.until {
-            tracing::info!(done, "stopping");
+        let drain_until = drain.until;
+        let done = !drain.relaying && self.withdrawals.is_idle() && self.is_drained_outside();
+        let settled = match (drain.settled, done) {
+            (Some(at), true) => Some(at),
+            (None, true) => Some(now),
+            (_, false) => None,
+        };
+        let held = self.is_held_outside();
+        let waited = settled.is_some_and(|at| !held || now >= at + GRACE);
+        if let Some(drain) = &mut self.drain {
+            drain.settled = settled;
+        }
+        if waited || now >= drain_until {
+            tracing::info!(done, held, "stopping");
             if done {
                 self.leave_host();
             }

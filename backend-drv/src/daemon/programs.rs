@@ -202,7 +202,7 @@ impl Daemon {
     fn register(&mut self, process: Process, register: &Register, fds: &mut Vec<OwnedFd>) {
         let proof = if self.is_draining() {
             fds.clear();
-            Err(Reason::Revoked)
+            Err(Reason::Drained)
         } else {
             self.prove(process, register, fds)
         };

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::epoll::EpollFlags;
 use rdma_core::control::{Message, Revoke, Text};
+use rdma_core::reason::Reason;
 
 use super::Daemon;
 use super::clients::Role;
@@ -80,7 +81,7 @@ impl Daemon {
                 .get(&process)
                 .map_or(0, |program| program.record.pid)
         };
-        let found = self.broker.revoke(&filter, pid_of);
+        let found = self.broker.revoke(&filter, Reason::Revoked, pid_of);
         self.withdraw_outside(&found.connections);
         // Told to leave; the relay sees to the rest.
         let survivors = self.revoke_survivors(&filter) + self.revoke_guests(&filter);

@@ -109,10 +109,19 @@ impl Daemon {
                 self.broker.heard(UPLINK, message);
             }
             Down::Grant(grant) => self.granted(&grant),
-            Down::Withdraw(connection) => self.withdraw(Task {
-                connection: broker::connection_id(connection),
-                vanished: None,
-            }),
+            Down::Withdraw {
+                connection,
+                may_return,
+            } => {
+                let connection = broker::connection_id(connection);
+                if may_return {
+                    self.withdrawals.expect_return(connection);
+                }
+                self.withdraw(Task {
+                    connection,
+                    vanished: None,
+                });
+            }
             Down::Retracted(connection) => {
                 let ends = self.broker.ends(broker::connection_id(connection));
                 for occupant in ends.into_iter().flat_map(|ends| ends.occupants).flatten() {
@@ -343,7 +352,11 @@ impl Daemon {
             if self.broker.uplinked(*connection) == Some(Uplinked::Direct)
                 && let Some(host) = broker::host_connection(*connection)
             {
-                self.tell_host(&Up::Withdraw(host));
+                let may_return = self.is_draining();
+                self.tell_host(&Up::Withdraw {
+                    connection: host,
+                    may_return,
+                });
             }
         }
     }
@@ -424,6 +437,12 @@ impl Daemon {
             let mut here = ends.occupants.iter().flatten();
             here.all(is_off)
         })
+    }
+
+    /// Whether programs still have memory of the device mapped for a connection.
+    pub(super) fn is_held_outside(&self) -> bool {
+        self.outside()
+            .any(|(_, ends)| ends.occupants.iter().any(Option::is_some))
     }
 
     /// Connections of this guest with far ends outside.

@@ -3,7 +3,7 @@
 //! The work itself is done by other threads ([`crate::withdrawal`], [`crate::rescue`]); here it is decided
 //! when, and what follows: everybody who waits is woken, and what could not be done is tried again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -44,6 +44,10 @@ pub struct Task {
 pub(super) struct Withdrawals {
     pub(super) tasks: Agenda<Task>,
     pub(super) rescues: Agenda<RegistrationId>,
+    /// Given to other threads, whose answers have not come.
+    working: usize,
+    /// Connections that leave the ring for a time only.
+    returning: HashSet<ConnectionId>,
     /// Where the senders to be helped stood when they were last looked at.
     resent: HashMap<RegistrationId, u64>,
 }
@@ -53,8 +57,20 @@ impl Withdrawals {
         Self {
             tasks: Agenda::new(&WITHDRAWAL_PAUSES_MS),
             rescues: Agenda::endless(&RESCUE_PAUSES_MS),
+            working: 0,
+            returning: HashSet::new(),
             resent: HashMap::new(),
         }
+    }
+
+    /// Whether nothing is left to do.
+    pub(super) fn is_idle(&self) -> bool {
+        self.working == 0 && self.tasks.is_empty() && self.rescues.is_empty()
+    }
+
+    /// A connection that is about to be withdrawn may come back.
+    pub(super) fn expect_return(&mut self, connection: ConnectionId) {
+        self.returning.insert(connection);
     }
 
     /// A sender's far end has left the ring: the sender is looked after.
@@ -83,23 +99,50 @@ impl Daemon {
 
     /// Has a connection taken off the ring.
     pub(super) fn withdraw(&mut self, task: Task) {
+        let reason = self.why(task.connection);
         if self.broker.is_relayed(task.connection) {
+            // Before the words change: whoever sees that knows then whether it is for good.
+            let told = task.vanished.is_none().then_some(task.connection);
+            for occupant in told.map(|id| self.occupants(id)).unwrap_or_default() {
+                if let Some(seat) = self.seat(&occupant) {
+                    seat.tell(reason);
+                }
+            }
             // The relay does it, with the far backend.
             match host_connection(task.connection) {
-                Some(connection) => self.tell_host(&Up::Withdraw(connection)),
+                Some(connection) => self.tell_host(&Up::Withdraw {
+                    connection,
+                    may_return: reason == Reason::Drained,
+                }),
                 None => self.command(Command::Withdraw(task.connection)),
             }
             self.end_task(task);
             return self.told(task.connection, true);
         }
-        if self.try_withdraw(task).is_none() {
+        if self.try_withdraw(task, reason).is_none() {
             // It is gone, or its memory is.
             self.end_task(task);
             self.told(task.connection, false);
         }
     }
 
-    fn try_withdraw(&mut self, task: Task) -> Option<()> {
+    /// Why a connection leaves the ring.
+    fn why(&self, connection: ConnectionId) -> Reason {
+        if self.is_draining() || self.withdrawals.returning.contains(&connection) {
+            Reason::Drained
+        } else {
+            Reason::Revoked
+        }
+    }
+
+    /// The programs of this daemon that a connection has.
+    fn occupants(&self, connection: ConnectionId) -> Vec<Occupant> {
+        let ends = self.broker.ends(connection);
+        let occupants = ends.into_iter().flat_map(|ends| ends.occupants);
+        occupants.flatten().collect()
+    }
+
+    fn try_withdraw(&mut self, task: Task, reason: Reason) -> Option<()> {
         let ends = self.broker.ends(task.connection)?;
         let arena = self.arenas.get(&ends.place.arena)?;
         let (uid, memory) = (arena.uid, Arc::clone(&arena.memory));
@@ -117,8 +160,10 @@ impl Daemon {
             place: ends.place,
             seats,
             vanished,
+            reason,
         };
         if self.broker.hold(task.connection) {
+            self.withdrawals.working += 1;
             self.workers.submit(uid, Job::Withdraw(task, withdrawal));
         }
         Some(())
@@ -141,6 +186,7 @@ impl Daemon {
     /// What came of a withdrawal.
     pub(super) fn withdrawn(&mut self, task: Task, result: Withdrawn) {
         tracing::debug!(?task, ?result, "withdrawn");
+        self.withdrawals.working = self.withdrawals.working.saturating_sub(1);
         let now = Instant::now();
         match result {
             Withdrawn::Off {
@@ -198,6 +244,7 @@ impl Daemon {
 
     fn end_task(&mut self, task: Task) {
         self.withdrawals.tasks.done(task);
+        self.withdrawals.returning.remove(&task.connection);
         if let Some(id) = task.vanished {
             self.broker.withdrawn(id);
         }

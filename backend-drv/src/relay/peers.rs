@@ -2,7 +2,8 @@
 //!
 //! A backend is known by the configuration (`peers` of a link), by convention (where the link's driver is UDP: at the
 //! peer's own address and the usual port), or because it has announced itself (Ethernet). A backend that did not
-//! answer is not asked again for a while.
+//! answer is not asked again for a while: for a minute if it never did, and for moments at first if it did, because it
+//! may be starting anew.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -17,8 +18,10 @@ use crate::nic::Address;
 /// Where backends listen, unless something else is configured.
 pub const DEFAULT_PORT: u16 = 7447;
 
-/// How long a backend that did not answer is left alone.
+/// How long a backend that did not answer is left alone at most.
 const SILENCE: Duration = Duration::from_secs(60);
+/// The same, the first time, of one that has answered before. It doubles.
+const FIRST_SILENCE: Duration = Duration::from_secs(2);
 /// How long an announcement is believed.
 const ANNOUNCED_FOR: Duration = Duration::from_secs(35);
 /// Backends that may be known.
@@ -51,6 +54,8 @@ pub struct Peer {
     /// Where it is.
     pub address: Address,
     silent_until: Option<Instant>,
+    /// How long it is left alone the next time.
+    patience: Duration,
 }
 
 impl Peers {
@@ -130,6 +135,7 @@ impl Peers {
             link,
             address,
             silent_until: None,
+            patience: SILENCE,
         });
         self.by_address.insert((link, address), id);
         Some(id)
@@ -189,7 +195,12 @@ impl Peers {
         if let Ok(index) = usize::try_from(id.0)
             && let Some(peer) = self.peers.get_mut(index)
         {
-            peer.silent_until = silent.then(|| now + SILENCE);
+            peer.silent_until = silent.then(|| now + peer.patience);
+            peer.patience = if silent {
+                (peer.patience * 2).min(SILENCE)
+            } else {
+                FIRST_SILENCE
+            };
         }
     }
 }
@@ -274,6 +285,14 @@ mod tests {
         assert_eq!(peers.reach(ip("10.1.0.1"), now + SILENCE), Some(id));
         peers.set_silent(id, false, now);
         assert_eq!(peers.reach(ip("10.1.0.1"), now), Some(id));
+        // It has answered, and may be starting anew.
+        for times in [1, 2, 4] {
+            peers.set_silent(id, true, now);
+            let until = now + FIRST_SILENCE * times;
+            let before = until.checked_sub(Duration::from_millis(1)).expect("later");
+            assert_eq!(peers.reach(ip("10.1.0.1"), before), None);
+            assert_eq!(peers.reach(ip("10.1.0.1"), until), Some(id));
+        }
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
                 && let Ok(region) = memory::map(&fd, body.at, EVENT_BYTES)
             {
                 wait::set_machine(body.machine);
-                session.events.set(&region);
+                session.events.set_from(&region, &fd);
                 session.process.store(body.process, Ordering::Release);
                 // Nobody is paired yet: what exists now reaches every later peer in time.
                 for number in 0..contexts::made() {
@@ -52,7 +52,7 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
         Message::PeerRegister(body) => {
             if let Some(fd) = owned(&mut fds)
                 && let Some((_, peer)) = tables::peer_of_process(session.index(), body.process)
-                && registers::map_once(&fd)
+                && registers::map_once(session.index(), &fd)
             {
                 peer.set_register(body.context, body.value);
             }

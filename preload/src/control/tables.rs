@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
 use frontend_drv::client::{Client, Fds, ReceiveError};
@@ -223,7 +223,7 @@ pub(super) fn add_peer(session: u32, body: &wire::Peer, events: &OwnedFd) -> boo
     for told_of in &peer.told_of {
         told_of.store(0, Ordering::Relaxed);
     }
-    peer.events.set(&region);
+    peer.events.set_from(&region, events);
     peer.key
         .store(peer_key(session, process), Ordering::Release);
     true
@@ -381,8 +381,9 @@ pub(super) fn use_arena(
                 .iter()
                 .position(|arena| arena.key.load(Ordering::Relaxed) == 0)?;
             let arena = ARENAS.get(index)?;
-            let region = memory::map(fd?.as_fd(), paired.at, usize::try_from(bytes).ok()?).ok()?;
-            arena.region.set(&region);
+            let fd = fd?;
+            let region = memory::map(&fd, paired.at, usize::try_from(bytes).ok()?).ok()?;
+            arena.region.set_from(&region, &fd);
             arena.peer.store(paired.peer, Ordering::Relaxed);
             arena.gone_at.store(0, Ordering::Relaxed);
             arena.key.store(key, Ordering::Release);
@@ -415,6 +416,45 @@ pub(super) fn abandon_arenas(session: u32, process: u32, now: u64) {
         }
     }
     reclaim_arenas();
+}
+
+/// Sessions have ended: no new connection will lie in their arenas.
+pub(super) fn abandon_ended(now: u64) {
+    // Event memory that may be another program's by now is not looked at any more.
+    for session in &SESSIONS {
+        if session.state.load(Ordering::Relaxed) == ENDED && !is_used(session.index()) {
+            session.events.hide();
+        }
+    }
+    for arena in &ARENAS {
+        let key = arena.key.load(Ordering::Relaxed);
+        let number = (key >> 32).checked_sub(1);
+        let found = number.and_then(|number| session(u32::try_from(number).ok()?));
+        if found.is_some_and(|session| session.state.load(Ordering::Relaxed) == ENDED) {
+            let _ = arena
+                .gone_at
+                .compare_exchange(0, now, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+    reclaim_arenas();
+}
+
+/// Whether a connection lies in an arena of that session.
+fn is_used(session: u32) -> bool {
+    ARENAS.iter().any(|arena| {
+        arena.key.load(Ordering::Acquire) >> 32 == u64::from(session + 1)
+            && arena.users.load(Ordering::Acquire) != 0
+    })
+}
+
+/// Whether an address lies in memory of the device through which a guest shares memory. For a signal handler.
+pub(crate) fn is_device_at(address: usize) -> bool {
+    SESSIONS
+        .iter()
+        .map(|session| &session.events)
+        .chain(PEERS.iter().map(|peer| &peer.events))
+        .chain(ARENAS.iter().map(|arena| &arena.region))
+        .any(|cell| cell.is_device_at(address))
 }
 
 /// Unmaps what nobody can use any more; under the control lock.

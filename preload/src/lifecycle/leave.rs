@@ -10,7 +10,7 @@ use rdma_core::slot::{Slot, Stage};
 use crate::conn::{Conn, conn};
 use crate::{control, downgrade, errno, fds, upgrade};
 
-pub(super) fn unregister(conn: &Conn, slot: &Slot, index: u32) {
+pub(crate) fn unregister(conn: &Conn, slot: &Slot, index: u32) {
     let session = match slot.stage() {
         Stage::Attached => control::session(conn.session.load(Ordering::Relaxed)),
         _ => control::current(),
@@ -40,7 +40,7 @@ fn slot_ref(conn: &Conn, slot: &Slot, index: u32) -> SlotRef {
 }
 
 /// Tells the daemon; if it is behind, waits a little.
-fn tell(session: Option<&control::Session>, message: &Message<'_>) {
+pub(crate) fn tell(session: Option<&control::Session>, message: &Message<'_>) {
     let Some(session) = session else { return };
     for _ in 0..TELL_TRIES {
         if control::send(session, message, &[]) || !session.is_live() {

@@ -37,7 +37,8 @@ use rdma_core::Reason;
 
 pub(crate) use channel::{mark_polled, refresh_watched};
 pub(crate) use connection::{
-    dissolve_all, forget_conn, is_registered, may_arm, on_change, post_edge, want_space,
+    dissolve_all, forget_conn, forget_ring, is_registered, may_arm, on_change, post_edge,
+    want_space,
 };
 pub(crate) use membership::{adopt_watched, forget_watched};
 pub(crate) use set::{create, forget_set, make_set, share_fd};

@@ -146,7 +146,12 @@ pub enum Up {
         held: bool,
     },
     /// Take the connection off the ring.
-    Withdraw(u64),
+    Withdraw {
+        /// The connection.
+        connection: u64,
+        /// Not for good: its programs may ask for memory again.
+        may_return: bool,
+    },
     /// The guest's end has left its ring: what its far end has in there must be sent once more.
     Retracted(u64),
     /// A program asks to wake a context whose doorbell it has not got.
@@ -183,7 +188,12 @@ pub enum Down {
     /// Memory for a connection whose two ends are known.
     Grant(Grant),
     /// Take the connection off the ring.
-    Withdraw(u64),
+    Withdraw {
+        /// The connection.
+        connection: u64,
+        /// Not for good: its programs may ask for memory again.
+        may_return: bool,
+    },
     /// The far end has left its ring: what is in there must be sent once more.
     Retracted(u64),
     /// TCP has told the far program that the guest's is done: does anybody hold its socket?
@@ -298,7 +308,10 @@ impl Up {
             Self::Departed { connection, held } => {
                 out.put(DEPARTED, 0, &about(connection, held.into()))
             }
-            Self::Withdraw(connection) => out.put(WITHDRAW, 0, &about(connection, 0)),
+            Self::Withdraw {
+                connection,
+                may_return,
+            } => out.put(WITHDRAW, 0, &about(connection, may_return.into())),
             Self::Retracted(connection) => out.put(RETRACTED, 0, &about(connection, 0)),
             Self::Kick { process, context } => out.put(KICK, context, &program(process, 0)),
         }
@@ -333,15 +346,16 @@ impl Up {
             },
             ENDED => Self::Ended(whole.connection()?.0),
             DEPARTED => {
-                let (connection, what) = whole.connection()?;
-                let held = match what {
-                    0 => false,
-                    1 => true,
-                    _ => return Err(BadMessage::Field("held")),
-                };
+                let (connection, held) = whole.connection_and_flag("held")?;
                 Self::Departed { connection, held }
             }
-            WITHDRAW => Self::Withdraw(whole.connection()?.0),
+            WITHDRAW => {
+                let (connection, may_return) = whole.connection_and_flag("may_return")?;
+                Self::Withdraw {
+                    connection,
+                    may_return,
+                }
+            }
             RETRACTED => Self::Retracted(whole.connection()?.0),
             KICK => {
                 let (process, context) = whole.kick()?;
@@ -365,7 +379,10 @@ impl Down {
             Self::Context(body) => out.put(CONTEXT, 0, &body),
             Self::Pairing(message) => put_pairing(out, 0, &message),
             Self::Grant(body) => out.put(GRANT, 0, &body),
-            Self::Withdraw(connection) => out.put(WITHDRAW, 0, &about(connection, 0)),
+            Self::Withdraw {
+                connection,
+                may_return,
+            } => out.put(WITHDRAW, 0, &about(connection, may_return.into())),
             Self::Retracted(connection) => out.put(RETRACTED, 0, &about(connection, 0)),
             Self::Examine(connection) => out.put(EXAMINE, 0, &about(connection, 0)),
             Self::Kick { process, context } => out.put(KICK, context, &program(process, 0)),
@@ -405,7 +422,13 @@ impl Down {
             CONTEXT => Self::Context(whole.context()?),
             PAIRING => Self::Pairing(Pairing::parse(whole.body)?),
             GRANT => Self::Grant(grant_of(whole.body()?)?),
-            WITHDRAW => Self::Withdraw(whole.connection()?.0),
+            WITHDRAW => {
+                let (connection, may_return) = whole.connection_and_flag("may_return")?;
+                Self::Withdraw {
+                    connection,
+                    may_return,
+                }
+            }
             RETRACTED => Self::Retracted(whole.connection()?.0),
             EXAMINE => Self::Examine(whole.connection()?.0),
             KICK => {
@@ -446,6 +469,12 @@ impl<'a> In<'a> {
         let body: About = self.body()?;
         require(body.connection != 0, "connection")?;
         Ok((body.connection, body.what))
+    }
+
+    fn connection_and_flag(&self, name: &'static str) -> Result<(u64, bool), BadMessage> {
+        let (connection, what) = self.connection()?;
+        require(what <= 1, name)?;
+        Ok((connection, what == 1))
     }
 
     fn process(&self) -> Result<u32, BadMessage> {
@@ -584,7 +613,16 @@ mod tests {
             connection: 1,
             held: true,
         });
-        up(Up::Withdraw(2));
+        for may_return in [false, true] {
+            up(Up::Withdraw {
+                connection: 2,
+                may_return,
+            });
+            down(Down::Withdraw {
+                connection: 2,
+                may_return,
+            });
+        }
         up(Up::Retracted(3));
         up(Up::Kick {
             process,
@@ -606,7 +644,6 @@ mod tests {
         down(Down::Context(context()));
         down(Down::Pairing(refusal()));
         down(Down::Grant(grant()));
-        down(Down::Withdraw(2));
         down(Down::Retracted(3));
         down(Down::Examine(4));
         down(Down::Kick {

@@ -7,6 +7,7 @@
 mod agent;
 mod at_once;
 mod daemon_gone;
+mod drained;
 mod duo;
 mod environment;
 mod holder_killed;

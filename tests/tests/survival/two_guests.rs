@@ -273,6 +273,11 @@ fn drained(tenants: &[&str]) {
     duo.warm_up(1, Way::Ring);
     duo.stream(1, MIB);
     duo.stream(0, MIB);
+    // So does the connection that was taken back.
+    duo.warm_up(0, Way::Ring);
+    let kernel = duo.kernel(0);
+    duo.stream(0, MIB);
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
 }
 
 #[test]

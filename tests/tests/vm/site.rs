@@ -213,6 +213,11 @@ impl Running {
         Ok(Self(Some(command.spawn()?)))
     }
 
+    /// Its number.
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.as_ref().map_or(0, Child::id)
+    }
+
     /// Waits for its end.
     pub(crate) fn output(mut self) -> Result<Output> {
         let child = self.0.take().context("it has ended")?;

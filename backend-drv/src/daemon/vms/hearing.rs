@@ -94,11 +94,11 @@ impl Daemon {
         let Some(first_process) = self.vms.take_block(vm) else {
             return self.tell_vm(vm, &Down::Refused(Reason::Quota.code()));
         };
-        let Some(tenancy) = self.vms.tenancy_mut(vm) else {
+        let Some(tenancy) = self.vms.tenancy(vm) else {
             return;
         };
         let bytes = Seat::heap_bytes(&tenancy.region);
-        let heap = tenancy.region.take(bytes).map(|at| Heap { at, bytes });
+        let heap = self.take_heap(vm, bytes);
         let Some((vms, heap)) = Some(&mut self.vms).zip(heap) else {
             return self.tell_vm(vm, &Down::Refused(Reason::NoMemory.code()));
         };
@@ -124,6 +124,26 @@ impl Daemon {
             self.vms.note(keeper);
         }
         self.tell_vm(vm, &Down::Welcome(welcome));
+    }
+
+    /// Memory for the events of a driver that has just started. Of the drivers before it only the last one's is kept, whose
+    /// programs may be there and look at it once more; if there is no room, not even that.
+    fn take_heap(&mut self, vm: VmId, bytes: u64) -> Option<Heap> {
+        let found = self.vms.vms.get_mut(vm.0)?;
+        let region = &mut self.vms.tenancies.get_mut(found.tenancy)?.region;
+        let heaps = &mut found.seat.as_mut()?.heaps;
+        let mut kept = 1;
+        loop {
+            while heaps.len() > kept {
+                let old = heaps.remove(0);
+                region.give_back(old.at, old.bytes);
+            }
+            match region.take(bytes) {
+                Some(at) => return Some(Heap { at, bytes }),
+                None if heaps.is_empty() => return None,
+                None => kept = 0,
+            }
+        }
     }
 
     /// `None`: the message makes no sense for this guest.
@@ -155,12 +175,22 @@ impl Daemon {
                 }
                 Some(())
             }
-            Up::Withdraw(number) => {
+            Up::Withdraw {
+                connection: number,
+                may_return,
+            } => {
                 let (index, _, far) = self.vms.connections.end_of(number, vm)?;
                 if self.vms.connections.get(number)?.is_relayed() {
                     self.command(Command::Withdraw(relay_id(number, index)));
                 } else if let Some(far) = far {
-                    self.tell_vm(far.vm, &Down::Withdraw(number));
+                    let connection = number;
+                    self.tell_vm(
+                        far.vm,
+                        &Down::Withdraw {
+                            connection,
+                            may_return,
+                        },
+                    );
                 }
                 Some(())
             }

@@ -112,10 +112,20 @@ impl Daemon {
                 continue;
             };
             for (index, end) in connection.guests() {
+                if end.used {
+                    // For good, which the words of a relayed connection do not say.
+                    let connection = *number;
+                    let may_return = false;
+                    self.tell_vm(
+                        end.vm,
+                        &Down::Withdraw {
+                            connection,
+                            may_return,
+                        },
+                    );
+                }
                 if end.far_is_relay() {
                     self.command(Command::Withdraw(relay_id(*number, index)));
-                } else if end.used {
-                    self.tell_vm(end.vm, &Down::Withdraw(*number));
                 }
             }
         }

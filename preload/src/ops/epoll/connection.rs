@@ -16,7 +16,7 @@ use super::{interest, membership, news, set};
 use crate::conn::{Conn, conn};
 use crate::ops::ready::involves_ring;
 use crate::ops::send;
-use crate::{control, errno, fds, kernel, real};
+use crate::{control, errno, fds, kernel, real, renew};
 
 /// Makes the far end reach an interest whose connection involves a ring, and looks at it once.
 pub(super) fn engage(interest: &'static Interest) {
@@ -25,6 +25,7 @@ pub(super) fn engage(interest: &'static Interest) {
         if interest.is_outdated(conn) {
             put_in_kernel(interest);
         }
+        renew::let_go(conn);
         return;
     }
     let (Some(set), Some(view)) = (interest.set(), conn.view()) else {
@@ -200,17 +201,31 @@ pub(crate) fn dissolve_all() {
     });
 }
 
+/// Takes the interest's set out of what the far end wakes.
+fn unlink(interest: &Interest, conn: &Conn) {
+    if let (Some(set), Some(view)) = (interest.set(), conn.view())
+        && let Some(who) = reference(set, conn)
+    {
+        while view.mine.waits.leave(WaitFor::Data, who) {}
+        while view.mine.waits.leave(WaitFor::Space, who) {}
+    }
+}
+
+/// The connection forgets its memory: nobody there reaches the sets any more.
+pub(crate) fn forget_ring(conn: &Conn) {
+    for interest in interests_of(conn) {
+        unlink(interest, conn);
+        interest.space.store(0, Ordering::Relaxed);
+        interest.seen.store(u64::MAX, Ordering::Relaxed);
+    }
+}
+
 /// The last descriptor of the connection, `socket`, is about to be closed: its interests go from the kernel
 /// too. If the socket was passed on it may live, and the registration with it.
 pub(crate) fn forget_conn(conn: &Conn, socket: Option<c_int>) {
     let passed_on = conn.vetoed() == Some(Reason::FdPassed);
     for interest in interests_of(conn) {
-        if let (Some(set), Some(view)) = (interest.set(), conn.view())
-            && let Some(who) = reference(set, conn)
-        {
-            while view.mine.waits.leave(WaitFor::Data, who) {}
-            while view.mine.waits.leave(WaitFor::Space, who) {}
-        }
+        unlink(interest, conn);
         match interest.set() {
             Some(set) if passed_on && socket == Some(interest.fd()) => dissolve(set, interest),
             _ => membership::drop_interest(interest),

@@ -16,7 +16,7 @@ use super::time::{deadline_in, is_past, kernel_ppoll};
 use super::{kernel_interest, merge, ring_conn, settle};
 use crate::conn::{Conn, conn};
 use crate::ops::epoll;
-use crate::{errno, fds, probe, relayed, wait};
+use crate::{errno, fds, probe, relayed, renew, wait};
 
 /// Entries handled without asking for memory.
 const ON_STACK: usize = 128;
@@ -167,6 +167,8 @@ fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
                 ask.fd = -1;
             }
             ready |= ring_bits(conn, entry) != 0;
+        } else if let Some(index) = fds::lookup(entry.fd).as_conn() {
+            renew::let_go(conn(index));
         }
     }
     ready

@@ -17,7 +17,7 @@ use crate::fds::Entry;
 use crate::ops::ready;
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{control, errno, kernel, tls, upgrade};
+use crate::{control, errno, kernel, renew, tls, upgrade};
 
 #[cold]
 #[inline(never)]
@@ -89,10 +89,13 @@ fn receive(
                 return errno::fail(libc::EINTR);
             }
             Step::Native if fd != named => return from_kept(conn, fd, buffers, flags),
-            Step::Native => match from_kernel(conn, fd, native) {
-                Some(result) => return result,
-                None => continue,
-            },
+            Step::Native => {
+                renew::let_go(conn);
+                match from_kernel(conn, fd, native) {
+                    Some(result) => return result,
+                    None => continue,
+                }
+            }
             Step::Moved => {
                 note_tcp(conn, fd);
                 if flags & MSG_PEEK != 0 {

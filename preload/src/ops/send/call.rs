@@ -17,7 +17,7 @@ use crate::fds::Entry;
 use crate::ops::recv::STALE;
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{errno, lifecycle, tls};
+use crate::{errno, lifecycle, renew, tls};
 
 #[cold]
 #[inline(never)]
@@ -75,10 +75,13 @@ fn deliver(
                 return errno::fail(libc::EINTR);
             }
             Step::Native if fd != named => return to_kept(conn, fd, buffers, flags),
-            Step::Native => match to_kernel(conn, fd, native) {
-                Some(result) => return result,
-                None => continue,
-            },
+            Step::Native => {
+                renew::let_go(conn);
+                match to_kernel(conn, fd, native) {
+                    Some(result) => return result,
+                    None => continue,
+                }
+            }
             Step::Moved if buffers.left() == 0 => return count(buffers),
             Step::Moved => continue,
             // A bad address is said again by the next call that gives it.

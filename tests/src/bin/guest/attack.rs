@@ -196,7 +196,10 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
             connection,
             held: random.below(2) == 0,
         },
-        6 => Up::Withdraw(connection),
+        6 => Up::Withdraw {
+            connection,
+            may_return: random.below(2) == 0,
+        },
         _ => Up::Kick {
             process,
             context: random.half(),

@@ -11,7 +11,7 @@
 //!
 //! By TCP:
 //!
-//! * `guest serve PORT`: sends back what it gets.
+//! * `guest serve PORT [HOW]`: sends back what it gets; it waits for that by `read`, `poll` or `epoll`.
 //! * `guest talk FROM TO ROUNDS BYTES PAUSE_MS`: sends `BYTES` to a server and checks what comes back, again and again.
 //! * `guest crowd FROM TO COUNT`: the same once on each of many connections, and once more when all are there.
 //!
@@ -52,7 +52,8 @@ fn act(arguments: &[&str]) -> Result<()> {
         }
         ["add", choice, times] => device::add(&device::opened(choice)?.1, times.parse()?),
         ["wait", choice] => device::wait(&*device::opened(choice)?.0),
-        ["serve", port] => traffic::serve(port.parse()?),
+        ["serve", port] => traffic::serve(port.parse()?, "read"),
+        ["serve", port, how] => traffic::serve(port.parse()?, how),
         ["talk", from, to, rounds, bytes, pause] => {
             let connection = traffic::connect(from.parse()?, to.parse()?)?;
             traffic::talk(connection, rounds.parse()?, bytes.parse()?, pause.parse()?)

@@ -1,12 +1,15 @@
 //! Connections whose every byte is checked. All calls are libc's, so that a library before it sees them.
 
+use std::cell::OnceCell;
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect as connect_to, socket,
 };
@@ -17,14 +20,22 @@ use crate::say;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sends back what comes, on every connection.
-pub(crate) fn serve(port: u16) -> Result<()> {
+pub(crate) fn serve(port: u16, how: &str) -> Result<()> {
+    let wait: fn(&TcpStream) -> Result<()> = match how {
+        "read" => |_| Ok(()),
+        "poll" => by_poll,
+        "epoll" => by_epoll,
+        _ => bail!("read, poll or epoll"),
+    };
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))?;
     say("serving")?;
     loop {
         let (mut connection, _) = listener.accept()?;
         thread::spawn(move || {
             let mut bytes = vec![0; 64 << 10];
-            while let Ok(got @ 1..) = connection.read(&mut bytes) {
+            while wait(&connection).is_ok()
+                && let Ok(got @ 1..) = connection.read(&mut bytes)
+            {
                 if connection
                     .write_all(bytes.get(..got).unwrap_or_default())
                     .is_err()
@@ -34,6 +45,28 @@ pub(crate) fn serve(port: u16) -> Result<()> {
             }
         });
     }
+}
+
+fn by_poll(connection: &TcpStream) -> Result<()> {
+    let mut entry = [PollFd::new(connection.as_fd(), PollFlags::POLLIN)];
+    poll(&mut entry, PollTimeout::NONE)?;
+    Ok(())
+}
+
+fn by_epoll(connection: &TcpStream) -> Result<()> {
+    thread_local! {
+        static SET: OnceCell<Epoll> = const { OnceCell::new() };
+    }
+    SET.with(|cell| {
+        if cell.get().is_none() {
+            let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            set.add(connection, EpollEvent::new(EpollFlags::EPOLLIN, 1))?;
+            let _ = cell.set(set);
+        }
+        let set = cell.get().context("no set")?;
+        set.wait(&mut [EpollEvent::empty()], EpollTimeout::NONE)?;
+        Ok(())
+    })
 }
 
 /// A connection from one address to another.

@@ -1,5 +1,7 @@
 //! Real guests. `scripts/test` runs what is in here in a stage of its own.
 
 mod device;
+mod drain;
 mod isolation;
 mod paths;
+mod restarts;
