@@ -169,7 +169,8 @@ fn close_while_two_recv(stage: &mut Stage) {
             format!("{closed} {heard:?}")
         },
         |b| {
-            let_it_sleep(300);
+            // Both threads are asleep by then, also on a busy machine.
+            let_it_sleep(1000);
             let first = b.say("one.");
             let_it_sleep(60);
             let between = b.ready(POLLOUT);
