@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034,SC2154 # What scripts/suites sets, and what pass.sh reads.
 # Runs the passes of a suite and compares their results test by test. Sourced by scripts/suites, which
-# sets quick, cache, passes, tests, keep_plain and counts; never run.
+# sets quick, cache, passes, tests, keep_plain, no_plain and counts; never run.
 #
 # A suite is a file beside this one, NAME.sh, with
 #   suite_about     one line
@@ -53,8 +53,8 @@ run_suite() {
     suite_install || return 1
     wanted >"$results/wanted"
     for pass in "${suite_passes[@]}"; do
-        if [[ $pass == plain && -n $keep_plain && -s $results/plain/results ]]; then
-            continue
+        if [[ $pass == plain ]]; then
+            [[ -z $no_plain && ! (-n $keep_plain && -s $results/plain/results) ]] || continue
         fi
         run_pass "$name" "$pass" "$results/$pass" "$results/wanted"
         [[ $pass == plain ]] || judge "$name" "$pass" "$results"
@@ -162,7 +162,7 @@ differences() {
 # judge NAME PASS RESULTS: compares a pass with the plain one, tries again what differs, and counts.
 judge() {
     local name=$1 pass=$2 results=$3 failures=0 out=$3/$2
-    if [[ -n $quick ]]; then
+    if [[ -n $quick || -n $no_plain ]]; then
         # What did not pass is what could differ.
         awk -F'\t' -v OFS='\t' '$1 == "fail" { print $2, $3 }' "$out/results" >"$out/different"
         # A unit without any result was cut off.

@@ -4,7 +4,7 @@
 
 suite_about="CPython's socket, poll, TLS, protocol and process tests"
 suite_ends=one
-suite_seconds=3600
+suite_seconds=7200
 python=/usr/bin/python3.11
 
 suite_install() {
@@ -30,7 +30,7 @@ suite_run() {
 }
 
 run_module() {
-    local unit=$1 xml=$out/$1.xml test
+    local unit=$1 xml=$out/$1.xml test status=0
     local -a options=()
     while read -r test; do
         options+=(--match "$test")
@@ -45,12 +45,13 @@ run_module() {
         cd "$out/tmp" &&
             under client timeout -k 10 900 "$python" -m test -v --timeout 300 \
                 --tempdir "$out/tmp" --junit-xml "$xml" "${options[@]}" "$unit"
-    ) >"$out/$unit.log" 2>&1
+    ) >"$out/$unit.log" 2>&1 || status=$?
     if [[ -s $xml ]]; then
         from_xml "$unit" <"$xml" >>"$out/results"
     else
         from_log "$unit" <"$out/$unit.log" >>"$out/results"
     fi
+    in_time "$unit" "$status"
 }
 
 # Tests that only wait, or have nothing to do with connections.

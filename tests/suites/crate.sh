@@ -70,7 +70,7 @@ suite_run() {
 }
 
 run_program() {
-    local unit=$1 program
+    local unit=$1 program status=0
     local -a only=()
     program=$(awk -F'\t' -v unit="$unit" '$1 == unit { print $2 }' "$cache/$name/programs")
     if [[ -z $program ]]; then
@@ -80,8 +80,9 @@ run_program() {
     mapfile -t only < <(tests_of "$unit")
     [[ ${#only[@]} -eq 0 ]] || only+=(--exact)
     CARGO_MANIFEST_DIR=$PWD under client timeout -k 10 300 "$program" --test-threads 2 "${only[@]}" \
-        >"$out/$unit.log" 2>&1
+        >"$out/$unit.log" 2>&1 || status=$?
     from_libtest "$unit" <"$out/$unit.log" >>"$out/results"
+    in_time "$unit" "$status"
 }
 
 # from_libtest UNIT: `test NAME ... ok`. What a test prints by itself may stand in between.

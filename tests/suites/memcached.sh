@@ -5,7 +5,7 @@
 
 suite_about="its own tests, Perl and testapp"
 suite_ends=two
-suite_seconds=3600
+suite_seconds=7200
 source=$cache/memcached/source
 
 suite_install() {
@@ -42,7 +42,7 @@ suite_units() {
 }
 
 suite_run() {
-    local unit log
+    local unit log status
     cd "$source" || return 1
     mkdir -p "$out/logs"
     local preload=''
@@ -59,11 +59,13 @@ EOF
     for unit in "$@"; do
         log=$out/logs/${unit//\//-}
         if [[ $unit == testapp ]]; then
-            under client timeout -k 10 300 ./testapp >"$log" 2>&1
+            status=0
+            under client timeout -k 10 300 ./testapp >"$log" 2>&1 || status=$?
             awk 'BEGIN { OFS = "\t" } /^(not )?ok [0-9]+ - / {
                 name = $0; sub(/^(not )?ok [0-9]+ - /, "", name)
                 print /^ok/ ? (/SKIP/ ? "skip" : "pass") : "fail", "testapp", name
             }' "$log" >>"$out/results"
+            in_time "$unit" "$status"
         else
             run_file "$unit" "$log"
         fi

@@ -10,6 +10,7 @@
 #   under client CMD..., under server CMD...   start CMD with the library, or without it
 #   $out                                       a directory for its own logs
 #   result pass|fail|skip UNIT TEST            notes a result
+#   in_time UNIT STATUS                        notes a failure if that is how `timeout` ends
 #   tests_of UNIT                              prints the tests that are wanted of it; nothing: all
 set -uo pipefail
 
@@ -95,6 +96,13 @@ has_library() {
 
 result() {
     printf '%s\t%s\t%s\n' "$1" "$2" "$3" >>"$out/results"
+}
+
+# What a unit that was ended has not come to must not look as if nothing of it had failed.
+in_time() {
+    case $2 in
+        124 | 137) result fail "$1" 'ends in time' ;;
+    esac
 }
 
 tests_of() {

@@ -6,7 +6,7 @@
 
 suite_about="its own tests, Tcl against Debian's server"
 suite_ends=two
-suite_seconds=5400
+suite_seconds=10800
 source=$cache/redis/source
 workers=4
 
@@ -73,12 +73,12 @@ wrap() {
 }
 
 run_unit() {
-    local unit=$1 port=$2 log=$out/logs/${1//\//-} test
+    local unit=$1 port=$2 log=$out/logs/${1//\//-} test status=0
     local -a options=(--single "$unit" --clients 1 --timeout 300 --baseport "$port" --portcount 2000)
     while read -r test; do
         options+=(--only "$test")
     done < <(tests_of "$unit")
-    under client timeout -k 10 600 tclsh tests/test_helper.tcl "${options[@]}" >"$log" 2>&1
+    under client timeout -k 10 600 tclsh tests/test_helper.tcl "${options[@]}" >"$log" 2>&1 || status=$?
     sed 's/\x1b\[[0-9;]*m//g' "$log" | awk -v unit="$unit" 'BEGIN { OFS = "\t" }
         match($0, /^\[(ok|err|exception|skip|ignore)\]: /) {
             kind = substr($0, 2, index($0, "]") - 2)
@@ -92,4 +92,5 @@ run_unit() {
             if (unit ~ /psync2/) gsub(/#[0-9]+/, "#N", name)
             print kind == "ok" ? "pass" : kind ~ /^(skip|ignore)$/ ? "skip" : "fail", unit, name
         }' >"$out/units/${unit//\//-}"
+    in_time "$unit" "$status"
 }
