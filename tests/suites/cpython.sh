@@ -43,7 +43,7 @@ run_module() {
     mkdir -p "$out/tmp"
     (
         cd "$out/tmp" &&
-            under client timeout -k 10 900 "$python" -m test -v --timeout 300 \
+            under client timeout -k 10 960 "$python" -m test -v --timeout 900 \
                 --tempdir "$out/tmp" --junit-xml "$xml" "${options[@]}" "$unit"
     ) >"$out/$unit.log" 2>&1 || status=$?
     if [[ -s $xml ]]; then
