@@ -72,13 +72,15 @@ wrap() {
     chmod +x "src/$1"
 }
 
+# One test of integration/replication has a script of three thousand million steps: half a minute of
+# a processor, and minutes of one that is shared.
 run_unit() {
     local unit=$1 port=$2 log=$out/logs/${1//\//-} test status=0
-    local -a options=(--single "$unit" --clients 1 --timeout 300 --baseport "$port" --portcount 2000)
+    local -a options=(--single "$unit" --clients 1 --timeout 900 --baseport "$port" --portcount 2000)
     while read -r test; do
         options+=(--only "$test")
     done < <(tests_of "$unit")
-    under client timeout -k 10 600 tclsh tests/test_helper.tcl "${options[@]}" >"$log" 2>&1 || status=$?
+    under client timeout -k 10 1800 tclsh tests/test_helper.tcl "${options[@]}" >"$log" 2>&1 || status=$?
     sed 's/\x1b\[[0-9;]*m//g' "$log" | awk -v unit="$unit" 'BEGIN { OFS = "\t" }
         match($0, /^\[(ok|err|exception|skip|ignore)\]: /) {
             kind = substr($0, 2, index($0, "]") - 2)
