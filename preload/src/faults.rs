@@ -245,10 +245,13 @@ fn is_fault(signal: c_int, code: c_int) -> bool {
 }
 
 /// Whether the memory at an address was that of a device which is gone, and is now some other memory, of zeros: the
-/// interrupted instruction goes on with it. Nothing is on the rings there any more, or it is broken and looks so.
+/// interrupted instruction goes on with it. Not while anything is on a ring there: zeros would be taken for bytes.
 fn replaces(address: *mut c_void) -> bool {
     let address = address.addr();
-    if !control::is_device_at(address) && !registers::is_at(address) {
+    let is_ring = control::is_device_ring_at(address);
+    if !is_ring && !control::is_device_at(address) && !registers::is_at(address)
+        || is_ring && lifecycle::any_on_ring()
+    {
         return false;
     }
     // SAFETY: a page of the library's, which other machines could write at any time.

@@ -68,20 +68,19 @@ fn try_let_go(conn: &'static Conn, slot: &'static Slot) {
     {
         return;
     }
-    if lock::take_tx(conn).is_err() {
+    // Whoever is busy on the connection, perhaps this very thread further up, looks again at its next call.
+    if !lock::try_both(conn) {
         return;
     }
     let mut gone = None;
-    if lock::take_rx(conn).is_ok() {
-        if slot.stage() == Stage::Attached
-            && is_off(slot)
-            && slot.tx.inside.nobody()
-            && slot.rx.inside.nobody()
-        {
-            gone = Some(detach(conn, slot));
-        }
-        lock::free(&slot.rx.lock);
+    if slot.stage() == Stage::Attached
+        && is_off(slot)
+        && slot.tx.inside.nobody()
+        && slot.rx.inside.nobody()
+    {
+        gone = Some(detach(conn, slot));
     }
+    lock::free(&slot.rx.lock);
     lock::free(&slot.tx.lock);
     if let Some((session, place)) = gone {
         trace::event(Level::Info, conn, "lets go", "");

@@ -294,8 +294,10 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
     let slot = conn.slot();
     let rx = &slot.rx;
     if conn.shut() & SHUT_READ != 0
-        // Another thread has let go of the memory while this one waited for the lock.
+        // Another thread has let go of the memory while this one waited for the lock; or the parent has, after the
+        // fork.
         || conn.view().is_none()
+        || slot.stage() != Stage::Attached
         || conn.vetoed().is_some()
         || relayed::is_broken(view)
         || !has_evidence(conn, fd, dont_wait)
@@ -339,6 +341,7 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
     if conn.shut() & SHUT_WRITE != 0
         // As in `try_arm`.
         || conn.view().is_none()
+        || slot.stage() != Stage::Attached
         || conn.vetoed().is_some()
         || !has_evidence(conn, fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
     {

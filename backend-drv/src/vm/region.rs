@@ -185,6 +185,15 @@ impl Region {
         }
     }
 
+    /// Turns what [`Region::take`] gave out into zeros, for whoever has it next. False: that was not possible.
+    pub fn clear(&self, at: u64, bytes: u64) -> bool {
+        let result = self.punch(at, bytes);
+        if let Err(error) = &result {
+            tracing::warn!(%error, at, bytes, "memory is not cleared");
+        }
+        result.is_ok()
+    }
+
     fn punch(&self, at: u64, bytes: u64) -> io::Result<()> {
         let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         Ok(fallocate(self.memory.as_fd(), how, at, bytes)?)
@@ -192,10 +201,8 @@ impl Region {
 
     /// A member has left: its control rings read as zeros again.
     pub fn clear_control(&self, member: u16) {
-        if let Some(at) = control_offset(member)
-            && let Err(error) = self.punch(at as u64, CONTROL_AREA_BYTES as u64)
-        {
-            tracing::warn!(%error, "control rings");
+        if let Some(at) = control_offset(member) {
+            let _told = self.clear(at as u64, CONTROL_AREA_BYTES as u64);
         }
     }
 

@@ -400,6 +400,13 @@ pub(super) fn use_arena(
 /// A connection in the arena is closed.
 pub(crate) fn release_arena(index: u32) {
     if let Some(arena) = ARENAS.get(index as usize) {
+        // A thread may still be on its way out of a call on this connection.
+        let now = super::monotonic_ns();
+        let _ = arena
+            .gone_at
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |gone| {
+                (gone != 0).then_some(now)
+            });
         arena.users.fetch_sub(1, Ordering::AcqRel);
     }
 }
@@ -447,14 +454,19 @@ fn is_used(session: u32) -> bool {
     })
 }
 
-/// Whether an address lies in memory of the device through which a guest shares memory. For a signal handler.
+/// Whether an address lies in event memory of the device through which a guest shares memory. For a signal handler.
 pub(crate) fn is_device_at(address: usize) -> bool {
     SESSIONS
         .iter()
         .map(|session| &session.events)
         .chain(PEERS.iter().map(|peer| &peer.events))
-        .chain(ARENAS.iter().map(|arena| &arena.region))
         .any(|cell| cell.is_device_at(address))
+}
+
+/// The same of the memory of connections.
+pub(crate) fn is_device_ring_at(address: usize) -> bool {
+    let mut cells = ARENAS.iter().map(|arena| &arena.region);
+    cells.any(|cell| cell.is_device_at(address))
 }
 
 /// Unmaps what nobody can use any more; under the control lock.

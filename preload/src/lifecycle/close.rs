@@ -198,6 +198,10 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
         return;
     };
     let conn = conn(index);
+    if conn.slot().stage() == Stage::Registered {
+        // The far end may have its memory already, and wait for what is said there.
+        errno::preserved(control::check_mailbox);
+    }
     if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
         conn.shut_down(SHUT_WRITE);
         errno::preserved(|| send::end(conn, Some(fd)));

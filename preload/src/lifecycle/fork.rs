@@ -1,6 +1,9 @@
 //! Fork: connections get a holder more, and the child leaves alone what is its parent's.
 
+use core::cell::Cell;
 use core::sync::atomic::{AtomicU32, Ordering};
+
+use rdma_core::slot::{RxState, TxState};
 
 use super::SLOT_NUMBERS;
 use crate::conn::{CONN_NUMBERS, Conn, conn};
@@ -11,6 +14,23 @@ use crate::{contexts, control, faults, holders, kick, pins, tls};
 /// not the last.
 pub(crate) fn before_fork() {
     each_conn(|conn| holders::expect_one(conn.slot()));
+}
+
+/// Whether any connection moves bytes through a ring. For a signal handler.
+pub(crate) fn any_on_ring() -> bool {
+    let found = Cell::new(false);
+    each_conn(|conn| {
+        let slot = conn.slot();
+        let sends = matches!(
+            slot.tx.state(),
+            TxState::Switching | TxState::Ring | TxState::Returning
+        );
+        let receives = matches!(slot.rx.state(), RxState::Draining | RxState::Ring);
+        if conn.view().is_some() && (sends || receives) {
+            found.set(true);
+        }
+    });
+    found.get()
 }
 
 /// The fork failed.

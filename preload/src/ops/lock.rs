@@ -40,6 +40,21 @@ pub(crate) fn take_rx(conn: &Conn) -> Result<(), Nested> {
     take(&conn.slot().rx.lock, conn, mend_rx)
 }
 
+/// Takes both locks if both are free, and does not wait. The only place that holds both.
+pub(crate) fn try_both(conn: &Conn) -> bool {
+    let (tx, rx) = (&conn.slot().tx.lock, &conn.slot().rx.lock);
+    if tx.try_lock(tls::token()).is_err() {
+        return false;
+    }
+    tls::took_lock();
+    if rx.try_lock(tls::token()).is_err() {
+        free(tx);
+        return false;
+    }
+    tls::took_lock();
+    true
+}
+
 #[inline]
 fn take(lock: &DirectionLock, conn: &Conn, mend: fn(&Conn)) -> Result<(), Nested> {
     if let Err(owner) = lock.try_lock(tls::token()) {

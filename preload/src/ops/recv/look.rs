@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering;
 use libc::{MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
 use rdma_core::Reason;
 use rdma_core::event::WaitFor;
+use rdma_core::handshake::Route;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
@@ -77,6 +78,8 @@ pub(in crate::ops) fn look(
                         return (Step::Empty, false);
                     }
                 }
+                // The sender took its switch back before this end saw it: it will not switch again.
+                None if view.theirs.state.route() == Route::Retracted => back_in_kernel(conn, fd),
                 None => {
                     let step = kernel_now(conn, fd, buffers, flags, usize::MAX).0;
                     if !matches!(step, Step::End) {

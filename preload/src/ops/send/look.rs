@@ -65,7 +65,9 @@ fn look(
         }
         TxState::Kernel | TxState::Switching | TxState::Done | TxState::Returned => {
             if tx.state() == TxState::Kernel && view.theirs.state.is_reader_gone() {
+                // Once: it may be that only the ring was let go of there.
                 let_the_end_come(fd);
+                tx.set_state(TxState::Done);
             }
             return Step::Native;
         }
