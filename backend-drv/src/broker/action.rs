@@ -127,6 +127,8 @@ pub enum Action {
         /// See above.
         held: bool,
     },
+    /// TCP tells of an end that the near program of a relayed connection has not said, and somebody holds its socket.
+    LingerRelay(ConnectionId),
 }
 
 /// One end of a relayed connection.

@@ -285,6 +285,16 @@ fn each_end_is_revoked_and_departs_as_one_of_a_link() {
     let mut expected = both;
     expected.sort_unstable();
     assert_eq!(found, expected);
+    // TCP tells of an end that nobody has said, and the socket is held.
+    let held: Vec<_> = {
+        let ends = world.broker.ends(both[1]).expect("relayed");
+        ends.occupants.iter().flatten().map(|it| it.id).collect()
+    };
+    for id in held {
+        world.broker.examined(id, Fate::Held);
+    }
+    world.run();
+    assert!(world.done.contains(&Action::LingerRelay(both[1])));
     world.unregister(one, 0);
     assert!(world.done.contains(&Action::EndRelay(both[1])));
     world.leave(other);

@@ -46,12 +46,15 @@ impl Broker {
     /// The answer to [`Action::Examine`].
     pub fn examined(&mut self, id: RegistrationId, fate: Fate) {
         if let Some(connection) = self.relayed_without_end(id) {
-            if fate == Fate::Gone {
-                self.actions.push_back(Action::DepartRelay {
-                    connection,
-                    held: false,
-                });
-                self.remove(id);
+            match fate {
+                Fate::Gone => {
+                    self.actions.push_back(Action::DepartRelay {
+                        connection,
+                        held: false,
+                    });
+                    self.remove(id);
+                }
+                Fate::Held => self.actions.push_back(Action::LingerRelay(connection)),
             }
             return;
         }

@@ -104,6 +104,11 @@ impl Daemon {
                 Some(connection) => self.tell_host(&Up::Ended(connection)),
                 None => self.command(Command::End(connection)),
             },
+            Action::LingerRelay(connection) => {
+                if host_connection(connection).is_none() {
+                    self.command(Command::Linger(connection));
+                }
+            }
             Action::DepartRelay { connection, held } => match host_connection(connection) {
                 Some(connection) => self.tell_host(&Up::Departed { connection, held }),
                 None => self.command(Command::Depart(connection, held)),

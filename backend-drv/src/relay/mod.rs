@@ -85,6 +85,8 @@ pub enum Command {
     End(ConnectionId),
     /// The program has vanished; `true`: its socket lives on.
     Depart(ConnectionId, bool),
+    /// TCP told of an end that the program has not said; its socket lives on.
+    Linger(ConnectionId),
     /// The machine that the program was in has gone.
     Break(ConnectionId, Reason),
     /// Take the connection off the ring.

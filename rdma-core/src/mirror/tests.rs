@@ -378,6 +378,28 @@ fn a_doubt_is_about_a_program_that_has_not_ended() {
 }
 
 /// The backend of `host` is started anew.
+/// A program has shut its socket down before it knew of its memory: the far one has armed, and hears of the end by TCP
+/// only once the kernel is all it listens to.
+#[test]
+fn an_end_that_is_never_said_by_ring_takes_both_off() {
+    let (mut a, mut b) = pair();
+    b.state().arm();
+    carry(&mut b, &mut a);
+    b.state().doubt();
+    carry(&mut b, &mut a);
+    assert!(a.mirror.is_doubted());
+    a.mirror.ask_to_leave();
+    carry(&mut a, &mut b);
+    assert_eq!(b.backend().accept(), None);
+    assert_eq!(b.backend().route(), Route::Retracted, "it never switches");
+    assert_eq!(a.state().route(), Route::Retracted);
+    carry(&mut b, &mut a);
+    assert_eq!(b.state().route(), Route::Retracted);
+    assert_eq!(a.backend().route(), Route::Retracted);
+    assert!(a.backend().broken().or(b.backend().broken()).is_none());
+    assert!(!a.state().switch(5), "too late");
+}
+
 fn restart(host: &mut Host) {
     let view = ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");
     host.mirror = Mirror::resumed(view, WAITS).expect("sound");

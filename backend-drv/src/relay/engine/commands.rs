@@ -74,6 +74,7 @@ impl Engine {
             Command::Close(connection) => self.board.close_connection(connection),
             Command::End(connection) => self.board.end(connection),
             Command::Depart(connection, held) => self.board.depart(connection, held),
+            Command::Linger(connection) => self.board.linger(connection),
             Command::Break(connection, reason) => self.board.break_end(connection, reason),
             Command::Withdraw(connection) => self.board.withdraw(connection),
             Command::Tell(peer, message) => {

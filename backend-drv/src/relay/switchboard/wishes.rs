@@ -161,6 +161,18 @@ impl Switchboard {
         });
     }
 
+    /// TCP has told the far program of an end that ours has not said, and somebody holds the socket: it was shut down by
+    /// a program that did not know of the rings yet, or by somebody who never will. The kernel alone tells the far
+    /// program what it waits for.
+    pub fn linger(&mut self, id: ConnectionId) {
+        self.change(id, |entry| {
+            let mirror = entry.mirror.get_mut();
+            if mirror.is_doubted() {
+                mirror.ask_to_leave();
+            }
+        });
+    }
+
     /// Both directions of a connection shall leave the rings.
     pub fn withdraw(&mut self, id: ConnectionId) {
         self.change(id, |entry| entry.mirror.get_mut().ask_to_leave());
