@@ -52,6 +52,13 @@ pub(crate) fn involves_ring(conn: &Conn) -> bool {
 
 /// The readiness of a connection that involves a ring, given what the kernel says of the socket.
 pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
+    // The kernel enters a reset's error before it closes the socket, and the far end's word by ring may have led here
+    // in between: half of it was seen.
+    let kernel_bits = if kernel_bits & (POLLERR | POLLHUP) == POLLERR {
+        kernel_bits | kernel::poll_now(fd, 0) & POLLHUP
+    } else {
+        kernel_bits
+    };
     let Some(view) = conn.view() else {
         return kernel_bits;
     };
