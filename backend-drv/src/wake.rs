@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use rdma_core::event::{CONTEXTS, WaitRef};
 
+use crate::doorbell;
 use crate::ids::Process;
 use crate::shared::EventMemory;
 
@@ -87,6 +88,15 @@ impl Waiters {
         let doorbells = self.doorbells.read();
         let doorbells = doorbells.unwrap_or_else(PoisonError::into_inner);
         doorbells.known.len()
+    }
+
+    /// As [`Waiters::post`], and rings the doorbell if that is to be done.
+    pub fn wake(&self, who: WaitRef) {
+        if self.post(who)
+            && let Some(bell) = self.doorbell_to_ring(who.context.into())
+        {
+            doorbell::ring(&*bell);
+        }
     }
 
     /// Tells the context that `who` names, which is one of this program's. The caller has published, and has

@@ -142,10 +142,16 @@ fn wait_again(conn: &Conn) {
 /// A data call on a connection that stays on TCP has gone through the kernel: it may be time to ask again.
 #[inline]
 pub(crate) fn consider(conn: &Conn) {
-    let at = conn.return_at.load(Ordering::Relaxed);
-    if at != 0 && control::monotonic_ns() >= at {
+    if is_due(conn) {
         ask_again(conn);
     }
+}
+
+/// Whether the connection's pause is over.
+#[inline]
+fn is_due(conn: &Conn) -> bool {
+    let at = conn.return_at.load(Ordering::Relaxed);
+    at != 0 && control::monotonic_ns() >= at
 }
 
 #[cold]
@@ -155,10 +161,7 @@ fn ask_again(conn: &Conn) {
         return;
     }
     if conn.slot().stage() == Stage::Plain && may_return(conn) {
-        conn.calls.store(0, Ordering::Relaxed);
-        conn.bytes.store(0, Ordering::Relaxed);
-        conn.slot().set_stage(Stage::Candidate);
-        wait_again(conn);
+        begin_anew(conn);
         trace::event(Level::Info, conn, "may come back", "");
     }
 }
@@ -167,8 +170,7 @@ fn ask_again(conn: &Conn) {
 /// daemon may not have answered when it was looked for.
 #[inline]
 pub(crate) fn consider_registered(conn: &Conn) {
-    let at = conn.return_at.load(Ordering::Relaxed);
-    if at != 0 && control::monotonic_ns() >= at {
+    if is_due(conn) {
         register_again(conn);
     }
 }
@@ -184,11 +186,16 @@ fn register_again(conn: &Conn) {
         lifecycle::unregister(conn, slot, index);
         // An answer that is on its way means nobody.
         slot.meta.generation.fetch_add(1, Ordering::SeqCst);
-        conn.calls.store(0, Ordering::Relaxed);
-        conn.bytes.store(0, Ordering::Relaxed);
-        slot.set_stage(Stage::Candidate);
-        wait_again(conn);
+        begin_anew(conn);
     });
+}
+
+/// A candidate, as on the day it was made.
+fn begin_anew(conn: &Conn) {
+    conn.calls.store(0, Ordering::Relaxed);
+    conn.bytes.store(0, Ordering::Relaxed);
+    conn.slot().set_stage(Stage::Candidate);
+    wait_again(conn);
 }
 
 /// A registration was refused. True if that is no last word: the daemon is leaving, or the far end of a connection

@@ -1,7 +1,7 @@
 //! What a daemon that was killed has left, put together again.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use rdma_core::event::{WaitFor, WaitRef};
@@ -11,7 +11,6 @@ use rdma_core::sync::full_barrier;
 
 use super::Item;
 use super::record::{Record, Records};
-use crate::doorbell;
 use crate::ids::{ArenaId, Process};
 use crate::shared::{ConnectionArena, EventMemory};
 use crate::sock_diag::Namespace;
@@ -139,11 +138,8 @@ pub fn abandon_one(
     {
         for what in [WaitFor::Data, WaitFor::Space] {
             words.waits.each(what, |who| {
-                if who.process == program.process.0
-                    && program.post(who)
-                    && let Some(bell) = program.doorbell(who.context.into())
-                {
-                    doorbell::ring(bell.as_fd());
+                if who.process == program.process.0 {
+                    program.wake(who);
                 }
             });
         }

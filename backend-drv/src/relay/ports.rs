@@ -179,21 +179,13 @@ impl Port {
         }
         waits.each(what, |who| {
             if who.process == self.program.process.0 {
-                ring(&self.program, who);
+                self.program.wake(who);
             } else if let Some(other) = others(who.process)
                 // A forked child, which holds the same connection.
                 && other.uid == self.program.uid
             {
-                ring(&other, who);
+                other.wake(who);
             }
         });
-    }
-}
-
-fn ring(waiters: &Waiters, who: WaitRef) {
-    if waiters.post(who)
-        && let Some(bell) = waiters.doorbell_to_ring(who.context.into())
-    {
-        doorbell::ring(bell.as_fd());
     }
 }

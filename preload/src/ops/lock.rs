@@ -46,7 +46,6 @@ pub(crate) fn try_both(conn: &Conn) -> bool {
     if tx.try_lock(tls::token()).is_err() {
         return false;
     }
-    tls::took_lock();
     if rx.try_lock(tls::token()).is_err() {
         free(tx);
         return false;

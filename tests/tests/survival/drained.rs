@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use viaduct_tests::rig::daemon::{Daemon, retry};
 use viaduct_tests::rig::linked::Linked;
-use viaduct_tests::rig::program::{Agent, Form};
+use viaduct_tests::rig::program::Form;
 
 use crate::duo::{Duo, Way, in_the_middle, settle};
 use crate::revoked::revoke;
+use crate::two_daemons::joined;
 
 const MIB: usize = 1 << 20;
 /// More than a connection waits before it asks again.
@@ -89,13 +90,7 @@ fn what_a_tool_took_back_stays() {
 fn they_come_back_over_links() {
     let mut linked = Linked::start(100);
     linked.daemons[1].restart_with("--drain");
-    let [client, server] = [0, 1].map(|index: usize| {
-        let form = Form::accelerated(linked.daemons[index].socket());
-        Agent::start(&form)
-    });
-    let mut duo = Duo { server, client };
-    duo.connect(0);
-    duo.warm_up(0, Way::Ring);
+    let mut duo = joined(&linked);
     drained(&mut linked.daemons[1], &mut duo);
     linked.daemons[1].restart();
     duo.warm_up(0, Way::Ring);

@@ -21,7 +21,7 @@ fn relayed(linked: &Linked) -> Duo {
 }
 
 /// A program at each daemon, and a connection between them that is relayed.
-fn joined(linked: &Linked) -> Duo {
+pub(super) fn joined(linked: &Linked) -> Duo {
     let [client, server] = [0, 1].map(|index: usize| {
         let form = Form::accelerated(linked.daemons[index].socket());
         Agent::start(&form)

@@ -12,7 +12,6 @@ use super::hearing::GUEST_UID;
 use crate::broker::Filter;
 use crate::carving::Place;
 use crate::daemon::Daemon;
-use crate::doorbell;
 use crate::ids::{ConnectionId, Process};
 use crate::pairing::Tuple;
 use crate::relay::Command;
@@ -250,11 +249,8 @@ impl Daemon {
             return;
         };
         for who in waiting {
-            if who.process == far.process.0
-                && program.waiters.post(who)
-                && let Some(bell) = program.waiters.doorbell_to_ring(who.context.into())
-            {
-                doorbell::ring(bell.as_fd());
+            if who.process == far.process.0 {
+                program.waiters.wake(who);
             }
         }
     }
