@@ -7,7 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rdma_core::event::{CONTEXTS, WaitRef};
+use rdma_core::event::{CONTEXTS, WaitFor, WaitRef};
+use rdma_core::layout::EndWaits;
 
 use crate::doorbell;
 use crate::ids::Process;
@@ -97,6 +98,23 @@ impl Waiters {
         {
             doorbell::ring(&*bell);
         }
+    }
+
+    /// What `waits` are of this program's may soon have something new: its sets look at the connection when they are asked
+    /// next. The caller is about to publish, and [wakes](Waiters::wake) them after that. A program that finds by itself
+    /// what is new, and then asks a set, would miss it there otherwise.
+    pub fn announce(&self, waits: &EndWaits, what: WaitFor) {
+        if !waits.any(what) {
+            return;
+        }
+        waits.each(what, |who| {
+            if who.process == self.process.0
+                && let Some(bit) = who.bit
+                && let Some(context) = self.events.context(who.context.into())
+            {
+                context.post(bit);
+            }
+        });
     }
 
     /// Tells the context that `who` names, which is one of this program's. The caller has published, and has

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use rdma_core::event::WaitRef;
+use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::layout::End;
 use rdma_core::link::{DomainId, Endpoint, Memory, Refusal, Time};
 use rdma_core::mirror::{Mirror, Snapshot};
@@ -15,6 +15,7 @@ use crate::ids::{ConnectionId, Process};
 use crate::keeper::record::Origin;
 use crate::memory::Held;
 use crate::shared::ConnectionArena;
+use crate::wake::Waiters;
 
 /// One relayed connection.
 #[derive(Debug)]
@@ -22,6 +23,8 @@ pub(super) struct Connection {
     pub(super) id: ConnectionId,
     pub(super) mirror: Held<Mirror>,
     pub(super) process: Process,
+    /// What the program waits with, if it is known here.
+    pub(super) program: Option<Arc<Waiters>>,
     pub(super) who: WaitRef,
     pub(super) way: Way,
     pub(super) domain: DomainId,
@@ -58,6 +61,13 @@ pub enum Way {
 }
 
 impl Connection {
+    /// Something is about to be shown to the program; see [`Waiters::announce`].
+    pub(super) fn announce(&self, what: WaitFor) {
+        if let Some(program) = &self.program {
+            program.announce(self.mirror.get().waits(), what);
+        }
+    }
+
     /// The line that leads to the far backend, if there is one.
     pub(super) const fn line(&self) -> Option<usize> {
         match self.way {
@@ -173,6 +183,7 @@ impl Connections {
             id: parts.id,
             mirror,
             process: parts.process,
+            program: None,
             who,
             way: parts.way,
             domain: parts.domain,

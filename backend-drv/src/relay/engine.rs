@@ -237,6 +237,7 @@ impl Engine {
         tracing::debug!(connection = %parts.id, %process, endpoint, "relaying");
         let opened = self.board.open(endpoint, parts, who, far);
         if opened.is_ok() {
+            self.introduce(endpoint, process);
             self.record(endpoint);
         } else {
             self.leave_seat(process, endpoint, who);
@@ -257,6 +258,7 @@ impl Engine {
         let seats = [(processes[0], one, who), (processes[1], other, far_who)];
         for (process, endpoint, who) in seats {
             if opened.is_ok() {
+                self.introduce(endpoint, process);
                 self.record(endpoint);
             } else {
                 self.leave_seat(process, endpoint, who);
@@ -275,6 +277,14 @@ impl Engine {
         };
         served.connections += 1;
         Ok((endpoint, who))
+    }
+
+    /// The connection was opened.
+    fn introduce(&mut self, endpoint: u32, process: Process) {
+        if let Some(served) = self.ports.get(&process) {
+            let program = Arc::clone(served.port.program());
+            self.board.introduce(endpoint, program);
+        }
     }
 
     /// The connection was not opened.

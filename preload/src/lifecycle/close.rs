@@ -202,19 +202,26 @@ pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
         // The far end may have its memory already, and wait for what is said there.
         errno::preserved(control::check_mailbox);
     }
-    if how == libc::SHUT_WR || how == libc::SHUT_RDWR {
+    let shuts = match how {
+        libc::SHUT_RD => SHUT_READ,
+        libc::SHUT_WR => SHUT_WRITE,
+        libc::SHUT_RDWR => SHUT_READ | SHUT_WRITE,
+        _ => return,
+    };
+    // Linux answers what comes after both directions are shut with RST: the far end leaves its ring, and the kernel
+    // sees to it. As for a close, said before the end is.
+    let leaves = conn.shut() | shuts == SHUT_READ | SHUT_WRITE;
+    if leaves && let Some(view) = conn.view() {
+        view.mine.state.leave();
+    }
+    if shuts & SHUT_WRITE != 0 {
         conn.shut_down(SHUT_WRITE);
         errno::preserved(|| send::end(conn, Some(fd)));
     }
-    if how == libc::SHUT_RD || how == libc::SHUT_RDWR {
+    if shuts & SHUT_READ != 0 {
         conn.shut_down(SHUT_READ);
     }
-    // Linux answers what comes after both directions are shut with RST: the far end leaves its ring,
-    // and the kernel sees to it.
-    if conn.shut() == SHUT_READ | SHUT_WRITE
-        && let Some(view) = conn.view()
-    {
-        view.mine.state.leave();
+    if leaves && let Some(view) = conn.view() {
         kick::wake_all(conn, view);
     }
 }

@@ -122,6 +122,7 @@ impl Engine {
         });
         if restored {
             served.connections += 1;
+            self.introduce(endpoint, record.process);
         } else {
             if let Some(who) = who {
                 served.port.leave(who);

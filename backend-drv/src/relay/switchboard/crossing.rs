@@ -106,6 +106,9 @@ impl Switchboard {
         let Some((one, other)) = self.connections.pair_mut(endpoint) else {
             return;
         };
+        if other.mirror.get().positions().0 < look.consumed {
+            other.announce(WaitFor::Space);
+        }
         let (one, other) = (one.mirror.get_mut(), other.mirror.get_mut());
         // What was read here leaves the ring there.
         let has_room = other.consumed(look.consumed);
@@ -129,6 +132,8 @@ impl Switchboard {
     pub(super) fn hear_here(&mut self) {
         while let Some((endpoint, said)) = self.said_here.pop_front() {
             if let Some(entry) = self.connections.get_mut(endpoint) {
+                entry.announce(WaitFor::Data);
+                entry.announce(WaitFor::Space);
                 let result = entry.mirror.get_mut().hear(said);
                 self.looked(endpoint, result);
             }
@@ -144,6 +149,7 @@ impl Switchboard {
         {
             let carried = self.connections.pair_mut(endpoint).map(|(one, other)| {
                 other.mirror.get_mut().runs_on(cpu);
+                other.announce(WaitFor::Data);
                 one.mirror.get_mut().carry_to(other.mirror.get_mut(), CHUNK)
             });
             let Carried { bytes, more } = match carried {

@@ -101,6 +101,7 @@ impl Switchboard {
                 let cpu = self.cpu;
                 if let Some(entry) = self.connections.get_mut(endpoint) {
                     entry.mirror.get_mut().runs_on(cpu);
+                    entry.announce(WaitFor::Data);
                     if !entry.mirror.get_mut().arrived(edge) {
                         return;
                     }
@@ -112,10 +113,13 @@ impl Switchboard {
                 endpoint: Endpoint(endpoint),
                 head,
             } => {
-                if let Some(entry) = self.connections.get_mut(endpoint)
-                    && entry.mirror.get_mut().consumed(head)
-                {
-                    self.wake(endpoint, WaitFor::Space);
+                if let Some(entry) = self.connections.get_mut(endpoint) {
+                    if entry.mirror.get().positions().0 < head {
+                        entry.announce(WaitFor::Space);
+                    }
+                    if entry.mirror.get_mut().consumed(head) {
+                        self.wake(endpoint, WaitFor::Space);
+                    }
                 }
             }
             Event::State {
@@ -123,6 +127,8 @@ impl Switchboard {
                 state,
             } => {
                 if let Some(entry) = self.connections.get_mut(endpoint) {
+                    entry.announce(WaitFor::Data);
+                    entry.announce(WaitFor::Space);
                     let result = entry.mirror.get_mut().hear(state);
                     self.looked(endpoint, result);
                 }

@@ -1,5 +1,7 @@
 //! What the event loop wants of connections.
 
+use std::sync::Arc;
+
 use rdma_core::event::WaitRef;
 use rdma_core::link::{Endpoint, FarEnd, Positions};
 use rdma_core::mr::RemoteKey;
@@ -9,6 +11,7 @@ use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};
 use super::{Line, Switchboard, UNSAID_MAX, Way};
 use crate::ids::ConnectionId;
 use crate::relay::connections::{Connection, Parts};
+use crate::wake::Waiters;
 
 impl Switchboard {
     /// The caller runs on this processor, plus one; 0: nobody knows.
@@ -67,6 +70,13 @@ impl Switchboard {
             }
         }
         Ok(place)
+    }
+
+    /// What the program of a connection waits with.
+    pub fn introduce(&mut self, endpoint: u32, program: Arc<Waiters>) {
+        if let Some(entry) = self.connections.get_mut(endpoint) {
+            entry.program = Some(program);
+        }
     }
 
     /// Goes on with a connection of a daemon before us, as soon as the far backend does.

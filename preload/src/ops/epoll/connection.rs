@@ -10,6 +10,7 @@ use rdma_core::event::{WaitFor, WaitRef};
 
 use super::interest::Interest;
 use super::membership::interests_of;
+use super::report::OUT;
 use super::set::Set;
 use super::shared::dissolve;
 use super::{interest, membership, news, set};
@@ -66,6 +67,7 @@ pub(crate) fn want_space(conn: &Conn) {
         if !interest.asks_for_space() || interest.space.swap(1, Ordering::Relaxed) != 0 {
             continue;
         }
+        interest.told.fetch_and(!OUT, Ordering::Relaxed);
         let entered =
             reference(set, conn).is_some_and(|who| view.mine.waits.enter(WaitFor::Space, who));
         if !entered {
@@ -241,7 +243,7 @@ pub(super) fn post_conn(set: &'static Set, index: u16) {
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set));
         if is_here && concerns(conn, interest) && !news::is_too_little(conn, interest) {
-            set.push(interest);
+            set.push_by_bit(interest);
         }
     }
 }

@@ -42,6 +42,8 @@ pub(crate) struct Interest {
     spent: AtomicU32,
     pub(super) next: AtomicU32,
     pub listed: AtomicU32,
+    /// On the ready list because of a doorbell's bit alone, which says that there may be something new.
+    pub(super) by_bit: AtomicU32,
     /// The far end has been asked to ring when there is space.
     pub space: AtomicU32,
     /// Bits of the last edge that was reported.
@@ -66,6 +68,7 @@ pub(super) static INTEREST_TABLE: [Interest; INTERESTS] = [const {
         spent: AtomicU32::new(0),
         next: AtomicU32::new(0),
         listed: AtomicU32::new(0),
+        by_bit: AtomicU32::new(0),
         space: AtomicU32::new(0),
         told: AtomicU32::new(0),
         reported: AtomicU32::new(0),

@@ -27,10 +27,23 @@ impl Set {
 
     /// Puts an interest at the end of the ready list, unless it is there.
     pub(crate) fn push(&self, interest: &'static Interest) {
+        self.enlist(interest, false);
+    }
+
+    /// As [`Set::push`], for a doorbell's bit: an edge only if there is something new.
+    pub(super) fn push_by_bit(&self, interest: &'static Interest) {
+        self.enlist(interest, true);
+    }
+
+    fn enlist(&self, interest: &'static Interest, by_bit: bool) {
         self.locked(|| {
             if interest.listed.swap(1, Ordering::Relaxed) != 0 {
+                if !by_bit {
+                    interest.by_bit.store(0, Ordering::Relaxed);
+                }
                 return;
             }
+            interest.by_bit.store(by_bit.into(), Ordering::Relaxed);
             interest.next.store(0, Ordering::Relaxed);
             let number = interest.number() + 1;
             match self.last.swap(number, Ordering::Relaxed).checked_sub(1) {

@@ -56,7 +56,9 @@ fn keep_ready(set: &'static Set) -> bool {
         if ready & OUT == 0 {
             want_space(conn);
         }
-        if ready & interest.wanted() != 0 {
+        let wanted = ready & interest.wanted();
+        let old = interest.seen.load(Ordering::Relaxed) == news(conn);
+        if wanted != 0 && !(old && is_no_edge(interest, wanted)) {
             set.push(interest);
             first = first.or(Some(interest));
         }
@@ -113,15 +115,15 @@ pub(super) fn report(
         // On the list again, or the kernel reports it from now on.
         return Some(false);
     }
-    interest.seen.store(news(conn), Ordering::Relaxed);
-    let ready = bits(conn, interest.fd());
+    let (ready, news) = look(conn, interest);
+    let old = interest.seen.swap(news, Ordering::Relaxed) == news;
     if ready & OUT != 0 {
         had_space(interest, conn);
     } else {
         want_space(conn);
     }
     let bits = ready & interest.wanted();
-    if bits == 0 {
+    if bits == 0 || old && is_no_edge(interest, bits) {
         return Some(false);
     }
     let event = epoll_event {
@@ -140,6 +142,35 @@ pub(super) fn report(
         set.push(interest);
     }
     Some(true)
+}
+
+/// Looks this often for readiness that nothing has changed meanwhile.
+const LOOKS: u32 = 4;
+
+/// What is ready, and what of the far end it is due to: what comes later is a new edge, and what is counted here is none.
+fn look(conn: &Conn, interest: &Interest) -> (u32, u64) {
+    let mut before = news(conn);
+    for _ in 1..LOOKS {
+        let ready = bits(conn, interest.fd());
+        if !interest.is_edge() {
+            return (ready, before);
+        }
+        let after = news(conn);
+        if before == after {
+            return (ready, before);
+        }
+        before = after;
+    }
+    (bits(conn, interest.fd()), before)
+}
+
+/// Whether the interest was looked at only because of a doorbell's bit and wants edges, of which those that are ready
+/// have been told: a far end sets the bit before it shows what is new, and again after that. (If the far end has done
+/// nothing new.)
+fn is_no_edge(interest: &Interest, bits: u32) -> bool {
+    interest.is_edge()
+        && interest.by_bit.load(Ordering::Relaxed) != 0
+        && bits & !interest.told.load(Ordering::Relaxed) == 0
 }
 
 /// Whether both directions are on rings and nothing announces that the kernel has something to say.
@@ -169,7 +200,7 @@ pub(super) fn is_put_off(conn: &Conn, events: u32) -> bool {
 }
 
 /// EPOLLOUT.
-const OUT: u32 = 4;
+pub(super) const OUT: u32 = 4;
 
 /// Present readiness as epoll bits.
 fn bits(conn: &Conn, fd: c_int) -> u32 {
