@@ -35,6 +35,11 @@ impl Set {
         self.enlist(interest, true);
     }
 
+    /// Puts an interest that was taken off the ready list back, for the reason for which it was there.
+    pub(super) fn push_again(&self, interest: &'static Interest) {
+        self.enlist(interest, interest.by_bit.load(Ordering::Relaxed) != 0);
+    }
+
     fn enlist(&self, interest: &'static Interest, by_bit: bool) {
         self.locked(|| {
             if interest.listed.swap(1, Ordering::Relaxed) != 0 {

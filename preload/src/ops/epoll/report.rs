@@ -83,7 +83,7 @@ pub(super) fn collect(
             continue;
         }
         if interest.reported.load(Ordering::Relaxed) == call {
-            set.push(interest);
+            set.push_again(interest);
             if turned.is_some_and(|first| core::ptr::eq(first, interest)) {
                 // Once around.
                 break;
