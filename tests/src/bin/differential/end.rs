@@ -247,6 +247,26 @@ impl End {
         last.to_string()
     }
 
+    /// The state of the kernel's connection, by number.
+    pub(crate) fn state(&self) -> String {
+        let info = sys::getsockopt(self.fd, libc::IPPROTO_TCP, libc::TCP_INFO);
+        info.map_or_else(show::errno, |info| (info & 0xff).to_string())
+    }
+
+    /// As [`End::state`], once a FIN that was sent is acknowledged: when the far kernel finds it convenient. To a set
+    /// that is an edge.
+    pub(crate) fn state_after_fin(&self) -> String {
+        const FIN_WAIT1: &str = "4";
+        for _ in 0..2000 {
+            let state = self.state();
+            if state != FIN_WAIT1 {
+                return state;
+            }
+            std::thread::sleep(core::time::Duration::from_millis(1));
+        }
+        FIN_WAIT1.to_owned()
+    }
+
     /// SO_ERROR, by name.
     pub(crate) fn so_error(&self) -> String {
         match sys::getsockopt(self.fd, libc::SOL_SOCKET, libc::SO_ERROR) {

@@ -167,6 +167,7 @@ fn epoll_after_own_shutdown(stage: &mut Stage) {
         for events in [EPOLLOUT | EPOLLRDHUP, EPOLLIN, EPOLLET] {
             stage.connect();
             stage.a("shutdown", |a| a.shutdown(how));
+            stage.a("state", |a| a.state_after_fin());
             stage.a("set", |a| set_with(a, events));
             stage.a("wait", |a| wait(a));
             stage.a("again", |a| wait(a));

@@ -263,21 +263,7 @@ fn kernel_reports(stage: &mut Stage) {
         });
     }
     stage.a("at mark", |a| format!("{:?}", sys::ioctl(a.fd, 0x8905, -1)));
-    let state = |end: &mut End| {
-        let info = sys::getsockopt(end.fd, IPPROTO_TCP, libc::TCP_INFO);
-        info.map_or_else(show::errno, |info| (info & 0xff).to_string())
-    };
-    // A FIN is acknowledged when the far kernel finds it convenient.
-    let acknowledged = move |end: &mut End| {
-        const FIN_WAIT1: &str = "4";
-        let all = (0..2000).map(|_| {
-            std::thread::sleep(core::time::Duration::from_millis(1));
-            state(end)
-        });
-        let mut left = all.skip_while(|state| state == FIN_WAIT1);
-        left.next().unwrap_or_else(|| FIN_WAIT1.to_owned())
-    };
-    stage.a("state", state);
+    stage.a("state", |a| a.state());
     stage.a("memory", |a| {
         show::ok(sys::getsockopt(a.fd, SOL_SOCKET, libc::SO_MEMINFO))
     });
@@ -285,8 +271,8 @@ fn kernel_reports(stage: &mut Stage) {
     stage.a("fin", |a| {
         a.ready(libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP)
     });
-    stage.a("state", state);
-    stage.b("state", acknowledged);
+    stage.a("state", |a| a.state());
+    stage.b("state", |b| b.state_after_fin());
 }
 
 /// Pages of the receive queue instead of copies: none of them need come, but no byte is lost.
