@@ -205,6 +205,8 @@ pub(crate) fn is_put_off(conn: &Conn, reason: Reason) -> bool {
     let later = match reason {
         Reason::Drained => true,
         Reason::Unreachable | Reason::FarEnd | Reason::LinkReset | Reason::LinkTimeout => was_here,
+        // The far end has begun anew at the same time.
+        Reason::NotEstablished => was_here,
         _ => false,
     };
     if !later || conn.vetoed().is_some() {

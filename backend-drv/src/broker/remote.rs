@@ -316,9 +316,12 @@ impl Broker {
         };
         let reason = Reason::NotEstablished.code();
         match remote.stage {
-            Stage::Offered(_) => self.tell(remote.peer, Pairing::Withdraw { offer: id.0 }),
-            Stage::Comparing { far, .. } => {
-                self.tell(remote.peer, Pairing::Refuse { id: far.id, reason });
+            // A follower that has answered waits for the next offer: the same connection may be offered anew.
+            Stage::Offered(_) | Stage::Comparing { .. } => {
+                self.tell(remote.peer, Pairing::Withdraw { offer: id.0 });
+            }
+            Stage::Offering if remote.comparisons > 0 => {
+                self.tell(remote.peer, Pairing::Withdraw { offer: id.0 });
             }
             Stage::Answering(offer) | Stage::Answered(offer) => {
                 self.tell(

@@ -20,6 +20,8 @@ struct Host {
     done: Vec<Action>,
     stream: Option<Stream>,
     reachable: bool,
+    /// The kernel is slow to say what it knows of a socket.
+    holds_samples: bool,
     opens: Result<(), Reason>,
 }
 
@@ -50,6 +52,7 @@ impl Host {
             done: Vec::new(),
             stream: Some(Stream::default()),
             reachable: true,
+            holds_samples: false,
             opens: Ok(()),
         }
     }
@@ -96,6 +99,7 @@ impl Host {
             match action {
                 Action::Send { message, .. } => self.sent.push(message),
                 Action::Reach { id, .. } if self.reachable => self.broker.reachable(id, FAR),
+                Action::Sample(_) if self.holds_samples => {}
                 Action::Sample(id) => self.broker.sampled(id, self.stream),
                 Action::Tell { peer, message } => {
                     assert_eq!(peer, FAR);
@@ -239,6 +243,27 @@ fn an_offer_that_is_withdrawn_is_forgotten() {
     follower.register(2);
     talk(&mut leader, &mut follower);
     assert!(follower.paired().is_none() && follower.refused().is_none());
+}
+
+#[test]
+fn an_offer_that_is_withdrawn_leaves_the_follower_to_the_next_one() {
+    // Whether the follower's answer has come, or crosses the withdrawal.
+    for compared in [false, true] {
+        let (mut leader, mut follower) = (Host::new(), Host::new());
+        leader.register(1);
+        talk(&mut leader, &mut follower);
+        follower.register(2);
+        if compared {
+            leader.holds_samples = true;
+            talk(&mut leader, &mut follower);
+            leader.holds_samples = false;
+        }
+        leader.unregister();
+        leader.register(1);
+        talk(&mut leader, &mut follower);
+        assert_eq!((leader.refused(), follower.refused()), (None, None));
+        assert!(leader.paired().is_some() && follower.paired().is_some());
+    }
 }
 
 #[test]

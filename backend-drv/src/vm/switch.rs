@@ -98,6 +98,7 @@ pub struct Switch {
     flows: HashMap<FlowId, Flow>,
     by_offer: HashMap<(Side, u64), FlowId>,
     led: HashMap<Side, usize>,
+    first: u64,
     last: u64,
 }
 
@@ -105,6 +106,7 @@ impl Switch {
     /// Numbers differ from those of any daemon before us.
     pub fn number_from(&mut self, epoch: u64) {
         self.last = (epoch & 0xfff_ffff) << 32;
+        self.first = self.last + 1;
     }
 
     /// A flow.
@@ -183,6 +185,10 @@ impl Switch {
                 sample,
             } => {
                 let Some((number, flow)) = self.of_follower(from, offer) else {
+                    if self.is_over(offer) {
+                        // Withdrawn meanwhile, and the follower hears of that.
+                        return;
+                    }
                     let reason = Reason::NotEstablished.code();
                     deeds.push(Deed::Tell(from, Pairing::Refuse { id, reason }));
                     return;
@@ -239,11 +245,23 @@ impl Switch {
             }
             Pairing::Withdraw { offer } => {
                 if let Some(number) = self.by_offer.get(&(from, offer)).copied() {
-                    let reason = Reason::NotEstablished.code();
-                    self.end(number, reason, false, deeds);
+                    self.withdraw(number, deeds);
                 }
             }
         }
+    }
+
+    /// The leader does not offer its end any more. A follower that has no memory yet waits for the next offer.
+    fn withdraw(&mut self, number: FlowId, deeds: &mut Vec<Deed>) {
+        let Some(flow) = self.flows.get(&number).copied() else {
+            return;
+        };
+        if flow.stage == Stage::Connecting {
+            return self.end(number, Reason::NotEstablished.code(), false, deeds);
+        }
+        self.remove(number);
+        let message = Pairing::Withdraw { offer: number.0 };
+        deeds.push(Deed::Tell(flow.follower.side, message));
     }
 
     /// A flow comes to nothing; the end that is left is told.
@@ -305,6 +323,15 @@ impl Switch {
     /// Whether a registration of a side is offered.
     pub fn has_offer(&self, side: Side, id: u64) -> bool {
         self.by_offer.contains_key(&(side, id))
+    }
+
+    /// Whether this was a flow, and is none any more.
+    fn is_over(&self, offer: u64) -> bool {
+        let number = FlowId::of(offer);
+        number.is_some_and(|number| {
+            let flow = FLOWS | self.first..=FLOWS | self.last;
+            flow.contains(&number.0) && !self.flows.contains_key(&number)
+        })
     }
 
     fn of_follower(&mut self, side: Side, offer: u64) -> Option<(FlowId, &mut Flow)> {
@@ -427,6 +454,34 @@ mod tests {
         };
         assert_eq!(hear(&mut switch, stranger, refuse), []);
         assert!(switch.flow(flow).is_some());
+    }
+
+    #[test]
+    fn a_withdrawal_leaves_the_follower_to_the_next_offer() {
+        let mut switch = Switch::default();
+        let candidate = |offer| Pairing::Candidate {
+            offer,
+            id: 3,
+            ring_log2: 18,
+            sample: Sample::default(),
+        };
+        for answers in [true, false] {
+            let flow = if answers {
+                answered(&mut switch)
+            } else {
+                offered(&mut switch)
+            };
+            let withdrawn = |offer| Pairing::Withdraw { offer };
+            assert_eq!(
+                hear(&mut switch, A, withdrawn(5)),
+                [Deed::Tell(B, withdrawn(flow.0))]
+            );
+            // An answer on its way is none any more.
+            assert_eq!(hear(&mut switch, B, candidate(flow.0)), []);
+        }
+        let reason = Reason::NotEstablished.code();
+        let refused = Deed::Tell(B, Pairing::Refuse { id: 3, reason });
+        assert_eq!(hear(&mut switch, B, candidate(FLOWS | 99)), [refused]);
     }
 
     #[test]

@@ -120,6 +120,8 @@ impl Broker {
                 self.set_stage(id, Stage::Comparing { before, far });
                 self.actions.push_back(Action::Sample(id));
             }
+            // Withdrawn meanwhile, and the follower hears of that: a refusal would take it away from the next offer.
+            None if !self.registrations.contains_key(&id) => {}
             None => {
                 let reason = Reason::NotEstablished.code();
                 self.tell(peer, Pairing::Refuse { id: far.id, reason });
