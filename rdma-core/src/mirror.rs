@@ -648,13 +648,28 @@ impl Mirror {
     }
 
     /// The program has let go of the memory. If both directions have left the rings, it goes on by the kernel, and so
-    /// does the far one, whose ring may not be read to its end yet: nothing is said of an end. Else the program is gone.
+    /// does the far one, whose ring may not be read to its end yet: nothing is said of an end. If it never took the
+    /// memory, both go on by the kernel, which alone knows how it ends. Else the program is gone.
     pub fn let_go(&mut self) {
         if self.up_over && self.down_over {
+            self.done = true;
+        } else if self.is_untaken() {
+            self.ask_to_leave();
             self.done = true;
         } else {
             self.depart();
         }
+    }
+
+    /// Whether the program has not said anything here, not even that it will: it was not told of the memory, or had
+    /// given it up when it was.
+    fn is_untaken(&self) -> bool {
+        let program = self.program();
+        !program.is_armed()
+            && program.route() == Route::Kernel
+            && program.ended_at().is_none()
+            && !program.is_closed()
+            && program.broken().is_none()
     }
 
     /// Both directions are to leave the ring.

@@ -72,6 +72,8 @@ pub enum Action {
         /// Its registration.
         registration: RegistrationId,
     },
+    /// Take the end that is left of a connection off the ring, for a time: the other one has begun anew.
+    TakeBack(ConnectionId),
     /// The registration is over; forget what is kept for it.
     Settled {
         /// The program.

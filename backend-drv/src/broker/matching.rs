@@ -25,11 +25,12 @@ impl Broker {
             netns: registration.netns,
             tuple: mirrored,
         };
-        let near = self
-            .by_key
-            .get(&key)
-            .copied()
-            .filter(|mate| self.waits(*mate));
+        let named = self.by_key.get(&key).copied();
+        if let Some(connection) = named.and_then(|mate| self.alone_in(mate)) {
+            // Its far end gave this up before it heard of it, and begins anew.
+            self.actions.push_back(Action::TakeBack(connection));
+        }
+        let near = named.filter(|mate| self.waits(*mate));
         let mate = match near {
             Some(mate) => Some(mate),
             None if registration.owned => {
@@ -61,6 +62,16 @@ impl Broker {
             self.refuse(id, Reason::Untrusted);
             self.refuse(mate, Reason::Untrusted);
         }
+    }
+
+    /// The connection of a registration, if nobody is at its other end and no relay serves it.
+    fn alone_in(&self, id: RegistrationId) -> Option<ConnectionId> {
+        let State::Attached(connection, end) = self.registrations.get(&id)?.state else {
+            return None;
+        };
+        let entry = self.connections.get(&connection)?;
+        let is_direct = entry.relay.is_none() && entry.uplinked.is_none();
+        (is_direct && entry.ends.get(end.far().index())?.is_none()).then_some(connection)
     }
 
     fn waits(&self, id: RegistrationId) -> bool {

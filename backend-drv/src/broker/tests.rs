@@ -555,6 +555,30 @@ fn an_end_that_leaves_while_memory_is_made_takes_the_other_back_to_tcp() {
 }
 
 #[test]
+fn an_end_that_begins_anew_has_the_other_let_go() {
+    let mut world = World::new(vec![]);
+    let (one, other) = (world.join(1, 5), world.join(2, 5));
+    for _ in 0..2 {
+        world.register(one, 0, (80, 4000), 11);
+        world.register(other, 0, (4000, 80), 12);
+        let connection = ConnectionId(world.paired(one)[0].conn_id);
+        assert_eq!(world.paired(other).len(), 1);
+        world.done.clear();
+        world.unregister(one, 0);
+        world.register(one, 0, (80, 4000), 11);
+        let is_it = |action: &Action| matches!(action, Action::TakeBack(id) if *id == connection);
+        assert_eq!(world.done.iter().filter(|it| is_it(it)).count(), 1);
+        // The other one lets go, and asks again.
+        world.unregister(other, 0);
+        world.register(other, 0, (4000, 80), 12);
+        assert_eq!((world.paired(one).len(), world.paired(other).len()), (1, 1));
+        world.unregister(one, 0);
+        world.unregister(other, 0);
+    }
+    assert!(world.broker.connections.is_empty());
+}
+
+#[test]
 fn memory_that_cannot_be_had_is_asked_for_again_the_next_time() {
     for shortage in [Shortage::Arena, Shortage::Pages] {
         let mut world = World::new(vec![]);

@@ -76,6 +76,13 @@ impl Daemon {
                 connection,
                 vanished: Some(registration),
             }),
+            Action::TakeBack(connection) => {
+                self.withdrawals.expect_return(connection);
+                self.withdraw(Task {
+                    connection,
+                    vanished: None,
+                });
+            }
             Action::Settled { process, slot } => {
                 self.ledger.links.remove(&(process, slot));
             }

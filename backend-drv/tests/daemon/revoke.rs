@@ -135,6 +135,25 @@ fn a_lock_that_is_kept_makes_it_pending() {
     retry(|| (states(&couple.one) == BACK).then_some(()));
 }
 
+/// One end has given its registration up before it heard of the memory, and asks anew.
+#[test]
+fn an_end_that_begins_anew_takes_the_other_off_for_a_time() {
+    let daemon = Daemon::start();
+    let mut couple = Couple::new(&daemon);
+    couple.map().state(1).arm();
+    couple.other.slot(0).rx.set_state(RxState::Armed);
+    let begin = |program: &Program, socket, side| {
+        program.unregister(0);
+        program.register(0, socket, &registration(socket, side));
+    };
+    begin(&couple.one, &couple.sockets.0, 1);
+    retry(|| (states(&couple.other) == BACK).then_some(()));
+    assert_eq!(reason(&couple.other), Some(Reason::Drained));
+    begin(&couple.other, &couple.sockets.1, 2);
+    assert_eq!(couple.one.expect_pair().0.end, 0);
+    assert_eq!(couple.other.expect_pair().0.end, 1);
+}
+
 #[test]
 fn a_registration_that_waits_is_refused() {
     let daemon = Daemon::start();

@@ -499,6 +499,31 @@ fn bytes_cross_over_directly_as_far_as_there_is_room() {
     assert!(got == sent, "{} {}", got.len(), sent.len());
 }
 
+/// A program begins anew while it is told of memory for what it asked before.
+#[test]
+fn memory_that_one_program_never_took_is_left_by_both() {
+    for armed in [false, true] {
+        let (mut a, mut b) = (Host::new(), Host::new());
+        if armed {
+            a.state().arm();
+        }
+        carry(&mut a, &mut b);
+        b.mirror.let_go();
+        for _ in 0..3 {
+            carry(&mut b, &mut a);
+            carry(&mut a, &mut b);
+        }
+        assert!(a.mirror.is_off() && b.mirror.is_off());
+        let far = a.backend();
+        assert!(far.ended_at().is_none() && !far.is_closed() && far.broken().is_none());
+        assert_eq!(far.route(), Route::Retracted, "nothing will come by ring");
+        assert_eq!(a.state().route(), Route::Retracted, "nothing will go");
+        a.mirror.let_go();
+        carry(&mut a, &mut b);
+        assert!(a.mirror.is_over() && b.mirror.is_over());
+    }
+}
+
 #[test]
 fn a_full_ring_is_left_full_and_filled_when_it_is_read() {
     let (mut a, mut b) = pair();
