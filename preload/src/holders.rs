@@ -10,9 +10,10 @@ use std::os::fd::AsRawFd;
 
 use rdma_core::slot::Slot;
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, getpid, pidfd_open, test_kill_process};
+use rustix::process::{Pid, PidfdFlags, pidfd_open, test_kill_process};
 
 use crate::conn::Conn;
+use crate::lifecycle::own_pid;
 
 /// A new connection, held by this process.
 pub(crate) fn begin(slot: &Slot) {
@@ -87,8 +88,4 @@ fn is_zombie(number: u32) -> bool {
         return false;
     };
     crate::kernel::poll_now(process.as_raw_fd(), libc::POLLIN) != 0
-}
-
-fn own_pid() -> u32 {
-    getpid().as_raw_nonzero().get().unsigned_abs()
 }

@@ -351,26 +351,26 @@ pub(crate) fn refuses(fd: c_int, parts: *mut libc::iovec, count: usize) -> bool 
 
 /// The two addresses of a connected socket: own, far.
 pub(crate) fn addresses(fd: c_int) -> Option<(SocketAddr, SocketAddr)> {
+    // Neither function is hooked.
+    Some((name(fd, libc::getsockname)?, far_address(fd)?))
+}
+
+/// The far address of a connected socket.
+pub(crate) fn far_address(fd: c_int) -> Option<SocketAddr> {
+    name(fd, libc::getpeername)
+}
+
+fn name(
+    fd: c_int,
+    ask: unsafe extern "C" fn(c_int, *mut sockaddr, *mut socklen_t) -> c_int,
+) -> Option<SocketAddr> {
     errno::preserved(|| {
         // SAFETY: zero is a valid sockaddr_storage.
         let mut storage: sockaddr_storage = unsafe { core::mem::zeroed() };
         let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
-        // SAFETY: storage has len bytes. getsockname is not hooked.
-        let rc = unsafe { libc::getsockname(fd, (&raw mut storage).cast(), &raw mut len) };
-        let own = if rc == 0 {
-            address(&storage)?
-        } else {
-            return None;
-        };
-        let mut len = socklen_t::try_from(size_of::<sockaddr_storage>()).ok()?;
-        // SAFETY: as above.
-        let rc = unsafe { libc::getpeername(fd, (&raw mut storage).cast(), &raw mut len) };
-        let far = if rc == 0 {
-            address(&storage)?
-        } else {
-            return None;
-        };
-        Some((own, far))
+        // SAFETY: storage has len bytes, and `ask` is one of the two functions above, which write no more.
+        let rc = unsafe { ask(fd, (&raw mut storage).cast(), &raw mut len) };
+        if rc == 0 { address(&storage) } else { None }
     })
 }
 

@@ -121,11 +121,16 @@ fn accepted(
         return fd;
     }
     lifecycle::created(fd);
-    let far = if room as usize >= size_of::<libc::sockaddr_in6>() {
-        // SAFETY: the kernel has just written an address there.
-        unsafe { kernel::address_of(addr, len.read_unaligned().min(room)) }
+    let whole = if room as usize >= size_of::<libc::sockaddr_in>() {
+        // SAFETY: the kernel has just written how long the address is, cut or not.
+        Some(unsafe { len.read_unaligned() }).filter(|whole| *whole <= room)
     } else {
-        kernel::addresses(fd).map(|(_, far)| far)
+        None
+    };
+    let far = match whole {
+        // SAFETY: the kernel has just written an address of this length there.
+        Some(whole) => unsafe { kernel::address_of(addr, whole) },
+        None => kernel::far_address(fd),
     };
     if let Some(far) = far {
         lifecycle::adopt(fd, far, Side::Accepted, flags & libc::SOCK_NONBLOCK != 0);

@@ -70,10 +70,7 @@ pub(crate) extern "C" fn in_forked_child() {
 
 /// Whether this process's memory is its own: false in a vfork child, which must not change it.
 pub(crate) fn is_own_memory() -> bool {
-    let pid = rustix::process::getpid()
-        .as_raw_nonzero()
-        .get()
-        .unsigned_abs();
+    let pid = running_pid();
     match OWN_PID.load(Ordering::Relaxed) {
         0 => {
             OWN_PID.store(pid, Ordering::Relaxed);
@@ -81,6 +78,19 @@ pub(crate) fn is_own_memory() -> bool {
         }
         own => own == pid,
     }
+}
+
+/// The number of the process whose memory this is.
+pub(crate) fn own_pid() -> u32 {
+    match OWN_PID.load(Ordering::Relaxed) {
+        0 => running_pid(),
+        own => own,
+    }
+}
+
+fn running_pid() -> u32 {
+    let pid = rustix::process::getpid();
+    pid.as_raw_nonzero().get().unsigned_abs()
 }
 
 static OWN_PID: AtomicU32 = AtomicU32::new(0);
