@@ -3,6 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use rdma_core::event::{EventContext, WaitFor};
+use rdma_core::handshake::Route;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
 
@@ -45,7 +46,7 @@ pub(super) fn news(conn: &Conn) -> u64 {
         | u64::from(state.is_reader_gone()) << 1
         | u64::from(state.broken().is_some()) << 2
         | u64::from(state.is_switched()) << 3
-        | u64::from(state.returned_at().is_some()) << 4
+        | u64::from(matches!(state.route(), Route::Returned | Route::Retracted)) << 4
         | u64::from(crate::ops::send::writable(conn) == Some(true)) << 5;
     view.rx_words.tail.load(Ordering::Acquire) << 6 | over
 }

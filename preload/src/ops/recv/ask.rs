@@ -3,6 +3,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
+use rdma_core::handshake::Route;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
@@ -82,8 +83,12 @@ pub(crate) fn left_to_read(conn: &'static Conn, fd: c_int) -> c_int {
 /// what is there.
 pub(crate) fn notice_return(conn: &'static Conn, view: &ConnView, fd: c_int) {
     let rx = &conn.slot().rx;
-    let is_there =
-        || rx.state() == RxState::Ring && view.theirs.state.returned_at() == Some(rx.cursor().head);
+    let is_there = || match rx.state() {
+        RxState::Ring => view.theirs.state.returned_at() == Some(rx.cursor().head),
+        // Nothing has come by ring, and nothing will.
+        RxState::Armed => view.theirs.state.route() == Route::Retracted,
+        _ => false,
+    };
     if is_there() && lock::take_rx(conn).is_ok() {
         if is_there() {
             back_in_kernel(conn, fd);

@@ -5,6 +5,7 @@ use core::sync::atomic::Ordering;
 
 use libc::{MSG_DONTWAIT, MSG_PEEK};
 use rdma_core::event::WaitFor;
+use rdma_core::handshake::Route;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::{Consumer, RxCursor};
 use rdma_core::slot::{RxState, TxState};
@@ -124,7 +125,12 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
     }
     match now {
         RxState::Kernel | RxState::Done | RxState::Returned => true,
-        RxState::Armed => view.theirs.state.is_switched() || relayed::has_come(conn, view),
+        // Or the far end will never switch.
+        RxState::Armed => {
+            view.theirs.state.is_switched()
+                || view.theirs.state.route() == Route::Retracted
+                || relayed::has_come(conn, view)
+        }
         RxState::Draining => false,
         RxState::Ring => {
             let ring = Consumer::of(view);
