@@ -94,7 +94,8 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
         if lowat > 1 {
             available = recv::readable(conn_static(conn), fd).unwrap_or(available);
         }
-        let over = view.theirs.state.ended_at() == Some(fresh.head)
+        // Whatever SO_RCVLOWAT says, an end is enough; it is said when the bytes before it are there.
+        let over = view.theirs.state.ended_at().is_some()
             || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
             || conn.shut() & SHUT_READ != 0;
         bits &= !READ_BITS;
