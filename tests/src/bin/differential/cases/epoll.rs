@@ -131,14 +131,17 @@ fn epoll_edge(stage: &mut Stage) {
     stage.a("no edge", |a| no_edge(a));
 }
 
-/// Sends until nothing fits.
+/// Sends until nothing fits, and for so long that no acknowledgement is on its way that makes room: it may be
+/// delayed by 40 ms.
 fn fill(end: &End) -> String {
     let chunk = vec![b'f'; 65_536];
     let mut calm = 0;
-    while calm < 3 {
+    while calm < 12 {
         if sys::send(end.fd, &chunk, libc::MSG_DONTWAIT).is_err() {
             calm += 1;
             std::thread::sleep(core::time::Duration::from_millis(10));
+        } else {
+            calm = 0;
         }
     }
     "full".to_owned()
