@@ -78,7 +78,8 @@ impl Snapshot {
     pub const DOUBTS: u32 = 512;
     /// The program has vanished, with bytes unread.
     pub const UNREAD: u32 = 1024;
-    /// Both directions are off the rings, and the program has let go of the memory: it goes on by the kernel.
+    /// The program has let go of the memory and goes on by the kernel: both directions are off the rings, or it never
+    /// took the memory, and they will be.
     pub const DONE: u32 = 2048;
 
     /// Whether `flag` is said.

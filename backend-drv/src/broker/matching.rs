@@ -70,7 +70,8 @@ impl Broker {
             return None;
         };
         let entry = self.connections.get(&connection)?;
-        let is_direct = entry.relay.is_none() && entry.uplinked.is_none();
+        // One that is being prepared is undone when it is.
+        let is_direct = entry.relay.is_none() && entry.uplinked.is_none() && !entry.preparing;
         (is_direct && entry.ends.get(end.far().index())?.is_none()).then_some(connection)
     }
 

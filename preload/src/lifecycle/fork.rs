@@ -49,7 +49,8 @@ pub(super) fn each_conn(work: impl Fn(&'static Conn)) {
 
 /// In a forked child: what belongs to the parent is left alone.
 pub(crate) extern "C" fn in_forked_child() {
-    OWN_PID.store(0, Ordering::Relaxed);
+    // Before a child of this one, which may borrow this memory, is taken for its owner.
+    OWN_PID.store(running_pid(), Ordering::Relaxed);
     tls::after_fork();
     crate::retire::after_fork();
     faults::after_fork();

@@ -10,7 +10,6 @@ use rdma_core::event::{WaitFor, WaitRef};
 
 use super::interest::Interest;
 use super::membership::interests_of;
-use super::report::OUT;
 use super::set::Set;
 use super::shared::dissolve;
 use super::{interest, membership, news, set};
@@ -67,7 +66,6 @@ pub(crate) fn want_space(conn: &Conn) {
         if !interest.asks_for_space() || interest.space.swap(1, Ordering::Relaxed) != 0 {
             continue;
         }
-        interest.told.fetch_and(!OUT, Ordering::Relaxed);
         let entered =
             reference(set, conn).is_some_and(|who| view.mine.waits.enter(WaitFor::Space, who));
         if !entered {
@@ -81,14 +79,16 @@ pub(crate) fn want_space(conn: &Conn) {
     }
 }
 
-/// Space was reported to the program: it is not asked for again before a send is refused.
-pub(super) fn had_space(interest: &Interest, conn: &Conn) {
-    if interest.space.swap(0, Ordering::Relaxed) != 0
+/// Space was reported to the program: it is not asked for again before a send is refused. True if one was.
+pub(super) fn had_space(interest: &Interest, conn: &Conn) -> bool {
+    let missed = interest.space.swap(0, Ordering::Relaxed) != 0;
+    if missed
         && let (Some(set), Some(view)) = (interest.set(), conn.view())
         && let Some(who) = reference(set, conn)
     {
         view.mine.waits.leave(WaitFor::Space, who);
     }
+    missed
 }
 
 /// How the far end of `conn` names this set.
@@ -243,7 +243,7 @@ pub(super) fn post_conn(set: &'static Set, index: u16) {
             .set()
             .is_some_and(|owner| core::ptr::eq(owner, set));
         if is_here && concerns(conn, interest) && !news::is_too_little(conn, interest) {
-            set.push_by_bit(interest);
+            set.push_for(interest, true);
         }
     }
 }

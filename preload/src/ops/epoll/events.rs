@@ -120,9 +120,8 @@ pub(super) fn translate(
                         set.push(interest);
                         continue;
                     }
-                    interest.by_bit.store(0, Ordering::Relaxed);
                     // In its place, so that the kernel's order is kept.
-                    if report(set, call, interest, out, count) == Some(true) {
+                    if report(set, call, (interest, false), out, count) == Some(true) {
                         count += 1;
                     }
                     continue;

@@ -27,20 +27,11 @@ impl Set {
 
     /// Puts an interest at the end of the ready list, unless it is there.
     pub(crate) fn push(&self, interest: &'static Interest) {
-        self.enlist(interest, false);
+        self.push_for(interest, false);
     }
 
-    /// As [`Set::push`], for a doorbell's bit: an edge only if there is something new.
-    pub(super) fn push_by_bit(&self, interest: &'static Interest) {
-        self.enlist(interest, true);
-    }
-
-    /// Puts an interest that was taken off the ready list back, for the reason for which it was there.
-    pub(super) fn push_again(&self, interest: &'static Interest) {
-        self.enlist(interest, interest.by_bit.load(Ordering::Relaxed) != 0);
-    }
-
-    fn enlist(&self, interest: &'static Interest, by_bit: bool) {
+    /// As [`Set::push`]; `by_bit`: for a doorbell's bit alone, which is an edge only if there is something new.
+    pub(super) fn push_for(&self, interest: &'static Interest, by_bit: bool) {
         self.locked(|| {
             if interest.listed.swap(1, Ordering::Relaxed) != 0 {
                 if !by_bit {
@@ -62,8 +53,8 @@ impl Set {
         });
     }
 
-    /// Takes the first interest off the ready list.
-    pub(crate) fn pop(&self) -> Option<&'static Interest> {
+    /// Takes the first interest off the ready list; true if it was there for a doorbell's bit alone.
+    pub(super) fn pop(&self) -> Option<(&'static Interest, bool)> {
         self.locked(|| {
             let first = self.first.load(Ordering::Relaxed).checked_sub(1)?;
             let interest = INTEREST_TABLE.get(first as usize)?;
@@ -73,7 +64,8 @@ impl Set {
                 self.last.store(0, Ordering::Relaxed);
             }
             interest.listed.store(0, Ordering::Relaxed);
-            Some(interest)
+            // Read here: another thread's next bit must not become the reason of this look.
+            Some((interest, interest.by_bit.load(Ordering::Relaxed) != 0))
         })
         .flatten()
     }

@@ -21,7 +21,12 @@ pub(super) fn look_at_all(set: &'static Set) {
     interest::each_live(|interest| {
         let Some(conn) = interest.conn() else { return };
         let has_news = || {
-            involves_ring(conn) && interest.seen.load(Ordering::Relaxed) != news(conn)
+            let has_space = || {
+                interest.space.load(Ordering::Relaxed) != 0
+                    && crate::ops::send::writable(conn) == Some(true)
+            };
+            involves_ring(conn)
+                && (interest.seen.load(Ordering::Relaxed) != news(conn) || has_space())
                 || interest.is_outdated(conn)
         };
         if interest

@@ -40,7 +40,7 @@ pub(super) fn show_readiness(set: &'static Set) {
 fn keep_ready(set: &'static Set) -> bool {
     take_pending(set);
     let mut first: Option<&'static Interest> = None;
-    while let Some(interest) = set.pop() {
+    while let Some((interest, by_bit)) = set.pop() {
         if first.is_some_and(|first| core::ptr::eq(first, interest)) {
             set.push(interest);
             break;
@@ -57,8 +57,9 @@ fn keep_ready(set: &'static Set) -> bool {
             want_space(conn);
         }
         let wanted = ready & interest.wanted();
-        let old = interest.seen.load(Ordering::Relaxed) == news(conn);
-        if wanted != 0 && !(old && is_no_edge(interest, wanted)) {
+        let missed = ready & OUT != 0 && interest.space.load(Ordering::Relaxed) != 0;
+        let old = by_bit && !missed && interest.seen.load(Ordering::Relaxed) == news(conn);
+        if wanted != 0 && !(old && is_told(interest, wanted)) {
             set.push(interest);
             first = first.or(Some(interest));
         }
@@ -78,12 +79,14 @@ pub(super) fn collect(
 ) -> Option<usize> {
     let mut turned: Option<&'static Interest> = None;
     while count < most {
-        let Some(interest) = set.pop() else { break };
+        let Some((interest, by_bit)) = set.pop() else {
+            break;
+        };
         if interest.live.load(Ordering::Acquire) == 0 {
             continue;
         }
         if interest.reported.load(Ordering::Relaxed) == call {
-            set.push_again(interest);
+            set.push_for(interest, by_bit);
             if turned.is_some_and(|first| core::ptr::eq(first, interest)) {
                 // Once around.
                 break;
@@ -91,7 +94,7 @@ pub(super) fn collect(
             turned = turned.or(Some(interest));
             continue;
         }
-        match report(set, call, interest, out, count) {
+        match report(set, call, (interest, by_bit), out, count) {
             Some(true) => count += 1,
             Some(false) => {}
             None => return (count > 0).then_some(count),
@@ -100,11 +103,12 @@ pub(super) fn collect(
     Some(count)
 }
 
-/// Reports an interest as event `at`, if it is ready; `None` if the event could not be written.
+/// Reports an interest as event `at`, if it is ready; `None` if the event could not be written. With it, whether it is
+/// looked at for a doorbell's bit alone.
 pub(super) fn report(
     set: &'static Set,
     call: u32,
-    interest: &'static Interest,
+    (interest, by_bit): (&'static Interest, bool),
     out: &Events,
     at: usize,
 ) -> Option<bool> {
@@ -117,13 +121,14 @@ pub(super) fn report(
     }
     let (ready, news) = look(conn, interest);
     let old = interest.seen.swap(news, Ordering::Relaxed) == news;
-    if ready & OUT != 0 {
-        had_space(interest, conn);
+    let missed = if ready & OUT != 0 {
+        had_space(interest, conn)
     } else {
         want_space(conn);
-    }
+        false
+    };
     let bits = ready & interest.wanted();
-    if bits == 0 || old && is_no_edge(interest, bits) {
+    if bits == 0 || by_bit && old && !missed && is_told(interest, bits) {
         return Some(false);
     }
     let event = epoll_event {
@@ -164,13 +169,10 @@ fn look(conn: &Conn, interest: &Interest) -> (u32, u64) {
     (bits(conn, interest.fd()), before)
 }
 
-/// Whether the interest was looked at only because of a doorbell's bit and wants edges, of which those that are ready
-/// have been told: a far end sets the bit before it shows what is new, and again after that. (If the far end has done
-/// nothing new.)
-fn is_no_edge(interest: &Interest, bits: u32) -> bool {
-    interest.is_edge()
-        && interest.by_bit.load(Ordering::Relaxed) != 0
-        && bits & !interest.told.load(Ordering::Relaxed) == 0
+/// Whether the interest wants edges, and those of `bits` have been told. A far end sets a doorbell's bit before it shows
+/// what is new, and again after that; where nothing is new, neither is an edge.
+fn is_told(interest: &Interest, bits: u32) -> bool {
+    interest.is_edge() && bits & !interest.told.load(Ordering::Relaxed) == 0
 }
 
 /// Whether both directions are on rings and nothing announces that the kernel has something to say.
@@ -200,7 +202,7 @@ pub(super) fn is_put_off(conn: &Conn, events: u32) -> bool {
 }
 
 /// EPOLLOUT.
-pub(super) const OUT: u32 = 4;
+const OUT: u32 = 4;
 
 /// Present readiness as epoll bits.
 fn bits(conn: &Conn, fd: c_int) -> u32 {
