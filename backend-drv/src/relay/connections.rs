@@ -6,8 +6,9 @@ use std::sync::Arc;
 use rdma_core::event::{WaitFor, WaitRef};
 use rdma_core::layout::End;
 use rdma_core::link::{DomainId, Endpoint, Memory, Refusal, Time};
-use rdma_core::mirror::{Mirror, Snapshot};
+use rdma_core::mirror::{Look, Mirror, Snapshot};
 use rdma_core::mr::{Counters, Keys, Regions, RemoteKey, Shape};
+use rdma_core::ring::Corrupt;
 use rdma_core::wire::pairing::Place as FarPlace;
 
 use crate::carving::Place;
@@ -66,6 +67,21 @@ impl Connection {
         if let Some(program) = &self.program {
             program.announce(self.mirror.get().waits(), what);
         }
+    }
+
+    /// The far program has read up to `head`; as [`Mirror::consumed`].
+    pub(super) fn consumed(&mut self, head: u64) -> bool {
+        if self.mirror.get().positions().0 < head {
+            self.announce(WaitFor::Space);
+        }
+        self.mirror.get_mut().consumed(head)
+    }
+
+    /// What the far end says; as [`Mirror::hear`].
+    pub(super) fn hear(&mut self, said: Snapshot) -> Result<Look, Corrupt> {
+        self.announce(WaitFor::Data);
+        self.announce(WaitFor::Space);
+        self.mirror.get_mut().hear(said)
     }
 
     /// The line that leads to the far backend, if there is one.

@@ -377,7 +377,6 @@ fn a_doubt_is_about_a_program_that_has_not_ended() {
     assert!(!a.mirror.is_doubted());
 }
 
-/// The backend of `host` is started anew.
 /// A program has shut its socket down before it knew of its memory: the far one has armed, and hears of the end by TCP
 /// only once the kernel is all it listens to.
 #[test]
@@ -400,6 +399,7 @@ fn an_end_that_is_never_said_by_ring_takes_both_off() {
     assert!(!a.state().switch(5), "too late");
 }
 
+/// The backend of `host` is started anew.
 fn restart(host: &mut Host) {
     let view = ConnView::new(&host.heap.region(), End::One, RING_LOG2_MIN).expect("fits");
     host.mirror = Mirror::resumed(view, WAITS).expect("sound");

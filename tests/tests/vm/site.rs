@@ -31,6 +31,13 @@ pub(crate) struct Machine {
     pub(crate) tenant: &'static str,
 }
 
+/// The first guest of a test.
+pub(crate) const GUEST: Machine = Machine {
+    name: "a",
+    address: "10.77.0.1",
+    tenant: "blue",
+};
+
 /// A daemon that waits for machines.
 pub(crate) struct Site<'a> {
     pub(crate) daemon: Daemon,

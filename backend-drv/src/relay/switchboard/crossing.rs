@@ -106,12 +106,9 @@ impl Switchboard {
         let Some((one, other)) = self.connections.pair_mut(endpoint) else {
             return;
         };
-        if other.mirror.get().positions().0 < look.consumed {
-            other.announce(WaitFor::Space);
-        }
-        let (one, other) = (one.mirror.get_mut(), other.mirror.get_mut());
         // What was read here leaves the ring there.
         let has_room = other.consumed(look.consumed);
+        let (one, other) = (one.mirror.get_mut(), other.mirror.get_mut());
         let (sends, receives) = (one.has_for(other), other.has_for(one));
         for (endpoint, has_more) in [(endpoint, sends), (partner, receives)] {
             if has_more {
@@ -132,9 +129,7 @@ impl Switchboard {
     pub(super) fn hear_here(&mut self) {
         while let Some((endpoint, said)) = self.said_here.pop_front() {
             if let Some(entry) = self.connections.get_mut(endpoint) {
-                entry.announce(WaitFor::Data);
-                entry.announce(WaitFor::Space);
-                let result = entry.mirror.get_mut().hear(said);
+                let result = entry.hear(said);
                 self.looked(endpoint, result);
             }
         }

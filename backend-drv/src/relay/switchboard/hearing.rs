@@ -113,13 +113,10 @@ impl Switchboard {
                 endpoint: Endpoint(endpoint),
                 head,
             } => {
-                if let Some(entry) = self.connections.get_mut(endpoint) {
-                    if entry.mirror.get().positions().0 < head {
-                        entry.announce(WaitFor::Space);
-                    }
-                    if entry.mirror.get_mut().consumed(head) {
-                        self.wake(endpoint, WaitFor::Space);
-                    }
+                if let Some(entry) = self.connections.get_mut(endpoint)
+                    && entry.consumed(head)
+                {
+                    self.wake(endpoint, WaitFor::Space);
                 }
             }
             Event::State {
@@ -127,9 +124,7 @@ impl Switchboard {
                 state,
             } => {
                 if let Some(entry) = self.connections.get_mut(endpoint) {
-                    entry.announce(WaitFor::Data);
-                    entry.announce(WaitFor::Space);
-                    let result = entry.mirror.get_mut().hear(state);
+                    let result = entry.hear(state);
                     self.looked(endpoint, result);
                 }
             }

@@ -11,19 +11,13 @@ use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::vm::guest::{Guest, Network, Spec};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{Machine, Member, Running, Site, accelerated, by_ring, start_daemon};
-
-const GUEST: Machine = Machine {
-    name: "a",
-    address: "10.77.0.1",
-    tenant: "blue",
-};
+use crate::site::{GUEST, Machine, Member, Running, Site, accelerated, by_ring, start_daemon};
 
 /// A process of this machine.
 const OTHER: Machine = Machine {
     name: "b",
     address: HOST,
-    tenant: "blue",
+    ..GUEST
 };
 
 /// How the server in the guest waits, and its port.

@@ -4,18 +4,14 @@ use anyhow::{Result, ensure};
 use viaduct_tests::vm::guest::{Guest, Network};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{Machine, Running, Site, accelerated, by_ring, listens, serve, talk};
+use crate::site::{GUEST, Machine, Running, Site, accelerated, by_ring, listens, serve, talk};
 
-const A: Machine = Machine {
-    name: "a",
-    address: "10.77.0.1",
-    tenant: "blue",
-};
+const A: Machine = GUEST;
 
 const B: Machine = Machine {
     name: "b",
     address: "10.77.0.2",
-    tenant: "blue",
+    ..GUEST
 };
 
 /// 100 rounds of 64 KiB, there and back.

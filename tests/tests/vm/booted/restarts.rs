@@ -5,13 +5,7 @@ use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::vm::guest::Network;
 
 use crate::rig::Rig;
-use crate::site::{Machine, Site, start_daemon};
-
-const GUEST: Machine = Machine {
-    name: "a",
-    address: "10.77.0.1",
-    tenant: "blue",
-};
+use crate::site::{GUEST, Site, start_daemon};
 
 /// More than four times a quarter of the region.
 const TIMES: usize = 7;
