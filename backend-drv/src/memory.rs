@@ -51,6 +51,34 @@ impl Mapping {
         Self::shared(memory.as_fd(), len)
     }
 
+    /// Maps `len` bytes of memory of two devices as one: `front` up to `start`, a multiple of the page size, and then
+    /// `memory`.
+    ///
+    /// # Errors
+    /// What mmap says.
+    pub fn of_devices(
+        front: impl AsFd,
+        start: usize,
+        memory: impl AsFd,
+        len: usize,
+    ) -> io::Result<Self> {
+        let rest = len
+            .checked_sub(start)
+            .filter(|rest| *rest > 0 && start > 0)
+            .ok_or(io::ErrorKind::InvalidInput)?;
+        let whole = Self::private(len)?;
+        let base = whole.region.base().as_ptr();
+        let front = front.as_fd();
+        let memory = memory.as_fd();
+        for (at, bytes, file) in [(0, start, front), (start, rest, memory)] {
+            let flags = MapFlags::SHARED | MapFlags::FIXED;
+            let protection = ProtFlags::READ | ProtFlags::WRITE;
+            // SAFETY: replaces a part of a mapping of ours that nobody has seen yet; `base + at` lies inside.
+            unsafe { rustix::mm::mmap(base.add(at).cast(), bytes, protection, flags, file, 0) }?;
+        }
+        Ok(whole)
+    }
+
     fn shared(memory: BorrowedFd<'_>, len: usize) -> io::Result<Self> {
         // SAFETY: the kernel chooses the address, so no existing mapping is touched.
         let base = unsafe {

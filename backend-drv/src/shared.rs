@@ -42,6 +42,17 @@ pub fn sealed_memory(name: &str, bytes: u64) -> io::Result<OwnedFd> {
     Ok(memory)
 }
 
+/// Memory that parts are given out of.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole<'a> {
+    /// The mapping.
+    pub mapping: &'a Arc<Mapping>,
+    /// The file of all that is given out,
+    pub memory: &'a Arc<OwnedFd>,
+    /// which begins here in the mapping.
+    pub start: u64,
+}
+
 /// A program's slots, made by the program; see [`rdma_core::slot`].
 #[derive(Debug)]
 pub struct SlotArena {
@@ -118,6 +129,8 @@ pub struct EventMemory {
     mapping: Mapping,
     /// Where it begins in the file.
     at: u64,
+    /// Where it begins in what it is a part of.
+    place: u64,
 }
 
 impl EventMemory {
@@ -139,16 +152,23 @@ impl EventMemory {
             memory: Arc::new(memory),
             mapping,
             at: 0,
+            place: 0,
         })
     }
 
-    /// That which begins at `at` in `whole`, which is `memory` mapped. `None` if it does not lie inside.
-    pub fn part(memory: &Arc<OwnedFd>, whole: &Arc<Mapping>, at: u64) -> Option<Self> {
+    /// That which begins at `place` in `whole`. `None` if it does not lie inside.
+    pub fn part(whole: &Whole<'_>, place: u64) -> Option<Self> {
         Some(Self {
-            memory: Arc::clone(memory),
-            mapping: Mapping::window(whole, at, EVENT_BYTES)?,
-            at,
+            memory: Arc::clone(whole.memory),
+            mapping: Mapping::window(whole.mapping, place, EVENT_BYTES)?,
+            at: place.checked_sub(whole.start)?,
+            place,
         })
+    }
+
+    /// Where it begins in what it is a part of.
+    pub const fn place(&self) -> u64 {
+        self.place
     }
 
     /// Where it begins in the file that programs get.
@@ -199,18 +219,13 @@ impl ConnectionArena {
         })
     }
 
-    /// One of `bytes` bytes that begins at `at` in `whole`, which is `memory` mapped. `None` if it does not lie
-    /// inside.
-    pub fn part(
-        memory: &Arc<OwnedFd>,
-        whole: &Arc<Mapping>,
-        (at, bytes): (u64, u64),
-    ) -> Option<Self> {
-        let mapping = Mapping::window(whole, at, usize::try_from(bytes).ok()?)?;
+    /// One of `bytes` bytes that begins at `place` in `whole`. `None` if it does not lie inside.
+    pub fn part(whole: &Whole<'_>, place: u64, bytes: u64) -> Option<Self> {
+        let mapping = Mapping::window(whole.mapping, place, usize::try_from(bytes).ok()?)?;
         Some(Self {
-            memory: Arc::clone(memory),
+            memory: Arc::clone(whole.memory),
             mapping: Arc::new(mapping),
-            at,
+            at: place.checked_sub(whole.start)?,
         })
     }
 

@@ -33,6 +33,8 @@ pub struct VmConfig {
     pub addresses: Vec<IpNet>,
     /// Size of its region, a power of two; of a tenant's the largest. Pages are taken only when they are used.
     pub memory_bytes: u64,
+    /// A name for the region, by which QEMU finds it as persistent memory (`memory-backend-file,mem-path=...`).
+    pub memory_path: Option<PathBuf>,
     /// Interrupt vectors of its device (`vectors=` of QEMU's device must be the same).
     pub vectors: u16,
     /// Share of the relay and of the links, relative to others.
@@ -55,6 +57,7 @@ pub struct RawVm {
     #[serde(default)]
     pub addresses: Vec<String>,
     pub memory: Option<Size>,
+    pub memory_path: Option<PathBuf>,
     pub vectors: Option<u16>,
     pub weight: Option<u32>,
     pub rate_limit: Option<Size>,
@@ -70,6 +73,7 @@ impl From<&VmConfig> for RawVm {
             tenant: vm.tenant.clone(),
             addresses: vm.addresses.iter().map(ToString::to_string).collect(),
             memory: Some(Size(vm.memory_bytes)),
+            memory_path: vm.memory_path.clone(),
             vectors: Some(vm.vectors),
             weight: Some(vm.weight),
             rate_limit: vm.rate_limit.map(Size),
@@ -124,6 +128,12 @@ fn vm_of(index: usize, raw: RawVm) -> Result<VmConfig, ConfigError> {
     require(good, &key("memory"), memory_bytes, || {
         "must be a power of two, \"64 MiB\" to \"128 GiB\": it becomes a BAR of a device".to_owned()
     })?;
+    if let Some(path) = &raw.memory_path {
+        let good = path.is_absolute() && *path != raw.socket;
+        require(good, &key("memory_path"), path.display(), || {
+            "must be an absolute path, and not that of the socket".to_owned()
+        })?;
+    }
     let vectors = raw.vectors.unwrap_or(VECTORS_DEFAULT);
     let good = (VECTORS_MIN..=VECTORS_MAX).contains(&vectors);
     require(good, &key("vectors"), vectors, || {
@@ -140,6 +150,7 @@ fn vm_of(index: usize, raw: RawVm) -> Result<VmConfig, ConfigError> {
         tenant: raw.tenant,
         addresses,
         memory_bytes,
+        memory_path: raw.memory_path,
         vectors,
         weight,
         rate_limit: raw.rate_limit.map(|size| size.0),
@@ -157,6 +168,12 @@ fn check_with_others(index: usize, vm: &VmConfig, others: &[VmConfig]) -> Result
         require(vm.socket != other.socket, &key("socket"), socket, || {
             format!("is the socket of vm[{before}] too; each VM has its own")
         })?;
+        if let Some(path) = &vm.memory_path {
+            let own = vm.memory_path != other.memory_path;
+            require(own, &key("memory_path"), path.display(), || {
+                format!("is that of vm[{before}] too; each VM has its own")
+            })?;
+        }
         if vm.tenant.is_none() || vm.tenant != other.tenant {
             continue;
         }

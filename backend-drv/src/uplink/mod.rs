@@ -6,8 +6,9 @@
 //! into.
 //!
 //! * [`Uplink`]: the device, the rings, and what the host has told.
-//! * `vectors`: which interrupt wakes whom; `watch`: what takes the place of interrupts where there are none.
+//! * `memory`: the region, mapped; `vectors`: which interrupt wakes whom; `watch`: what takes the place of interrupts where there are none.
 
+mod memory;
 mod vectors;
 mod watch;
 
@@ -29,7 +30,7 @@ use rdma_core::layout::LAYOUT_VERSION;
 
 use crate::ids::{ArenaId, Process};
 use crate::memory::Mapping;
-use crate::shared::{ConnectionArena, EventMemory};
+use crate::shared::{ConnectionArena, EventMemory, Whole};
 use crate::space::Space;
 use crate::wake::Waiters;
 
@@ -120,9 +121,7 @@ impl Uplink {
         shared_network: bool,
         nonce: u64,
     ) -> io::Result<Self> {
-        let bytes = usize::try_from(device.memory_bytes());
-        let bytes = bytes.map_err(|_| io::Error::from(io::ErrorKind::OutOfMemory))?;
-        let mapping = Arc::new(Mapping::of_device(&**device.memory(), bytes)?);
+        let mapping = Arc::new(memory::map(&*device)?);
         let member = device.id();
         let region = mapping.region();
         let unfit = || io::Error::from(io::ErrorKind::InvalidInput);
@@ -155,6 +154,14 @@ impl Uplink {
             lost: false,
             retired: VecDeque::new(),
         })
+    }
+
+    fn whole(&self) -> Whole<'_> {
+        Whole {
+            mapping: &self.mapping,
+            memory: self.device.memory(),
+            start: self.device.memory_start(),
+        }
     }
 
     /// Readable when the host has said something.
@@ -325,7 +332,7 @@ impl Uplink {
         })?;
         self.give_back_retired();
         let at = self.heap.take(EVENT_BYTES as u64)?;
-        let events = EventMemory::part(self.device.memory(), &self.mapping, at)?;
+        let events = EventMemory::part(&self.whole(), at)?;
         self.send(&Up::Program {
             process: process.0,
             at,
@@ -349,7 +356,7 @@ impl Uplink {
     pub fn announce(&mut self, process: Process, waiters: &Waiters) {
         self.send(&Up::Program {
             process: process.0,
-            at: waiters.events.at(),
+            at: waiters.events.place(),
         });
         for (context, _) in waiters.all_doorbells() {
             let vector = match &self.watch {
@@ -376,7 +383,7 @@ impl Uplink {
         self.send(&Up::ProgramGone(process.0));
         self.retired.push_back(Retired {
             since: Instant::now(),
-            at: events.at(),
+            at: events.place(),
             used: (contexts as usize * CONTEXT_STRIDE).min(EVENT_BYTES),
         });
     }
@@ -402,7 +409,7 @@ impl Uplink {
 
     /// The host speaks of a process outside.
     pub fn add_foreign(&mut self, process: Process, at: u64) -> bool {
-        let Some(events) = EventMemory::part(self.device.memory(), &self.mapping, at) else {
+        let Some(events) = EventMemory::part(&self.whole(), at) else {
             return false;
         };
         let foreign = Foreign {
@@ -473,7 +480,7 @@ impl Uplink {
 
     /// An arena of the host's, of `bytes` bytes from `at` on.
     pub fn arena(&self, at: u64, bytes: u64) -> Option<ConnectionArena> {
-        ConnectionArena::part(self.device.memory(), &self.mapping, (at, bytes))
+        ConnectionArena::part(&self.whole(), at, bytes)
     }
 
     /// One connection more lies in an arena. True if it is the first.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use rdma_core::channel::{GUEST_PROCESSES, GuestWelcome};
+use rdma_core::channel::{CHANNEL_VERSION, GUEST_PROCESSES, GuestWelcome};
 use serde::{Deserialize, Serialize};
 
 use super::region::{Mark, Region};
@@ -38,6 +38,9 @@ fn bell_name(region: usize, member: u16, vector: usize) -> String {
 
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
+    /// Version of what stands in regions.
+    #[serde(default)]
+    channel: u32,
     regions: Vec<RegionState>,
     seats: Vec<SeatState>,
 }
@@ -177,6 +180,7 @@ impl Vms {
             })
         });
         State {
+            channel: CHANNEL_VERSION,
             regions: regions.collect(),
             seats: seats.collect(),
         }
@@ -194,6 +198,13 @@ impl Vms {
         }) else {
             return Vec::new();
         };
+        if state.channel != CHANNEL_VERSION {
+            tracing::warn!(
+                version = state.channel,
+                "regions of another version are not taken over: guests stay on TCP until they start anew"
+            );
+            return Vec::new();
+        }
         for (index, known) in state.regions.iter().enumerate() {
             // What is configured otherwise by now starts anew.
             let configured: Vec<_> = self
@@ -214,6 +225,9 @@ impl Vms {
             {
                 *place = tenancy;
             }
+        }
+        if let Err(error) = self.rename() {
+            tracing::error!(%error, "persistent memory that QEMU opens from now on is not the region's");
         }
         let mut restored = Vec::new();
         for seat in &state.seats {

@@ -16,6 +16,7 @@
 
 pub mod connections;
 pub mod keeping;
+pub mod persistent;
 pub mod region;
 pub mod seat;
 pub mod server;
@@ -39,6 +40,7 @@ use crate::ids::{PeerId, Process};
 
 use connections::Connections;
 use keeping::Notes;
+use persistent::Name;
 use region::Region;
 use seat::Seat;
 use server::Group;
@@ -128,6 +130,8 @@ pub struct Vms {
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,
+    /// Names of regions that QEMU can take as persistent memory, and which region each is.
+    names: Vec<(usize, Name)>,
     notes: Notes,
 }
 
@@ -162,6 +166,11 @@ impl Vms {
                     number
                 }
             };
+            if let Some(path) = &config.memory_path
+                && let Some(Tenancy { region, .. }) = all.tenancies.get(tenancy)
+            {
+                all.names.push((tenancy, Name::new(path, region.memory())?));
+            }
             let listener = listen(&config.socket, config.socket_mode)?;
             all.sockets.push(config.socket.clone());
             all.vms.push(Vm {
@@ -248,6 +257,16 @@ impl Vms {
     pub fn number_from(&mut self, epoch: u64) {
         self.connections.number_from(epoch);
         self.switch.number_from(epoch);
+    }
+
+    /// Names lead to the regions that there are now.
+    fn rename(&mut self) -> io::Result<()> {
+        for (tenancy, name) in &mut self.names {
+            if let Some(Tenancy { region, .. }) = self.tenancies.get(*tenancy) {
+                name.lead_to(region.memory())?;
+            }
+        }
+        Ok(())
     }
 
     fn blocks_of(&self, vm: VmId) -> impl Iterator<Item = u32> + '_ {

@@ -6,7 +6,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rdma_core::channel::{
-    CHANNEL_VERSION, CONTROL_AREA_BYTES, HEAP_START, REGION_MAGIC, RegionHeader, control_offset,
+    CACHED_START, CHANNEL_VERSION, CONTROL_AREA_BYTES, HEAP_START, REGION_MAGIC, RegionHeader,
+    control_offset,
 };
 use rdma_core::event::EVENT_BYTES;
 use rdma_core::layout::LAYOUT_VERSION;
@@ -14,10 +15,11 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
+use super::persistent::write_info;
 use crate::carving::{Carving, Couple, Place};
 use crate::ids::{ArenaId, Process};
 use crate::memory::Mapping;
-use crate::shared::{ConnectionArena, EventMemory, sealed_memory};
+use crate::shared::{ConnectionArena, EventMemory, Whole, sealed_memory};
 use crate::space::Space;
 
 /// Arenas of regions are numbered apart from those of programs of this host, and of other regions.
@@ -86,7 +88,7 @@ impl Region {
             used_to: HEAP_START,
             ports: 0,
         };
-        region.write_header();
+        region.write_header()?;
         Ok(region)
     }
 
@@ -118,11 +120,11 @@ impl Region {
         if !self.carving.is_empty() || self.ports > 0 {
             return;
         }
-        if let Err(error) = self.punch(0, self.bytes) {
+        let emptied = self.punch(0, self.bytes);
+        if let Err(error) = emptied.and_then(|()| self.write_header()) {
             tracing::warn!(%error, "a region is not used again");
             return;
         }
-        self.write_header();
         self.space = Space::new(HEAP_START, self.bytes);
         self.used_to = HEAP_START;
         let last = self.carving.last();
@@ -139,14 +141,31 @@ impl Region {
         }
     }
 
-    fn write_header(&self) {
-        if let Some(header) = self.mapping.get::<RegionHeader>(0) {
-            header.version.store(CHANNEL_VERSION, Ordering::Relaxed);
-            header
-                .layout_version
-                .store(LAYOUT_VERSION, Ordering::Relaxed);
-            header.bytes.store(self.bytes, Ordering::Relaxed);
-            header.magic.store(REGION_MAGIC, Ordering::Release);
+    fn write_header(&self) -> io::Result<()> {
+        let mut id = [0; 8];
+        getrandom::fill(&mut id).map_err(|_| io::ErrorKind::Other)?;
+        let id = u64::from_ne_bytes(id);
+        write_info(&self.memory, self.bytes, id)?;
+        for at in [0, CACHED_START] {
+            let at = usize::try_from(at).unwrap_or(usize::MAX);
+            if let Some(header) = self.mapping.get::<RegionHeader>(at) {
+                header.version.store(CHANNEL_VERSION, Ordering::Relaxed);
+                header
+                    .layout_version
+                    .store(LAYOUT_VERSION, Ordering::Relaxed);
+                header.bytes.store(self.bytes, Ordering::Relaxed);
+                header.id.store(id, Ordering::Relaxed);
+                header.magic.store(REGION_MAGIC, Ordering::Release);
+            }
+        }
+        Ok(())
+    }
+
+    const fn whole(&self) -> Whole<'_> {
+        Whole {
+            mapping: &self.mapping,
+            memory: &self.memory,
+            start: 0,
         }
     }
 
@@ -222,7 +241,7 @@ impl Region {
 
     /// The event memory at `at`; `None` if it would not lie in the region.
     pub fn events_at(&self, at: u64) -> Option<EventMemory> {
-        EventMemory::part(&self.memory, &self.mapping, at)
+        EventMemory::part(&self.whole(), at)
     }
 
     /// Memory for a connection of `couple`, and the arena that it lies in.
@@ -246,7 +265,7 @@ impl Region {
     /// An arena.
     pub fn arena(&self, arena: ArenaId) -> Option<ConnectionArena> {
         let hole = self.arenas.get(&arena)?;
-        ConnectionArena::part(&self.memory, &self.mapping, (hole.at, hole.bytes))
+        ConnectionArena::part(&self.whole(), hole.at, hole.bytes)
     }
 
     /// The memory of a connection is used no more, and has been zeroed or not.

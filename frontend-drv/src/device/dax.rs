@@ -1,13 +1,16 @@
-//! Memory from persistent-memory hardware that QEMU imitates, doorbells from an ivshmem device.
+//! Memory from persistent-memory hardware that QEMU imitates; the beginning of the region, with the control rings, and
+//! doorbells from an ivshmem device.
 //!
 //! The guest may cache such memory like its own, while the memory of a PCI device is cached or not as guest and
-//! processor agree; see `docs/deploy.md`.
+//! processor agree; see `docs/deploy.md`. Few bytes pass through control rings.
 
 use std::fs;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+
+use rdma_core::channel::CACHED_START;
 
 use super::ivshmem::Ivshmem;
 use super::{Device, DeviceError, failed};
@@ -29,10 +32,19 @@ impl Dax {
         let doing = failed::<io::Error>(format!("opening {}", path.display()));
         let memory = fs::OpenOptions::new().read(true).write(true).open(path);
         let memory = memory.map_err(doing)?;
+        let bytes = size(Path::new(DEVICES), path)?.saturating_add(CACHED_START);
+        let doorbells = Ivshmem::open(None)?;
+        if bytes != doorbells.memory_bytes() {
+            return Err(DeviceError::Unlike {
+                memory: path.display().to_string(),
+                bytes,
+                other: doorbells.memory_bytes(),
+            });
+        }
         Ok(Self {
             memory: Arc::new(memory.into()),
-            bytes: size(Path::new(DEVICES), path)?,
-            doorbells: Ivshmem::open(None)?,
+            bytes,
+            doorbells,
         })
     }
 }
@@ -48,6 +60,14 @@ fn size(devices: &Path, path: &Path) -> Result<u64, DeviceError> {
 impl Device for Dax {
     fn memory(&self) -> &Arc<OwnedFd> {
         &self.memory
+    }
+
+    fn memory_start(&self) -> u64 {
+        CACHED_START
+    }
+
+    fn front(&self) -> Option<&Arc<OwnedFd>> {
+        Some(self.doorbells.memory())
     }
 
     fn memory_bytes(&self) -> u64 {

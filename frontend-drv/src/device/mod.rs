@@ -28,7 +28,15 @@ use std::sync::Arc;
 pub trait Device: Send + Sync + Debug {
     /// The memory, to be mapped from offset 0 and handed to programs.
     fn memory(&self) -> &Arc<OwnedFd>;
-    /// How much there is of it.
+    /// Where in the region it begins.
+    fn memory_start(&self) -> u64 {
+        0
+    }
+    /// What lies before that, if anything does; also to be mapped from offset 0.
+    fn front(&self) -> Option<&Arc<OwnedFd>> {
+        None
+    }
+    /// Size of the region.
     fn memory_bytes(&self) -> u64;
     /// Our id among the members of the region.
     fn id(&self) -> u16;
@@ -86,6 +94,18 @@ pub enum DeviceError {
     /// There is something else at that address.
     #[error("{0} is not an ivshmem device with memory")]
     Unfit(String),
+    /// Two devices that are not of one region.
+    #[error(
+        "{memory} and what belongs before it are {bytes} bytes, the memory of the ivshmem device {other}: give QEMU the same region for both"
+    )]
+    Unlike {
+        /// The one.
+        memory: String,
+        /// Size of the region by it.
+        bytes: u64,
+        /// Size of the other.
+        other: u64,
+    },
     /// The host has not said which member we are.
     #[error("the device has no id yet")]
     Nameless,

@@ -15,6 +15,14 @@ impl Device for Mute {
         self.0.memory()
     }
 
+    fn memory_start(&self) -> u64 {
+        self.0.memory_start()
+    }
+
+    fn front(&self) -> Option<&Arc<OwnedFd>> {
+        self.0.front()
+    }
+
     fn memory_bytes(&self) -> u64 {
         self.0.memory_bytes()
     }

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::message::MESSAGE_BYTES;
-use super::{BACKEND, CONTROL_AREA_BYTES, CONTROL_RING_BYTES, MEMBERS};
+use super::{BACKEND, CONTROL_AREA_BYTES, CONTROL_AREAS_AT, CONTROL_RING_BYTES, MEMBERS};
 use crate::layout::{ConsumerWords, ProducerWords};
 use crate::mem::Region;
 use crate::ring::{Consumer, Corrupt, Producer, RxCursor, TxCursor};
@@ -25,7 +25,7 @@ pub const fn control_offset(member: u16) -> Option<usize> {
     if member == BACKEND || member >= MEMBERS {
         return None;
     }
-    Some(4096 + (member as usize - 1) * CONTROL_AREA_BYTES)
+    Some(CONTROL_AREAS_AT + (member as usize - 1) * CONTROL_AREA_BYTES)
 }
 
 /// Which of the two rings of a control area.
@@ -259,7 +259,7 @@ mod tests {
     use crate::mem::HeapRegion;
 
     fn heap() -> HeapRegion {
-        HeapRegion::new(4096 + 2 * CONTROL_AREA_BYTES)
+        HeapRegion::new(CONTROL_AREAS_AT + 2 * CONTROL_AREA_BYTES)
     }
 
     fn all(ring: &mut ControlRing) -> Vec<Vec<u8>> {

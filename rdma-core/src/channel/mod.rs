@@ -2,10 +2,14 @@
 //!
 //! ```text
 //! region   0      RegionHeader     written by the backend when it makes the region
-//!       4096      ControlArea of member 1: two byte rings, down and up
+//!       4096      what makes persistent memory of it, for the kernels of guests
+//!       8192      ControlArea of member 1: two byte rings, down and up
 //!         ...     ControlArea of member 2, ..., of member MEMBERS - 1
+//! CACHED_START    RegionHeader, again
 //!   HEAP_START    whatever the backend gives out: event memory, connection memory
 //! ```
+//!
+//! A guest may have what lies behind [`CACHED_START`] from another device than the rest, one whose memory it caches.
 //!
 //! A *region* is the memory of one virtual machine, or of all virtual machines of one tenant. Whoever shares it has a
 //! number in it, as the device tells: the backend is member 0. Each other member has a control area, through which it
@@ -33,7 +37,7 @@ use crate::mem::Shared;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// Version of everything in this module.
-pub const CHANNEL_VERSION: u32 = 1;
+pub const CHANNEL_VERSION: u32 = 2;
 
 /// First word of a region: "VIADUCTR".
 pub const REGION_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCTR");
@@ -58,9 +62,20 @@ pub const CONTROL_RING_BYTES: usize = 32 * 1024;
 /// Distance between two control areas.
 pub const CONTROL_AREA_BYTES: usize = 2 * (CONTROL_RING_BYTES + 4096);
 
-/// Where the control areas end and the heap begins.
-pub const HEAP_START: u64 =
-    (4096 + (MEMBERS as usize - 1) * CONTROL_AREA_BYTES).next_multiple_of(1 << 20) as u64;
+/// Where the control areas begin: behind the header and the info block.
+const CONTROL_AREAS_AT: usize = 8192;
+
+/// Where kernels look for the info block of persistent memory, of 4096 bytes.
+pub const INFO_BLOCK_AT: u64 = 4096;
+
+const CONTROL_AREAS_END: usize = CONTROL_AREAS_AT + (MEMBERS as usize - 1) * CONTROL_AREA_BYTES;
+
+/// Where the heap begins.
+pub const HEAP_START: u64 = (CONTROL_AREAS_END + 4096).next_multiple_of(1 << 20) as u64;
+
+/// Where persistent memory made of the region begins: with a second [`RegionHeader`], by which a guest knows that it
+/// is of the same region.
+pub const CACHED_START: u64 = HEAP_START - 4096;
 
 /// Smallest region: control areas, the event memory of a few programs, and a few connections.
 pub const REGION_MIN: u64 = 64 << 20;
@@ -83,6 +98,8 @@ pub struct RegionHeader {
     pub layout_version: AtomicU32,
     /// Size of the region.
     pub bytes: AtomicU64,
+    /// A number that no other region has, by chance.
+    pub id: AtomicU64,
 }
 
 #[expect(unsafe_code, reason = "marker: repr(C), atomics only")]

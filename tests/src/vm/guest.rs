@@ -65,6 +65,8 @@ pub struct Spec {
     pub limit: Duration,
     /// Politeness of its QEMU.
     pub nice: u8,
+    /// A file that it has as persistent memory, and its size in bytes.
+    pub persistent: Option<(PathBuf, u64)>,
     /// More options for QEMU.
     pub more: Vec<String>,
 }
@@ -84,6 +86,7 @@ impl Spec {
             iommu: true,
             limit: Duration::from_secs(300),
             nice: 5,
+            persistent: None,
             more: Vec::new(),
         }
     }
@@ -119,7 +122,12 @@ impl Spec {
         .map(str::to_owned)
         .into();
         let mut add = |option: &str, value: String| arguments.extend([option.to_owned(), value]);
-        add("-m", self.memory.to_string());
+        // Persistent memory takes a slot.
+        let slots = self
+            .persistent
+            .as_ref()
+            .map_or("", |_| ",slots=1,maxmem=8G");
+        add("-m", format!("{}{slots}", self.memory));
         add("-kernel", path(&kernel.image()));
         add("-initrd", path(&self.file("initramfs")));
         add("-append", line);
@@ -186,6 +194,14 @@ impl Spec {
                 device += ",bus=plug";
             }
             add("-device", device);
+        }
+        if let Some((file, bytes)) = &self.persistent {
+            let file = path(file);
+            add(
+                "-object",
+                format!("memory-backend-file,id=cached,mem-path={file},share=on,size={bytes}"),
+            );
+            add("-device", "virtio-pmem-pci,memdev=cached".to_owned());
         }
         arguments.extend(self.more.iter().cloned());
         arguments

@@ -16,6 +16,7 @@ use crate::rig::Rig;
 
 /// Memory of a region, and vectors of a member.
 const MEMORY: &str = "256MiB";
+const MEMORY_BYTES: u64 = 256 << 20;
 const VECTORS: u16 = 16;
 
 /// What programs are started with.
@@ -42,11 +43,22 @@ pub(crate) const GUEST: Machine = Machine {
 pub(crate) struct Site<'a> {
     pub(crate) daemon: Daemon,
     rig: &'a Rig,
+    /// The memory of machines has names, by which they can have it as persistent memory.
+    named: bool,
 }
 
 impl<'a> Site<'a> {
     /// Starts one. `more` stands in its configuration.
     pub(crate) fn new(rig: &'a Rig, machines: &[Machine], more: &str) -> Self {
+        Self::start(rig, machines, more, false)
+    }
+
+    /// Starts one, of whose machines the memory has names.
+    pub(crate) fn named(rig: &'a Rig, machines: &[Machine]) -> Self {
+        Self::start(rig, machines, "", true)
+    }
+
+    fn start(rig: &'a Rig, machines: &[Machine], more: &str, named: bool) -> Self {
         let mut text = more.to_owned();
         for machine in machines {
             let socket = rig.path(&format!("{}.sock", machine.name));
@@ -56,6 +68,10 @@ impl<'a> Site<'a> {
                 socket.display(),
                 machine.address
             );
+            if named {
+                let path = rig.path(&format!("{}.mem", machine.name));
+                text += &format!("memory_path = \"{}\"\n", path.display());
+            }
             if !machine.tenant.is_empty() {
                 text += &format!("tenant = \"{}\"\n", machine.tenant);
             }
@@ -63,6 +79,7 @@ impl<'a> Site<'a> {
         Self {
             daemon: Daemon::configured(&text),
             rig,
+            named,
         }
     }
 
@@ -79,6 +96,17 @@ impl<'a> Site<'a> {
         spec.memory = 512;
         spec.address = Some(format!("{}/24", machine.address));
         spec.network = network;
+        spec
+    }
+
+    /// What a machine is that has the memory as persistent memory too.
+    pub(crate) fn cached(&self, machine: &Machine, network: Network) -> Spec {
+        assert!(self.named);
+        let mut spec = self.spec(machine, network);
+        let memory = self.rig.path(&format!("{}.mem", machine.name));
+        spec.persistent = Some((memory, MEMORY_BYTES));
+        let modules = ["virtio_pmem", "nd_pmem", "dax_pmem", "device_dax"];
+        spec.contents.modules.extend(modules.map(str::to_owned));
         spec
     }
 

@@ -1,5 +1,6 @@
 //! Real guests. `scripts/test` runs what is in here in a stage of its own.
 
+mod cached;
 mod device;
 mod drain;
 mod isolation;
