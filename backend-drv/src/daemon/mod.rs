@@ -364,6 +364,7 @@ impl Daemon {
             self.resume_accepting();
         }
         self.perform();
+        self.note_vms();
         self.ledger
             .clients
             .store(self.clients.len(), Count::Relaxed);

@@ -106,6 +106,7 @@ pub struct Connections {
     /// By the connection that an end of this host's is.
     by_local: HashMap<ConnectionId, u64>,
     last: u64,
+    changes: u64,
 }
 
 impl Connections {
@@ -117,6 +118,7 @@ impl Connections {
     /// A new connection; its number.
     pub fn insert(&mut self, connection: Connection) -> u64 {
         self.last += 1;
+        self.changes += 1;
         self.by_flow.insert(connection.flow, self.last);
         for half in locals(&connection) {
             self.by_local.insert(half, self.last);
@@ -189,6 +191,7 @@ impl Connections {
             }
             self.all.remove(&number);
         }
+        self.changes += 1;
         let is_free = !end.used && !end.relayed && !shared;
         (is_free && !was_free).then_some(end)
     }
@@ -213,6 +216,11 @@ impl Connections {
         let mut numbers: Vec<u64> = all.map(|(number, _)| *number).collect();
         numbers.sort_unstable();
         numbers
+    }
+
+    /// How often connections have come, or ends of theirs gone.
+    pub const fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// How many there are: direct, and relayed.

@@ -253,6 +253,12 @@ impl Vms {
         Some(GUEST_PROCESS_MIN + block * GUEST_PROCESSES)
     }
 
+    /// How often memory or connections have changed, of which tools are told.
+    pub fn changes(&self) -> u64 {
+        let regions = self.tenancies.iter().map(|found| found.region.changes());
+        regions.sum::<u64>() + self.connections.changes()
+    }
+
     /// Numbers differ from those of any daemon before us.
     pub fn number_from(&mut self, epoch: u64) {
         self.connections.number_from(epoch);

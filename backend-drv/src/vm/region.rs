@@ -51,6 +51,7 @@ pub struct Region {
     used_to: u64,
     /// Event memory that is given out.
     ports: usize,
+    changes: u64,
 }
 
 /// What the next daemon has to know of a region.
@@ -87,6 +88,7 @@ impl Region {
             arenas: HashMap::new(),
             used_to: HEAP_START,
             ports: 0,
+            changes: 0,
         };
         region.write_header()?;
         Ok(region)
@@ -112,6 +114,7 @@ impl Region {
             arenas: HashMap::new(),
             used_to: mark.used_to,
             ports: 0,
+            changes: 0,
         })
     }
 
@@ -126,6 +129,7 @@ impl Region {
             return;
         }
         self.space = Space::new(HEAP_START, self.bytes);
+        self.changes += 1;
         self.used_to = HEAP_START;
         let last = self.carving.last();
         self.carving = Carving::default();
@@ -189,9 +193,15 @@ impl Region {
         self.space.free()
     }
 
+    /// How often what is free has changed.
+    pub const fn changes(&self) -> u64 {
+        self.changes
+    }
+
     /// `bytes` bytes for whatever.
     pub fn take(&mut self, bytes: u64) -> Option<u64> {
         let at = self.space.take(bytes)?;
+        self.changes += 1;
         self.used_to = self.used_to.max(at + bytes);
         Some(at)
     }
@@ -199,7 +209,10 @@ impl Region {
     /// Gives back what [`Region::take`] gave out, as zeros.
     pub fn give_back(&mut self, at: u64, bytes: u64) {
         match self.punch(at, bytes) {
-            Ok(()) => self.space.give_back(at, bytes),
+            Ok(()) => {
+                self.space.give_back(at, bytes);
+                self.changes += 1;
+            }
             Err(error) => tracing::warn!(%error, at, bytes, "memory is not used again"),
         }
     }

@@ -4,6 +4,7 @@
 //! * [`compiler`]: programs in C.
 //! * [`daemon`]: a private daemon, and questions to it.
 //! * [`guests`]: the daemons of a host and of two guests.
+//! * [`held`]: one thread of a process, held up.
 //! * [`linked`]: two daemons with a link between them.
 //! * [`manager`]: what systemd is to a daemon.
 //! * [`program`]: programs, plain or under the library, with a watchdog.
@@ -18,6 +19,7 @@ pub mod compiler;
 pub mod daemon;
 pub mod far;
 pub mod guests;
+pub mod held;
 pub mod linked;
 pub mod manager;
 pub mod over;

@@ -57,7 +57,6 @@ impl Daemon {
         if !is_in_region(place.arena) {
             return false;
         }
-        self.telling.note();
         for tenancy in &mut self.vms.tenancies {
             if tenancy.region.arena(place.arena).is_some() {
                 tenancy.region.release(place, zeroed);

@@ -15,12 +15,22 @@ const EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug, Default)]
 pub(in crate::daemon) struct Telling {
     due: Option<Instant>,
+    /// Changes that were noted.
+    noted: u64,
 }
 
 impl Telling {
     /// Something has changed.
     pub(super) fn note(&mut self) {
         self.due.get_or_insert_with(|| Instant::now() + EVERY);
+    }
+
+    /// So often has something changed.
+    fn note_all(&mut self, changes: u64) {
+        if self.noted != changes {
+            self.noted = changes;
+            self.note();
+        }
     }
 
     /// When to look at the clock again.
@@ -36,6 +46,11 @@ impl Daemon {
             self.telling.due = None;
             self.tell_vms();
         }
+    }
+
+    /// Memory and connections change by what guests say, and also by what workers, the relay and the broker do.
+    pub(in crate::daemon) fn note_vms(&mut self) {
+        self.telling.note_all(self.vms.changes());
     }
 
     pub(super) fn tell_vms(&self) {
