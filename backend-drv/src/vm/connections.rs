@@ -160,6 +160,17 @@ impl Connections {
         Some(*end)
     }
 
+    /// The relay uses the memory of all ends that are in guests.
+    pub fn serve(&mut self, number: u64) {
+        if let Some(connection) = self.all.get_mut(&number) {
+            for holder in &mut connection.ends {
+                if let Holder::Guest(end) = holder {
+                    end.relayed = true;
+                }
+            }
+        }
+    }
+
     /// A guest uses its end no more. The end, if nobody uses its memory any more.
     pub fn let_go(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
         self.release(number, index, |end| end.used = false)

@@ -248,7 +248,12 @@ impl Vms {
     /// A block of process numbers for a driver that has just started; its first number.
     pub fn take_block(&mut self, vm: VmId) -> Option<u32> {
         let blocks = (WaitRef::PROCESS_MAX + 1 - GUEST_PROCESS_MIN) / GUEST_PROCESSES;
-        let block = (0..blocks).find(|block| !self.blocks.contains_key(block))?;
+        // The relay may not be done with programs of a machine that has left.
+        let in_use = |block: &u32| {
+            let of_block = |process: &Process| block_of(*process) == Some(*block);
+            self.blocks.contains_key(block) || self.retired.keys().any(of_block)
+        };
+        let block = (0..blocks).find(|block| !in_use(block))?;
         self.blocks.insert(block, vm);
         Some(GUEST_PROCESS_MIN + block * GUEST_PROCESSES)
     }
@@ -292,9 +297,13 @@ impl Vms {
 
     /// The machine that a process number belongs to.
     pub fn vm_of_process(&self, process: Process) -> Option<VmId> {
-        let block = process.0.checked_sub(GUEST_PROCESS_MIN)? / GUEST_PROCESSES;
-        self.blocks.get(&block).copied()
+        self.blocks.get(&block_of(process)?).copied()
     }
+}
+
+/// The block that a number of a guest's program is in.
+fn block_of(process: Process) -> Option<u32> {
+    Some(process.0.checked_sub(GUEST_PROCESS_MIN)? / GUEST_PROCESSES)
 }
 
 impl Drop for Vms {
@@ -333,4 +342,23 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(named)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_given_out_again_when_the_relay_has_let_go() {
+        let mut all = Vms::default();
+        let first = all.take_block(VmId(0)).unwrap();
+        let program = Process(first + 1);
+        all.retired.insert(program, (0, 0));
+        all.free_blocks(VmId(0));
+        let other = all.take_block(VmId(0)).unwrap();
+        assert_ne!(other, first);
+        all.retired.remove(&program);
+        assert_eq!(all.take_block(VmId(1)), Some(first));
+        assert_eq!(all.vm_of_process(program), Some(VmId(1)));
+    }
 }

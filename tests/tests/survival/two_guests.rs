@@ -368,6 +368,39 @@ fn a_region_that_is_full_leaves_connections_on_tcp() {
     assert!((1..12).contains(&direct) && relayed == 0, "{direct}");
 }
 
+/// What the host made for its own program, too, where its guest had no room for the other end.
+#[test]
+fn a_region_that_is_full_costs_the_host_nothing() {
+    let guests = Guests::configured(&["blue"], "64 MiB", &[]);
+    let before = free(&guests.host);
+    // The end with the lower port leads, and that is sometimes this one and sometimes that one.
+    for swap in [false, true] {
+        let mut sockets = [guests.host.socket(), guests.guests[0].socket()];
+        if swap {
+            sockets.reverse();
+        }
+        let [client, server] = sockets.map(|socket| Agent::start(&Form::accelerated(socket)));
+        let mut duo = Duo { server, client };
+        for index in 0..12 {
+            duo.connect(index);
+            let way = if index == 0 { Way::Ring } else { Way::Any };
+            duo.warm_up(index, way);
+        }
+        let (direct, relayed) = counted(&guests.host);
+        assert!((1..12).contains(&relayed) && direct == 0, "{relayed}");
+        for index in 0..12 {
+            close(&mut duo, index);
+        }
+        duo.client.dismiss();
+        duo.server.dismiss();
+        all_free(&guests.host, before);
+        retry("the host has no memory of connections", || {
+            let status = guests.host.status();
+            (status["daemon"]["arenas"] == 0).then_some(())
+        });
+    }
+}
+
 #[test]
 fn the_daemon_of_the_host_leaves_no_socket_behind() {
     let mut guests = Guests::start(TWO, &[]);

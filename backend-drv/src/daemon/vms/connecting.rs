@@ -37,6 +37,10 @@ impl Daemon {
                 Deed::Tell(Side::Local(vm), message) => self.broker.heard(vm.peer(), message),
                 Deed::Connect(flow, ring_log2, place) => {
                     if let Err(reason) = self.connect_flow(flow, ring_log2, place) {
+                        if let Some(half) = self.vms.local_halves.remove(&flow) {
+                            // The relay will not have it.
+                            self.broker.relay_closed(half.connection);
+                        }
                         let mut deeds = Vec::new();
                         self.vms.switch.refuse(flow, reason, &mut deeds);
                         self.do_deeds(deeds);

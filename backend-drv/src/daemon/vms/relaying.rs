@@ -60,6 +60,7 @@ impl Daemon {
             ring_log2,
         };
         let connection = self.vms.connections.insert(found);
+        self.vms.local_halves.remove(&number);
         for (_, end) in found.guests() {
             if let Err(reason) = self.prepare_guest_end(connection, &end) {
                 self.not_served(connection, &found, false, reason);
@@ -116,7 +117,7 @@ impl Daemon {
             }
             Side::Peer(peer) => Ok(Some(Holder::Peer(peer, leads))),
             Side::Local(_) => {
-                let half = self.vms.local_halves.remove(&number);
+                let half = self.vms.local_halves.get(&number).copied();
                 match (half, leads) {
                     (Some(half), _) => Ok(Some(Holder::Local(half))),
                     (None, Some(_)) => Err(Reason::NotEstablished),
@@ -144,11 +145,11 @@ impl Daemon {
             return Some(number);
         }
         let tenancy = self.vms.tenancy_mut(vm)?;
-        let (at, events) = tenancy.region.events()?;
         let own = tenancy.group.vectors() - 1;
         let vector = 1 + u16::try_from(process.0 % u32::from(own)).unwrap_or(0);
         let bell = tenancy.group.bell(HOST, vector)?;
         let bell = bell.as_fd().try_clone_to_owned().ok()?;
+        let (at, events) = tenancy.region.events()?;
         let waiters = Arc::new(Waiters::new(number, GUEST_UID, events));
         let seat = self.vms.seat_mut(vm)?;
         let program = seat.programs.get_mut(&process)?;
@@ -186,6 +187,7 @@ impl Daemon {
                 self.command(Command::OpenHere(Box::new([one, other])));
             }
         }
+        self.vms.connections.serve(number);
         Some(())
     }
 
@@ -204,7 +206,7 @@ impl Daemon {
     }
 
     fn guest_opening(
-        &mut self,
+        &self,
         number: u64,
         index: usize,
         end: &GuestEnd,
@@ -219,14 +221,6 @@ impl Daemon {
         let vm = self.vms.vm(end.vm)?;
         let domain = vm.domain;
         let arena = self.vms.tenancy(end.vm)?.region.arena(end.place.arena)?;
-        if let Some(Holder::Guest(end)) = self
-            .vms
-            .connections
-            .get_mut(number)
-            .and_then(|found| found.ends.get_mut(index))
-        {
-            end.relayed = true;
-        }
         Some(Opening {
             connection: relay_id(number, index),
             arena: Arc::new(arena),
@@ -249,31 +243,25 @@ impl Daemon {
     /// The broker wants an end of this host's relayed, whose far end is in a guest.
     pub(in crate::daemon) fn open_to_guest(&mut self, half: &Half) {
         let connection = half.connection;
-        let flow = self.broker.far_id(connection).and_then(FlowId::of);
-        let Some(flow) = flow else {
-            self.broker.relay_closed(connection);
-            return self
-                .broker
-                .relay_opened(connection, Err(Reason::NotEstablished));
-        };
-        match self.vms.connections.of_flow(flow) {
-            // The guest leads, and has its memory.
-            Some(number) => {
-                self.vms.connections.follow(number, *half);
-                let flow = self.vms.switch.flow(flow).copied();
-                if flow
-                    .and_then(|flow| self.serve_flow(number, &flow))
-                    .is_none()
-                {
-                    self.broker.relay_closed(connection);
-                    self.broker.relay_opened(connection, Err(Reason::NoMemory));
-                }
-            }
+        let id = self.broker.far_id(connection).and_then(FlowId::of);
+        let flow = id.and_then(|id| Some((id, *self.vms.switch.flow(id)?)));
+        let opened = match flow {
             // The guest follows: it will get its memory when it hears of this one.
-            None => {
-                self.vms.local_halves.insert(flow, *half);
-                self.broker.relay_opened(connection, Ok(FarPlace::NOWHERE));
+            Some((id, flow)) if matches!(flow.leader.side, Side::Local(_)) => {
+                self.vms.local_halves.insert(id, *half);
+                return self.broker.relay_opened(connection, Ok(FarPlace::NOWHERE));
             }
+            // The guest leads, and has its memory.
+            Some((id, flow)) => self.vms.connections.of_flow(id).and_then(|number| {
+                self.vms.connections.follow(number, *half);
+                self.serve_flow(number, &flow)
+            }),
+            // Withdrawn while the memory was made.
+            None => None,
+        };
+        if opened.is_none() {
+            self.broker.relay_closed(connection);
+            self.broker.relay_opened(connection, Err(Reason::NoMemory));
         }
     }
 
@@ -292,8 +280,15 @@ impl Daemon {
         let flow = self.vms.switch.flow(found.flow).copied();
         let (place, flow) = match (result, flow) {
             (Ok(place), Some(flow)) => (place, flow),
-            (result, flow) => {
-                let reason = result.err().unwrap_or(Reason::NotEstablished);
+            (Ok(_), None) => {
+                // Undone meanwhile. The relay has yet to hear of that, and says when it lets go of the memory.
+                if let [_, Holder::Local(half)] = found.ends {
+                    let reason = Reason::NotEstablished;
+                    self.broker.relay_opened(half.connection, Err(reason));
+                }
+                return true;
+            }
+            (Err(reason), flow) => {
                 self.not_served(number, &found, flow.is_some(), reason);
                 return true;
             }

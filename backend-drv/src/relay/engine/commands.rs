@@ -46,12 +46,14 @@ impl Engine {
                 port,
                 bell,
             } => self.add_port(program, port, bell),
-            Command::RemovePort(process) => {
-                if let Some(served) = self.ports.get_mut(&process) {
+            Command::RemovePort(process) => match self.ports.get_mut(&process) {
+                Some(served) => {
                     served.leaving = true;
+                    self.drop_port_if_unused(process);
                 }
-                self.drop_port_if_unused(process);
-            }
+                // It could not be made.
+                None => self.send_report(Report::PortDropped(process)),
+            },
             Command::Open { opening, peer, far } => {
                 let connection = opening.connection;
                 let result = match self.line_to(peer) {
