@@ -189,6 +189,7 @@ originals! {
     fn inotify_init1(flags: c_int) -> c_int;
     fn signalfd(fd: c_int, mask: *const sigset_t, flags: c_int) -> c_int;
     fn splice(input: c_int, in_offset: *mut i64, out: c_int, out_offset: *mut i64, len: size_t, flags: u32) -> ssize_t;
+    fn unshare(flags: c_int) -> c_int;
     fn close_range(first: u32, last: u32, flags: c_int) -> c_int;
     fn fdopen(fd: c_int, mode: *const c_char) -> isize;
     fn sigaction(signum: c_int, new: *const SigAction, old: *mut SigAction) -> c_int;

@@ -1,6 +1,6 @@
 //! When the library must step back in this process: before a seccomp filter that would kill the program
-//! for system calls that it does not make itself, and when the program sets up io_uring, by which it can
-//! use sockets unseen.
+//! for system calls that it does not make itself, when the program sets up io_uring, by which it can
+//! use sockets unseen, and when one of its threads gets descriptors of its own.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -19,6 +19,11 @@ pub(crate) fn refusal() -> Option<Reason> {
     Reason::from_code(REFUSAL.load(Ordering::Relaxed))
 }
 
+/// Whether threads of this process may have descriptor tables of their own.
+pub(crate) fn has_private_tables() -> bool {
+    REFUSAL.load(Ordering::Relaxed) == Reason::PrivateDescriptors.code()
+}
+
 /// In a forked child the parent's io_uring is not used.
 pub(crate) fn after_fork() {
     REFUSAL.store(0, Ordering::Relaxed);
@@ -31,6 +36,26 @@ pub(crate) fn before_io_uring() {
     }
     REFUSAL.store(Reason::IoUring.code(), Ordering::Relaxed);
     errno::preserved(|| all_to_kernel(Reason::IoUring));
+}
+
+/// The calling thread gets a descriptor table of its own: from now on a number may mean one thing to it and another to the
+/// other threads, which nothing of ours can tell apart. As long as both are plain sockets that does not matter.
+/// False: there are no other threads, and nothing changes.
+pub(crate) fn before_private_descriptors() -> bool {
+    if config::config().is_none() || !lifecycle::is_own_memory() || is_alone() {
+        return false;
+    }
+    REFUSAL.store(Reason::PrivateDescriptors.code(), Ordering::Relaxed);
+    errno::preserved(|| all_to_kernel(Reason::PrivateDescriptors));
+    true
+}
+
+/// Whether the process has one thread: proc(5) shows each as a directory.
+fn is_alone() -> bool {
+    const LINKS_OF_ONE: u64 = 3;
+    errno::preserved(|| {
+        rustix::fs::stat(c"/proc/self/task").is_ok_and(|stat| stat.st_nlink <= LINKS_OF_ONE)
+    })
 }
 
 /// A seccomp filter comes: everything of ours is given up, as if the library had not been loaded. After

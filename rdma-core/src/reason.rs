@@ -116,6 +116,8 @@ reasons! {
     Unreachable = 37, "unreachable";
     /// The daemon took the connection back to TCP before it left; it may come back with the next one.
     Drained = 38, "drained";
+    /// A thread of the program has a descriptor table of its own.
+    PrivateDescriptors = 39, "private_descriptors";
     /// The far end wrote nonsense into the connection memory.
     RingCorrupt = 40, "ring_corrupt";
     /// Bytes came through the kernel after the far end had switched: a writer that nobody saw.

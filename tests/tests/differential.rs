@@ -359,6 +359,7 @@ fn smallest_ring() {
         "woken",
         "waitall",
         "sendfile_large/",
+        "lowat_beyond",
         "two_",
     ];
     for case in cases {

@@ -3,7 +3,7 @@
 use core::ffi::{c_char, c_int, c_void};
 
 use crate::ops::options;
-use crate::{config, errno, fds, kick, lifecycle, real};
+use crate::{config, errno, fds, kick, lifecycle, real, retire};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -48,11 +48,26 @@ export! {
     }
 
     unsafe fn close_range(first: u32, last: u32, flags: c_int) -> c_int {
-        if config::config().is_none() || first > last {
+        if config::config().is_none() || first > last || flags & !RANGE_FLAGS != 0 {
             // SAFETY: no pointers.
             return unsafe { real::close_range(first, last, flags) };
         }
-        close_between(first, last, flags)
+        if flags & UNSHARE != 0 && retire::before_private_descriptors() {
+            // Before anything is closed: the other threads keep it.
+            // SAFETY: no pointers.
+            if unsafe { real::unshare(libc::CLONE_FILES) } != 0 {
+                return -1;
+            }
+        }
+        close_between(first, last, flags & !UNSHARE)
+    }
+
+    unsafe fn unshare(flags: c_int) -> c_int {
+        if flags & libc::CLONE_FILES != 0 {
+            retire::before_private_descriptors();
+        }
+        // SAFETY: no pointers.
+        unsafe { real::unshare(flags) }
     }
 
     unsafe fn closefrom(first: c_int) -> () {
@@ -274,6 +289,9 @@ fn over(old: c_int, new: c_int, native: impl Fn() -> c_int) -> c_int {
     }
     rc
 }
+
+const UNSHARE: c_int = libc::CLOSE_RANGE_UNSHARE.cast_signed();
+const RANGE_FLAGS: c_int = UNSHARE | libc::CLOSE_RANGE_CLOEXEC.cast_signed();
 
 /// close_range: our own descriptors in the range stay.
 fn close_between(first: u32, last: u32, flags: c_int) -> c_int {

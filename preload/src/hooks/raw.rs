@@ -55,6 +55,10 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             retire::before_seccomp();
             None
         }
+        libc::SYS_unshare if number_of(a) & libc::CLONE_FILES != 0 => {
+            retire::before_private_descriptors();
+            None
+        }
         libc::SYS_io_uring_setup => {
             retire::before_io_uring();
             None

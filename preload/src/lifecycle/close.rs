@@ -12,7 +12,7 @@ use super::exec::spawned;
 use super::leave::unregister;
 use crate::conn::{CONN_NUMBERS, Conn, SHUT_READ, SHUT_WRITE, conn};
 use crate::ops::{epoll, lock, send};
-use crate::{contexts, control, downgrade, errno, fds, holders, kernel, kick, pins};
+use crate::{contexts, control, downgrade, errno, fds, holders, kernel, kick, pins, retire};
 
 /// What remains to be done after a descriptor has really been closed.
 #[must_use]
@@ -31,7 +31,12 @@ pub(crate) fn begin_close(fd: c_int) -> Option<Closing> {
 /// socket itself may go on for those who are blocked on it.
 pub(super) fn take_out(fd: c_int, socket: Option<c_int>, lives_on: bool) -> Option<Closing> {
     let entry = fds::lookup(fd);
-    if entry.is_none() || entry.is_internal() || !fds::take(fd, entry) {
+    // Where threads have tables of their own, others may go on with the number, and it is the kernel's alone.
+    if entry.is_none()
+        || entry.is_internal()
+        || retire::has_private_tables()
+        || !fds::take(fd, entry)
+    {
         return None;
     }
     if let Some(index) = entry.as_epoll() {

@@ -50,6 +50,14 @@ pub(crate) fn involves_ring(conn: &Conn) -> bool {
     ) || matches!(slot.tx.state(), TxState::Ring | TxState::Returning)
 }
 
+/// How many bytes make the connection readable (SO_RCVLOWAT). A ring in which the far end finds no space does in any
+/// case, as the kernel's buffer does when its window is used up: no more may come.
+pub(in crate::ops) fn lowat(conn: &Conn, view: &ConnView) -> u64 {
+    let wanted = conn.slot().rx.lowat.load(Ordering::Relaxed).max(1);
+    let capacity = Consumer::of(view).capacity();
+    u64::from(wanted).min(capacity - send::space_wanted(capacity) + 1)
+}
+
 /// The readiness of a connection that involves a ring, given what the kernel says of the socket.
 pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     // The kernel enters a reset's error before it closes the socket, and the far end's word by ring may have led here
@@ -65,7 +73,7 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     let slot = conn.slot();
     let mut bits = kernel_bits;
     settle(conn_static(conn), view, fd);
-    let lowat = u64::from(slot.rx.lowat.load(Ordering::Relaxed).max(1));
+    let lowat = lowat(conn, view);
     // SO_RCVLOWAT counts bytes on both sides of a border.
     if slot.rx.state() == RxState::Draining
         && lowat > 1

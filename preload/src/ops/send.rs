@@ -24,6 +24,7 @@ use rdma_core::slot::TxState;
 pub(super) use by_kernel::to_kernel;
 pub(super) use call::raise_sigpipe;
 pub(crate) use look::end;
+pub(in crate::ops) use room::space_wanted;
 pub(crate) use room::writable;
 pub(super) use room::{is_on_ring, room, wait_for_room};
 

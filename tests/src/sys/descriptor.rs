@@ -69,9 +69,15 @@ pub fn dup3(fd: c_int, new: c_int, flags: c_int) -> Ret {
 }
 
 /// close_range(2).
-pub fn close_range(first: u32, last: u32) -> Ret {
+pub fn close_range(first: u32, last: u32, flags: u32) -> Ret {
     // SAFETY: as in `dup2`.
-    ret(unsafe { libc::close_range(first, last, 0) })
+    ret(unsafe { libc::close_range(first, last, flags.cast_signed()) })
+}
+
+/// unshare(2) of the descriptor table.
+pub fn unshare_descriptors() -> Ret {
+    // SAFETY: no pointers; the descriptors of the calling thread are those that it had.
+    ret(unsafe { libc::unshare(libc::CLONE_FILES) })
 }
 
 /// closefrom(3).

@@ -11,7 +11,7 @@ use super::connection::post_conn;
 use super::interest::{self, Interest};
 use super::set::Set;
 use crate::conn::Conn;
-use crate::ops::ready::involves_ring;
+use crate::ops::ready::{involves_ring, lowat};
 use crate::{contexts, control};
 
 /// For a set that some far end cannot ring: what has changed since it was last looked at goes to the ready
@@ -60,10 +60,10 @@ pub(super) fn news(conn: &Conn) -> u64 {
 /// asks for, which is no edge.
 pub(super) fn is_too_little(conn: &Conn, interest: &Interest) -> bool {
     let rx = &conn.slot().rx;
-    let lowat = u64::from(rx.lowat.load(Ordering::Relaxed));
     let Some(view) = conn.view().filter(|_| interest.is_edge()) else {
         return false;
     };
+    let lowat = lowat(conn, view);
     if lowat <= 1 || rx.state() != RxState::Ring || view.mine.waits.any(WaitFor::Space) {
         return false;
     }

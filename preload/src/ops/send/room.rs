@@ -103,6 +103,11 @@ pub(in crate::ops) fn wait_for_room(
     }
 }
 
+/// So many free bytes of a ring are space, of `capacity` bytes: a third, as of the kernel's send buffer.
+pub(in crate::ops) const fn space_wanted(capacity: u64) -> u64 {
+    capacity / 3
+}
+
 /// Whether a send would find space: what POLLOUT means. `None`: ask the kernel.
 pub(crate) fn writable(conn: &Conn) -> Option<bool> {
     let view = conn.view()?;
@@ -113,7 +118,7 @@ pub(crate) fn writable(conn: &Conn) -> Option<bool> {
     let ring = Producer::of(view);
     let mut cursor = tx.cursor();
     Some(match ring.refresh(&mut cursor) {
-        Ok(free) => free >= ring.capacity() / 3 || is_over(conn, view),
+        Ok(free) => free >= space_wanted(ring.capacity()) || is_over(conn, view),
         Err(_) => true,
     })
 }

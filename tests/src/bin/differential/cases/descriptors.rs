@@ -650,7 +650,7 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
                         let _ = sys::close(fd);
                     }),
                     CloseAll::Range => {
-                        let _ = sys::close_range(3, u32::MAX);
+                        let _ = sys::close_range(3, u32::MAX, 0);
                     }
                     CloseAll::From => sys::closefrom(3),
                 }

@@ -23,6 +23,7 @@ mod splice_in;
 mod splice_out;
 mod splice_streams;
 mod stress;
+mod tables;
 mod threads;
 mod unseen;
 
@@ -131,6 +132,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         connecting::CASES,
         descriptors::CASES,
         stress::CASES,
+        tables::CASES,
         threads::CASES,
         files::CASES,
         downgrade::CASES,

@@ -5,6 +5,7 @@ use libc::{F_GETFD, F_GETFL, F_SETFL, IPPROTO_TCP, MSG_DONTWAIT, O_NONBLOCK, SOL
 use super::{Case, Needs, in_all_forms, once};
 use crate::end::{End, Side};
 use crate::form::Form;
+use crate::pattern::Pattern;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
@@ -21,6 +22,7 @@ pub(super) const CASES: &[Case] = &[
     once("kernel_reports", Needs::Steps, kernel_reports),
     once("zerocopy_receive", Needs::Steps, zerocopy_receive),
     in_all_forms("lowat_waits", Needs::Both, lowat_waits),
+    in_all_forms("lowat_beyond_buffers", Needs::Both, lowat_beyond_buffers),
 ];
 
 fn queue_lengths(stage: &mut Stage) {
@@ -332,5 +334,34 @@ fn lowat_waits(stage: &mut Stage) {
             pause();
             format!("{said} {}", b.shutdown(libc::SHUT_WR))
         },
+    );
+}
+
+/// SO_RCVLOWAT of more than fits: a full buffer is enough.
+fn lowat_beyond_buffers(stage: &mut Stage) {
+    const BYTES: usize = 6_000_000;
+    let pattern = Pattern::new(61);
+    stage.connect();
+    stage.a("set", |a| {
+        while a.form == Form::Edge && sys::epoll_wait(a.epfd, 4, 0).is_ok_and(|e| !e.is_empty()) {}
+        show::ret(sys::setsockopt(
+            a.fd,
+            SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            5_500_000,
+        ))
+    });
+    stage.both(
+        "readable",
+        |a| {
+            let waited = a.wait(false);
+            let back = sys::setsockopt(a.fd, SOL_SOCKET, libc::SO_RCVLOWAT, 1);
+            format!(
+                "{waited} {} {}",
+                show::ret(back),
+                a.drink(&pattern, BYTES, 5)
+            )
+        },
+        |b| b.pour(&pattern, BYTES, 7),
     );
 }
