@@ -123,6 +123,20 @@ fn active(all: &[Held]) -> Table {
     row("Viaduct (us for each)", &|held| {
         format!("{:.2}", held.active.viaduct_ns / 1000.0)
     });
+    // With one active connection at each end all wait for each other: nothing to compare with.
+    let least = all
+        .iter()
+        .filter(|held| held.active.connections > 1)
+        .min_by_key(|held| held.connections);
+    row(
+        "Viaduct, against as few as are active",
+        &|held| match least {
+            Some(least) if held.active.connections == least.active.connections => {
+                format!("{:.2}x", held.active.viaduct_ns / least.active.viaduct_ns)
+            }
+            _ => "-".to_owned(),
+        },
+    );
     table.note("Medians of nine; the cost of an event must not grow with what is registered.");
     table
 }
