@@ -102,3 +102,36 @@ pub(super) fn unlist(set: &Set, interest: &Interest) {
         set.last.store(before, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::ops::epoll::set::set_of;
+
+    /// One thread takes edges of the kernel's off the list while another one enters what doorbells say.
+    #[test]
+    fn another_threads_bit_is_not_the_reason_of_a_look() {
+        let (set, interest) = (set_of(7).unwrap(), &INTEREST_TABLE[7]);
+        let (begin, over) = (Barrier::new(2), AtomicBool::new(false));
+        let mut lost = 0;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                while !over.load(Ordering::Relaxed) {
+                    set.push_for(interest, true);
+                }
+            });
+            begin.wait();
+            for _ in 0..1_000_000 {
+                // Also if a bit has put it on the list before.
+                set.push(interest);
+                lost += u32::from(set.pop().is_none_or(|(_, by_bit)| by_bit));
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert_eq!(lost, 0, "edges looked at for a bit");
+    }
+}
