@@ -78,6 +78,10 @@ pub(crate) struct Conn {
     pub return_at: AtomicU64,
     /// How often it has waited for that.
     pub returns: AtomicU32,
+    /// Monotonic nanoseconds when this end [stepped back](crate::downgrade::step_back) from its ring; 0: it has not.
+    pub stepped_at: AtomicU64,
+    /// Bytes that the kernel had brought by then.
+    pub stepped_bytes: AtomicU64,
     /// Not 0: a backend relays the connection.
     relayed: AtomicU32,
     /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
@@ -124,6 +128,8 @@ impl Conn {
             over_since: AtomicU64::new(0),
             return_at: AtomicU64::new(0),
             returns: AtomicU32::new(0),
+            stepped_at: AtomicU64::new(0),
+            stepped_bytes: AtomicU64::new(0),
             relayed: AtomicU32::new(0),
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
@@ -238,6 +244,7 @@ impl Conn {
         self.arena.store(arena, Ordering::Relaxed);
         self.peer.store(peer, Ordering::Relaxed);
         self.session.store(session, Ordering::Relaxed);
+        self.stepped_at.store(0, Ordering::Relaxed);
         // SAFETY: `attached` is 0, so nobody reads; the caller holds the control lock, so nobody
         // else writes.
         unsafe { (*self.view.0.get()).write(view) };

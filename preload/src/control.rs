@@ -25,8 +25,8 @@ use crate::contexts::{self, RegionCell};
 use crate::tls;
 
 pub(crate) use tables::{
-    Bell, SESSIONS, Session, bind_slot, is_device_at, is_device_ring_at, peer, peer_of_process,
-    release_arena, session,
+    Bell, Peer, SESSIONS, Session, bind_slot, is_device_at, is_device_ring_at, peer,
+    peer_of_process, release_arena, session,
 };
 
 /// Who works on the control state; 0 nobody.

@@ -76,7 +76,8 @@ fn settle_in_kernel(conn: &Conn) {
     }
 }
 
-fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
+/// The direction that this end sends goes back after the last byte of its ring.
+pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let tx = &conn.slot().tx;
     if lock::take_tx(conn).is_err() {
         return break_conn(conn, view, reason);
@@ -106,7 +107,8 @@ fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason
     }
 }
 
-fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
+/// The direction that this end receives is left where it stands.
+pub(crate) fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let rx = &conn.slot().rx;
     if lock::take_rx(conn).is_err() {
         return break_conn(conn, view, reason);

@@ -42,6 +42,7 @@ mod downgrade;
 mod errno;
 mod faults;
 mod fds;
+mod forsaken;
 mod holders;
 #[cfg(not(test))]
 mod hooks;

@@ -122,6 +122,9 @@ fn detach(conn: &'static Conn, slot: &Slot) -> (u32, SlotRef) {
     conn.over_since.store(0, Ordering::Relaxed);
     conn.sent_at_recv.swap_relaxed(u64::MAX);
     meta.reason.store(Reason::Drained.code(), Ordering::Relaxed);
+    if let Some(view) = conn.view() {
+        view.mine.state.let_go();
+    }
     conn.detach();
     conn.returns.store(0, Ordering::Relaxed);
     wait_again(conn);

@@ -19,7 +19,7 @@ use rdma_core::layout::{CPUS, ConnView};
 
 use crate::conn::{Conn, conn};
 use crate::control::{self, monotonic_ns};
-use crate::{config, contexts, ops, tls};
+use crate::{config, contexts, forsaken, ops, tls};
 
 /// How a sleep ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -228,7 +228,8 @@ impl Sleeper {
         let known = contexts::context(self.number)?
             .known
             .load(Ordering::Acquire)
-            == session.index() + 1;
+            == session.index() + 1
+            && !forsaken::is_pending();
         Some((
             WaitRef {
                 process,
@@ -266,6 +267,7 @@ pub(crate) fn sleep(
     ready: impl Fn() -> bool,
 ) -> Woken {
     clean_up();
+    forsaken::look(false);
     conn.slot().rx.sleeps.fetch_add(1, Ordering::Relaxed);
     let sleeper = Sleeper::borrow();
     let reference = sleeper.and_then(|sleeper| sleeper.reference(conn).map(|r| (sleeper, r)));
@@ -281,8 +283,8 @@ pub(crate) fn sleep(
     if let Some(words) = words {
         words.prepare_sleep();
     }
-    let woken = if ready() {
-        Woken::Again
+    let (woken, hung_up) = if ready() {
+        (Woken::Again, false)
     } else {
         poll_both(
             fd,
@@ -304,16 +306,18 @@ pub(crate) fn sleep(
             contexts::give_back(sleeper.number);
         }
     }
+    forsaken::look(hung_up);
     woken
 }
 
+/// How the sleep ended, and whether the line of a guest's daemon has hung up.
 fn poll_both(
     fd: c_int,
     events: i16,
     sleeper: Option<Sleeper>,
     deadline: Option<u64>,
     blind: bool,
-) -> Woken {
+) -> (Woken, bool) {
     let bell = sleeper.map_or(-1, |sleeper| sleeper.bell());
     let mut left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
     let mut cut = false;
@@ -333,21 +337,23 @@ fn poll_both(
             events: libc::POLLIN,
             revents: 0,
         },
+        forsaken::entry(),
     ];
     let rc = ops::ready::kernel_poll(&mut entries, left);
-    let [socket, doorbell] = entries;
+    let [socket, doorbell, line] = entries;
     if doorbell.revents != 0
         && let Some(context) = sleeper.and_then(|sleeper| contexts::context(sleeper.number))
     {
         context.silence();
     }
-    match rc {
+    let woken = match rc {
         Err(_) => Woken::Interrupted,
         Ok(0) if cut => Woken::Again,
         Ok(0) => Woken::Timeout,
         Ok(_) if socket.revents != 0 => Woken::Kernel(socket.revents),
         Ok(_) => Woken::Again,
-    }
+    };
+    (woken, line.revents != 0)
 }
 
 fn token(conn: &Conn, number: u16, what: WaitFor) -> u64 {

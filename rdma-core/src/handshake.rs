@@ -35,6 +35,9 @@ use crate::layout::EndState;
 use crate::reason::Reason;
 use crate::sync::{Ordering, full_barrier};
 
+/// In `confirmed`: see [`EndState::let_go`].
+const LET_GO: u32 = 2;
+
 impl EndState {
     /// Receiver: from now on every call of this end that waits or reads looks at the ring.
     pub fn arm(&self) {
@@ -248,6 +251,16 @@ impl EndState {
     #[inline(always)]
     pub fn is_reader_gone(&self) -> bool {
         self.reader_gone.load(Ordering::Acquire) != 0
+    }
+
+    /// This end, which a guest's program has, uses the memory no more: for a host that nobody else could tell.
+    pub fn let_go(&self) {
+        self.confirmed.store(LET_GO, Ordering::Release);
+    }
+
+    /// Whether this end uses the memory no more.
+    pub fn has_let_go(&self) -> bool {
+        self.confirmed.load(Ordering::Acquire) == LET_GO || self.is_closed()
     }
 
     /// Whether this end has left its ring, and not closed since.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Context;
 use backend_drv::config::{Config, DEFAULT_SOCKET_PATH};
 use backend_drv::daemon::{self, Daemon, Options};
+use backend_drv::keeper::{self, Item, Keeper};
 use backend_drv::listener::{self, Access, Listener};
 use backend_drv::relay::Links;
 use backend_drv::uplink::{Outside, Uplink};
@@ -16,7 +17,7 @@ use backend_drv::vm::Vms;
 use backend_drv::{memory, privileges};
 use clap::Parser;
 use frontend_drv::client::Client;
-use frontend_drv::device::{self, Choice, Device};
+use frontend_drv::device::{self, Choice, Device, DeviceError};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use tracing_subscriber::EnvFilter;
@@ -64,6 +65,8 @@ struct Args {
     log: EnvFilter,
 }
 
+/// Looks for a device that is there and cannot be opened.
+const BUSY_TRIES: u32 = 6;
 /// Between two looks for a device.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
@@ -75,6 +78,18 @@ fn octal(text: &str) -> Result<u32, String> {
 }
 
 fn main() -> ExitCode {
+    // In a process of our own that keeps the device; see `Keeper`.
+    let mut words = std::env::args_os().skip(1);
+    if words
+        .next()
+        .is_some_and(|word| word == keeper::process::SUBCOMMAND)
+    {
+        let path = words.next().unwrap_or_default();
+        return match keeper::process::run(Path::new(&path)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::FAILURE,
+        };
+    }
     let args = Args::parse();
     let result = if args.drain {
         drain(&args.socket)
@@ -106,7 +121,11 @@ fn serve(args: Args) -> anyhow::Result<()> {
         choice: args.device,
         no_interrupts: args.no_interrupts,
     };
-    let device = open_device(&wanted, args.wait)?;
+    let socket = std::path::absolute(&args.socket)?;
+    let (mut keeper, mut kept) = kept_for(&socket);
+    let device = open_device(&wanted, &mut kept, args.wait)?;
+    drop(kept);
+    keep(&*device, &socket, &mut keeper);
     tracing::info!(
         member = device.id(),
         bytes = device.memory_bytes(),
@@ -125,7 +144,6 @@ fn serve(args: Args) -> anyhow::Result<()> {
         directory_mode: 0o755,
         directory_owner: None,
     };
-    let socket = std::path::absolute(&args.socket)?;
     let listener = Listener::bind(&socket, &access)?;
     let options = Options {
         limits: config.limits,
@@ -154,9 +172,54 @@ fn serve(args: Args) -> anyhow::Result<()> {
     listener::notify("READY=1");
     daemon.run().context("event loop")?;
     listener::notify("STOPPING=1");
+    let has_lost_device = daemon.has_lost_device();
+    drop(daemon);
+    if let Some(keeper) = keeper {
+        keeper.finish();
+    }
     // Whoever looks after us starts us again, to wait for the next one.
-    anyhow::ensure!(!daemon.has_lost_device(), "the device is gone");
+    anyhow::ensure!(!has_lost_device, "the device is gone");
     Ok(())
+}
+
+/// Names the keeper of the device, as opposed to that of the daemon's connections.
+fn beside(socket: &Path) -> PathBuf {
+    let mut path = socket.as_os_str().to_owned();
+    path.push(".device");
+    path.into()
+}
+
+/// What a daemon before us has left, if it was killed: the device as it was.
+fn kept_for(socket: &Path) -> (Option<Keeper>, Vec<Item>) {
+    let found = Keeper::open_own(&beside(socket), true).unwrap_or_else(|error| {
+        tracing::warn!(%error, "whoever keeps the device does not answer");
+        None
+    });
+    found.map_or((None, Vec::new()), |(keeper, items)| (Some(keeper), items))
+}
+
+/// Has a device kept: the kernel resets it when nobody holds it any more, under programs that are using its memory.
+fn keep(device: &dyn Device, socket: &Path, keeper: &mut Option<Keeper>) {
+    let parts = device.keep();
+    if parts.is_empty() {
+        return;
+    }
+    if keeper.is_none() {
+        match Keeper::open_own(&beside(socket), false) {
+            Ok(found) => *keeper = found.map(|(keeper, _)| keeper),
+            Err(error) => {
+                tracing::warn!(%error, "nobody keeps the device: programs lose it if this daemon is killed");
+            }
+        }
+    }
+    let Some(keeper) = keeper else { return };
+    if parts.iter().all(|(name, _)| keeper.has(name)) {
+        return;
+    }
+    keeper.forget_all("");
+    for (name, fd) in parts {
+        keeper.keep(&name, fd);
+    }
 }
 
 /// Longer than a daemon takes to drain.
@@ -178,11 +241,18 @@ fn drain(socket: &Path) -> anyhow::Result<()> {
 }
 
 /// The device; `wait`: however long it takes to be there.
-fn open_device(wanted: &device::Options, wait: bool) -> anyhow::Result<Box<dyn Device>> {
+fn open_device(
+    wanted: &device::Options,
+    kept: &mut Vec<Item>,
+    wait: bool,
+) -> anyhow::Result<Box<dyn Device>> {
     let mut is_told = false;
+    let mut tries = 0;
     loop {
-        match device::open(wanted) {
+        match device::open_kept(wanted, kept) {
             Ok(device) => return Ok(device),
+            // A daemon that has just ended may not have let go of it.
+            Err(DeviceError::System(..)) if tries < BUSY_TRIES => tries += 1,
             Err(error) if !wait => return Err(error).context("device"),
             Err(error) if !is_told => {
                 tracing::info!(%error, "waiting for the device");

@@ -287,7 +287,9 @@ impl Daemon {
                 Some((message, Arc::clone(events.memory())))
             }
             Beside::Doorbell(process, context) => {
-                let (value, file) = uplink.register(process, context)?;
+                let Some((value, file)) = uplink.register(process, context) else {
+                    return Some((message, uplink.eventfd(process, context)?));
+                };
                 let register = PeerRegister {
                     process: process.0,
                     context,

@@ -51,6 +51,21 @@ impl Keeper {
         Ok((Self { holder, names }, items))
     }
 
+    /// The same, but a process of our own whoever started us. `is_there`: only if it is there already.
+    ///
+    /// # Errors
+    /// As for [`Keeper::open`].
+    pub fn open_own(socket: &Path, is_there: bool) -> io::Result<Option<(Self, Vec<Item>)>> {
+        let path = beside(socket);
+        if is_there && !path.exists() {
+            return Ok(None);
+        }
+        let (line, items) = process::Line::open(&path)?;
+        let names = items.iter().map(|(name, _)| name.clone()).collect();
+        let holder = Holder::Process(line);
+        Ok(Some((Self { holder, names }, items)))
+    }
+
     /// Whether there is somebody who may have kept something for the daemon at `socket`.
     pub fn may_have_kept(socket: &Path) -> bool {
         std::env::var_os("NOTIFY_SOCKET").is_some() || beside(socket).exists()

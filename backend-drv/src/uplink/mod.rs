@@ -478,6 +478,12 @@ impl Uplink {
         Some((doorbell_value(member, vector), file))
     }
 
+    /// The same where there are no registers: what it writes to.
+    pub fn eventfd(&self, process: Process, context: u32) -> Option<Arc<OwnedFd>> {
+        let (member, vector) = *self.foreign.get(&process)?.bells.get(&context)?;
+        self.device.bell(member, vector).map(Arc::new)
+    }
+
     /// An arena of the host's, of `bytes` bytes from `at` on.
     pub fn arena(&self, at: u64, bytes: u64) -> Option<ConnectionArena> {
         ConnectionArena::part(&self.whole(), at, bytes)

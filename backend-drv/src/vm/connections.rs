@@ -37,6 +37,17 @@ pub struct GuestEnd {
     pub used: bool,
     /// The relay uses the memory.
     pub relayed: bool,
+    /// The program may still use the memory, and nobody is left who would say when it does not.
+    pub kept: bool,
+}
+
+/// Memory that nobody of whom the host hears uses any more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Freed {
+    /// The end that was the last.
+    pub end: GuestEnd,
+    /// Guests whose programs may still use it, and which ends of the memory those have.
+    pub keepers: [Option<(VmId, End)>; 2],
 }
 
 /// Who has an end of a connection.
@@ -171,13 +182,21 @@ impl Connections {
         }
     }
 
-    /// A guest uses its end no more. The end, if nobody uses its memory any more.
-    pub fn let_go(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
+    /// A guest uses its end no more. Its memory, if nobody uses that any more.
+    pub fn let_go(&mut self, number: u64, index: usize) -> Option<Freed> {
         self.release(number, index, |end| end.used = false)
     }
 
-    /// The relay uses the memory of an end no more. The end, if nobody does.
-    pub fn relay_left(&mut self, number: u64, index: usize) -> Option<GuestEnd> {
+    /// The same of a guest whose program nobody looks after any more.
+    pub fn abandon(&mut self, number: u64, index: usize) -> Option<Freed> {
+        self.release(number, index, |end| {
+            end.used = false;
+            end.kept = true;
+        })
+    }
+
+    /// The relay uses the memory of an end no more. The memory, if nobody does.
+    pub fn relay_left(&mut self, number: u64, index: usize) -> Option<Freed> {
         self.release(number, index, |end| end.relayed = false)
     }
 
@@ -186,7 +205,7 @@ impl Connections {
         number: u64,
         index: usize,
         change: impl FnOnce(&mut GuestEnd),
-    ) -> Option<GuestEnd> {
+    ) -> Option<Freed> {
         let connection = self.all.get_mut(&number)?;
         let end = connection.guest_mut(index)?;
         let was_free = !end.used && !end.relayed;
@@ -195,6 +214,15 @@ impl Connections {
         let shared = connection
             .guests()
             .any(|(other, far)| other != index && far.place == end.place && far.used);
+        let mut keepers = [None; 2];
+        for (other, far) in connection.guests() {
+            if let Some(keeper) = keepers.get_mut(other)
+                && far.place == end.place
+                && far.kept
+            {
+                *keeper = Some((far.vm, far.end));
+            }
+        }
         if connection.is_over() {
             self.by_flow.remove(&connection.flow);
             for half in locals(connection) {
@@ -204,7 +232,7 @@ impl Connections {
         }
         self.changes += 1;
         let is_free = !end.used && !end.relayed && !shared;
-        (is_free && !was_free).then_some(end)
+        (is_free && !was_free).then_some(Freed { end, keepers })
     }
 
     /// Connections with an end that a guest uses, and which end.
@@ -302,6 +330,7 @@ mod tests {
             granted: true,
             used: true,
             relayed,
+            kept: false,
         }
     }
 
@@ -329,6 +358,22 @@ mod tests {
         assert!(all.let_go(number, 1).is_some());
         assert_eq!(all.count(), (0, 0));
         assert_eq!(all.of_flow(FlowId(7)), None);
+    }
+
+    #[test]
+    fn what_was_abandoned_is_kept_for_its_guest() {
+        let (mut all, number) = connection([end(0, 0, false), end(1, 0, false)]);
+        assert_eq!(all.abandon(number, 0), None);
+        let freed = all.let_go(number, 1).unwrap();
+        assert_eq!(freed.keepers, [Some((VmId(0), End::Zero)), None]);
+        let (mut all, number) = connection([end(0, 0, true), end(1, 4096, true)]);
+        assert_eq!(all.abandon(number, 0), None);
+        let keepers = |freed: Option<Freed>| freed.unwrap().keepers;
+        let kept = [Some((VmId(0), End::Zero)), None];
+        assert_eq!(keepers(all.relay_left(number, 0)), kept);
+        assert_eq!(all.relay_left(number, 1), None);
+        assert_eq!(keepers(all.let_go(number, 1)), [None; 2]);
+        assert_eq!(all.count(), (0, 0));
     }
 
     #[test]

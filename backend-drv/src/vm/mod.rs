@@ -22,12 +22,13 @@ pub mod seat;
 pub mod server;
 pub mod switch;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use ipnet::IpNet;
 use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
@@ -38,7 +39,7 @@ use crate::broker::Half;
 use crate::config::VmConfig;
 use crate::ids::{PeerId, Process};
 
-use connections::Connections;
+use connections::{Connections, Freed};
 use keeping::Notes;
 use persistent::Name;
 use region::Region;
@@ -127,6 +128,10 @@ pub struct Vms {
     pub local_halves: HashMap<FlowId, Half>,
     /// Memory of ports whose programs have left, until the relay lets go: the region, and where it lies.
     pub retired: HashMap<Process, (usize, u64)>,
+    /// Memory of connections that programs may use whose driver has died, until their machine has left.
+    pub kept: Vec<Freed>,
+    /// The same of containers that have left, whose programs may not have; until when.
+    pub lingering: VecDeque<(Instant, Freed)>,
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,

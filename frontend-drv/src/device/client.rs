@@ -142,6 +142,20 @@ impl Member {
         })
     }
 
+    fn with_bell<T>(
+        &self,
+        target: u16,
+        vector: u16,
+        what: impl FnOnce(&OwnedFd) -> T,
+    ) -> Option<T> {
+        let line = self.line();
+        let bells = match target {
+            _ if target == self.id => Some(&self.vectors.own),
+            _ => line.others.get(&target),
+        };
+        bells?.get(usize::from(vector)).map(what)
+    }
+
     /// What the server has said so far.
     fn line(&self) -> MutexGuard<'_, Line> {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
@@ -172,14 +186,12 @@ impl Device for Member {
     }
 
     fn ring(&self, target: u16, vector: u16) {
-        let line = self.line();
-        let bells = match target {
-            _ if target == self.id => Some(&self.vectors.own),
-            _ => line.others.get(&target),
-        };
-        if let Some(bell) = bells.and_then(|bells| bells.get(usize::from(vector))) {
-            strike(bell);
-        }
+        self.with_bell(target, vector, |bell| strike(bell));
+    }
+
+    fn bell(&self, target: u16, vector: u16) -> Option<OwnedFd> {
+        let copy = |bell: &OwnedFd| bell.try_clone().ok();
+        self.with_bell(target, vector, copy)?
     }
 
     fn bind(&self, vector: u16, bell: BorrowedFd<'_>) -> io::Result<()> {

@@ -28,12 +28,15 @@ pub(super) struct Dax {
 
 impl Dax {
     /// Opens the memory at `path`, and the only ivshmem device.
-    pub(super) fn open(path: &Path) -> Result<Self, DeviceError> {
+    pub(super) fn open(
+        path: &Path,
+        kept: &mut Vec<(String, OwnedFd)>,
+    ) -> Result<Self, DeviceError> {
         let doing = failed::<io::Error>(format!("opening {}", path.display()));
         let memory = fs::OpenOptions::new().read(true).write(true).open(path);
         let memory = memory.map_err(doing)?;
         let bytes = size(Path::new(DEVICES), path)?.saturating_add(CACHED_START);
-        let doorbells = Ivshmem::open(None)?;
+        let doorbells = Ivshmem::open(None, kept)?;
         if bytes != doorbells.memory_bytes() {
             return Err(DeviceError::Unlike {
                 memory: path.display().to_string(),
@@ -92,6 +95,10 @@ impl Device for Dax {
 
     fn bind(&self, vector: u16, bell: BorrowedFd<'_>) -> io::Result<()> {
         self.doorbells.bind(vector, bell)
+    }
+
+    fn keep(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        self.doorbells.keep()
     }
 
     fn is_present(&self) -> bool {

@@ -37,12 +37,21 @@ pub(super) struct Ivshmem {
 
 impl Ivshmem {
     /// Opens the device at an address, or the only one.
-    pub(super) fn open(address: Option<&str>) -> Result<Self, DeviceError> {
+    pub(super) fn open(
+        address: Option<&str>,
+        kept: &mut Vec<(String, OwnedFd)>,
+    ) -> Result<Self, DeviceError> {
         let slot = Slot::find(Path::new(BUS), address)?;
         let interrupts = match slot.group() {
             Some(group) => {
                 slot.give_to_vfio()?;
-                Some(Interrupts::open(slot.address(), &group)?)
+                let resumed = Interrupts::resume(slot.address(), kept);
+                // Whatever does not belong to it keeps others from opening it.
+                kept.clear();
+                Some(match resumed {
+                    Some(resumed) => resumed,
+                    None => Interrupts::open(slot.address(), &group)?,
+                })
             }
             None => {
                 slot.enable()?;
@@ -97,6 +106,11 @@ impl Device for Ivshmem {
             Some(interrupts) => interrupts.bind(vector, bell),
             None => Err(io::ErrorKind::Unsupported.into()),
         }
+    }
+
+    fn keep(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        let interrupts = self.interrupts.as_ref();
+        interrupts.map_or_else(Vec::new, |found| found.keep(self.slot.address()))
     }
 
     fn is_present(&self) -> bool {

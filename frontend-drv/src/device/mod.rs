@@ -53,6 +53,15 @@ pub trait Device: Send + Sync + Debug {
     /// # Errors
     /// `Unsupported` without interrupts, `InvalidInput` for a vector that we do not have.
     fn bind(&self, vector: u16, bell: BorrowedFd<'_>) -> io::Result<()>;
+    /// What must stay open, by whomever, so that the device and the interrupts that programs are woken by outlive this
+    /// process. As long as it does, nobody can open the device but by [`open_kept`].
+    fn keep(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        Vec::new()
+    }
+    /// An eventfd by which a program rings a vector of another member, where there is no [register](Device::register).
+    fn bell(&self, _target: u16, _vector: u16) -> Option<OwnedFd> {
+        None
+    }
     /// Whether the device is there: false from when the host wants it back.
     fn is_present(&self) -> bool;
     /// Readable when [`Device::is_present`] should be asked again; none means from time to time.
@@ -122,7 +131,18 @@ pub enum DeviceError {
 /// # Errors
 /// [`DeviceError`].
 pub fn open(options: &Options) -> Result<Box<dyn Device>, DeviceError> {
-    let device = open_choice(&options.choice)?;
+    open_kept(options, &mut Vec::new())
+}
+
+/// Opens a device, as the one before us has left it if that was [kept](Device::keep). `kept` is taken.
+///
+/// # Errors
+/// [`DeviceError`].
+pub fn open_kept(
+    options: &Options,
+    kept: &mut Vec<(String, OwnedFd)>,
+) -> Result<Box<dyn Device>, DeviceError> {
+    let device = open_choice(&options.choice, kept)?;
     Ok(if options.no_interrupts {
         Box::new(mute::Mute(device))
     } else {
@@ -130,12 +150,15 @@ pub fn open(options: &Options) -> Result<Box<dyn Device>, DeviceError> {
     })
 }
 
-fn open_choice(choice: &Choice) -> Result<Box<dyn Device>, DeviceError> {
+fn open_choice(
+    choice: &Choice,
+    kept: &mut Vec<(String, OwnedFd)>,
+) -> Result<Box<dyn Device>, DeviceError> {
     match choice {
         Choice::Socket(path) => Ok(Box::new(client::Member::connect(path)?)),
-        Choice::Auto => Ok(Box::new(ivshmem::Ivshmem::open(None)?)),
-        Choice::Pci(address) => Ok(Box::new(ivshmem::Ivshmem::open(Some(address))?)),
-        Choice::Dax(path) => Ok(Box::new(dax::Dax::open(path)?)),
+        Choice::Auto => Ok(Box::new(ivshmem::Ivshmem::open(None, kept)?)),
+        Choice::Pci(address) => Ok(Box::new(ivshmem::Ivshmem::open(Some(address), kept)?)),
+        Choice::Dax(path) => Ok(Box::new(dax::Dax::open(path, kept)?)),
     }
 }
 

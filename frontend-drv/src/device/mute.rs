@@ -47,6 +47,10 @@ impl Device for Mute {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    fn keep(&self) -> Vec<(String, BorrowedFd<'_>)> {
+        self.0.keep()
+    }
+
     fn is_present(&self) -> bool {
         self.0.is_present()
     }

@@ -44,9 +44,12 @@ pub(super) struct Interrupts {
     device: OwnedFd,
     vectors: u16,
     request: OwnedFd,
-    _group: OwnedFd,
-    _container: OwnedFd,
+    group: OwnedFd,
+    container: OwnedFd,
 }
+
+/// Names of what is kept; behind that of the device its address and its vectors.
+const KEPT: [&str; 4] = ["device", "request", "group", "container"];
 
 impl Interrupts {
     /// Opens the device at `address`, which vfio-pci drives, in its IOMMU group.
@@ -74,8 +77,8 @@ impl Interrupts {
             device,
             vectors: 0,
             request,
-            _group: group,
-            _container: container,
+            group,
+            container,
         };
         this.let_it_send()
             .map_err(failed("making the device a bus master"))?;
@@ -91,6 +94,42 @@ impl Interrupts {
         // A kernel that does not tell is no reason to do without.
         let _ = words(&this.device, DEVICE_SET_IRQS, &mut told);
         Ok(this)
+    }
+
+    /// What must stay open so that the device stays as it is.
+    pub(super) fn keep(&self, address: &str) -> Vec<(String, BorrowedFd<'_>)> {
+        let [device, request, group, container] = KEPT;
+        let device = format!("{device} {address} {}", self.vectors);
+        vec![
+            (device, self.device.as_fd()),
+            (request.to_owned(), self.request.as_fd()),
+            (group.to_owned(), self.group.as_fd()),
+            (container.to_owned(), self.container.as_fd()),
+        ]
+    }
+
+    /// The device at `address` as somebody before us had it, if that is what was [kept](Self::keep).
+    pub(super) fn resume(address: &str, kept: &mut Vec<(String, OwnedFd)>) -> Option<Self> {
+        let [name, request, group, container] = KEPT;
+        let mut take = |wanted: &str| {
+            let at = kept
+                .iter()
+                .position(|(name, _)| name.split(' ').next() == Some(wanted))?;
+            Some(kept.swap_remove(at))
+        };
+        let (name, device) = take(name)?;
+        let mut parts = name.split(' ').skip(1);
+        let (found, vectors) = (parts.next()?, parts.next()?.parse().ok()?);
+        let this = Self {
+            device,
+            vectors,
+            request: take(request)?.1,
+            group: take(group)?.1,
+            container: take(container)?.1,
+        };
+        let mut info = [0, 0, MSIX, 0];
+        let answers = words(&this.device, DEVICE_GET_IRQ_INFO, &mut info).is_ok();
+        (found == address && answers).then_some(this)
     }
 
     /// How many vectors there are.

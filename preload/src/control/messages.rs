@@ -16,6 +16,7 @@ use super::tables::{self, Session};
 use super::{arena, owned};
 use crate::conn::{Conn, conn};
 use crate::contexts;
+use crate::forsaken;
 use crate::registers;
 use crate::trace::{self, Level};
 use crate::wait;
@@ -30,6 +31,9 @@ pub(super) fn handle(session: &'static Session, message: &Message<'_>, mut fds: 
                 wait::set_machine(body.machine);
                 session.events.set_from(&region, &fd);
                 session.process.store(body.process, Ordering::Release);
+                if body.machine != 0 {
+                    forsaken::note_guest(session);
+                }
                 // Nobody is paired yet: what exists now reaches every later peer in time.
                 for number in 0..contexts::made() {
                     mark_known(session, number);

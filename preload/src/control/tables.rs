@@ -36,6 +36,8 @@ pub(crate) struct Session {
     pub process: AtomicU32,
     /// Our event memory.
     pub events: RegionCell,
+    /// Not 0: we are in a guest, and this daemon has far ends outside wake us.
+    guest: AtomicU32,
 }
 
 /// One wait for room in the control socket.
@@ -52,6 +54,7 @@ pub(crate) static SESSIONS: [Session; SESSION_COUNT] = [const {
         client: OnceLock::new(),
         process: AtomicU32::new(0),
         events: RegionCell::new(),
+        guest: AtomicU32::new(0),
     }
 }; SESSION_COUNT];
 
@@ -88,6 +91,26 @@ impl Session {
         self.state.load(Ordering::Relaxed) == INHERITED
     }
 
+    /// Whether the daemon has left.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.state.load(Ordering::Acquire) == ENDED
+    }
+
+    /// Whether it is the daemon of a guest, and connections that it brought about may depend on it.
+    pub(crate) fn is_in_guest(&self) -> bool {
+        self.guest.load(Ordering::Acquire) != 0
+    }
+
+    /// Says so, or that none does any more.
+    pub(crate) fn set_in_guest(&self, is_it: bool) {
+        self.guest.store(is_it.into(), Ordering::Release);
+    }
+
+    /// The control socket, by which the kernel says that the daemon has died.
+    pub(crate) fn line(&self) -> Option<RawFd> {
+        self.client.get().map(Client::raw)
+    }
+
     /// Sends; false if the daemon is behind or gone.
     pub(super) fn send(&self, message: &Message<'_>, fds: &[BorrowedFd<'_>]) -> bool {
         let state = self.state.load(Ordering::Acquire);
@@ -106,7 +129,7 @@ impl Session {
     }
 
     /// Whether the daemon's end of the control socket is closed.
-    pub(super) fn has_hung_up(&self) -> bool {
+    pub(crate) fn has_hung_up(&self) -> bool {
         self.client
             .get()
             .is_none_or(|client| kernel::poll_now(client.raw(), 0) & libc::POLLHUP != 0)
@@ -131,7 +154,7 @@ impl Session {
     }
 
     /// The daemon has left. The descriptor stays open: closing it would let the number be reused.
-    pub(super) fn end(&self) {
+    pub(crate) fn end(&self) {
         let _ = self
             .state
             .compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
@@ -234,6 +257,12 @@ impl Peer {
     #[inline]
     pub(crate) fn is(&self, session: u32, process: u32) -> bool {
         self.key.load(Ordering::Relaxed) == peer_key(session, process)
+    }
+
+    /// Its number; that of nobody if it has left.
+    pub(crate) fn process(&self) -> u32 {
+        let low = self.key.load(Ordering::Relaxed) & u64::from(u32::MAX);
+        u32::try_from(low).unwrap_or(0)
     }
 
     /// What the kernel had been given when that context was last told of a ring.

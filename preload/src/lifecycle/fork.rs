@@ -53,6 +53,7 @@ pub(crate) extern "C" fn in_forked_child() {
     OWN_PID.store(running_pid(), Ordering::Relaxed);
     tls::after_fork();
     crate::retire::after_fork();
+    crate::forsaken::after_fork();
     faults::after_fork();
     CONN_NUMBERS.after_fork(false);
     SLOT_NUMBERS.after_fork(true);

@@ -27,7 +27,7 @@
 mod area;
 mod message;
 
-pub use crate::control::DOORBELL_REGISTER;
+pub use crate::control::{DOORBELL_REGISTER, GUEST_PROCESS_MIN, GUEST_PROCESSES};
 pub use area::{ControlRing, Direction, Fault, Writer, control_offset};
 pub use message::{
     BadMessage, Bell, Down, Grant, GuestContext, GuestHello, GuestWelcome, MESSAGE_BYTES, Up,
@@ -79,12 +79,6 @@ pub const CACHED_START: u64 = HEAP_START - 4096;
 
 /// Smallest region: control areas, the event memory of a few programs, and a few connections.
 pub const REGION_MIN: u64 = 64 << 20;
-
-/// Numbers that the programs of one virtual machine may have: the backend gives each guest a block of them.
-pub const GUEST_PROCESSES: u32 = 4096;
-
-/// Smallest process number of a guest; smaller ones are the host's.
-pub const GUEST_PROCESS_MIN: u32 = 1 << 21;
 
 /// At the beginning of a region. Information: what counts is said in WELCOME.
 #[repr(C, align(128))]

@@ -98,3 +98,36 @@ pub mod kind {
     /// See [`super::PeerRegister`].
     pub const PEER_REGISTER: u16 = 110;
 }
+
+/// Numbers that the programs of one virtual machine may have: its host gives each guest a block of them, of which the
+/// upper half is the host's own.
+pub const GUEST_PROCESSES: u32 = 4096;
+
+/// Smallest process number of a guest's program that its device serves; smaller ones are its own daemon's, or a host's.
+pub const GUEST_PROCESS_MIN: u32 = 1 << 21;
+
+/// Whether process `far` is outside the guest that process `own` is in.
+pub const fn is_outside_guest(own: u32, far: u32) -> bool {
+    if own < GUEST_PROCESS_MIN || far < GUEST_PROCESS_MIN {
+        return false;
+    }
+    own / GUEST_PROCESSES != far / GUEST_PROCESSES || far % GUEST_PROCESSES >= GUEST_PROCESSES / 2
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn programs_of_one_guest_are_not_outside() {
+        let first = GUEST_PROCESS_MIN + 3 * GUEST_PROCESSES;
+        let upper = first + GUEST_PROCESSES / 2;
+        for inside in [first, upper - 1, 7] {
+            assert!(!is_outside_guest(first + 5, inside), "{inside}");
+        }
+        for outside in [first - 1, upper, first + GUEST_PROCESSES, u32::MAX] {
+            assert!(is_outside_guest(first + 5, outside), "{outside}");
+        }
+        assert!(!is_outside_guest(7, first), "it is not served");
+    }
+}

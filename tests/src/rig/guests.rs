@@ -2,14 +2,21 @@
 //! server's socket, and share this machine's network.
 
 use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rustix::net::{SocketAddrUnix, getpeername};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tempfile::TempDir;
 
 use super::build;
 use super::daemon::{Daemon, retry, wait_readable};
 use super::program::WATCHDOG;
+
+/// Descriptors of a daemon that has just started.
+const DESCRIPTORS: i32 = 64;
 
 /// The daemon of a guest.
 #[derive(Debug)]
@@ -61,6 +68,21 @@ impl Guest {
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+
+    /// Kills it as if it had been a process of a machine that runs on: the host goes on seeing the device, until what is
+    /// returned is dropped.
+    pub fn abandon(&mut self) -> OwnedFd {
+        let pid = Pid::from_child(&self.child);
+        let process = pidfd_open(pid, PidfdFlags::empty()).expect("our own child");
+        let held = (3..DESCRIPTORS).find_map(|number| {
+            let socket = pidfd_getfd(&process, number, PidfdGetfdFlags::empty()).ok()?;
+            let peer = SocketAddrUnix::try_from(getpeername(&socket).ok()??).ok()?;
+            (peer.path_bytes() == Some(self.device.as_os_str().as_bytes())).then_some(socket)
+        });
+        let held = held.expect("the device's socket");
+        self.kill();
+        held
     }
 
     /// Has it drained and stopped.

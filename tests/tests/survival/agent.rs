@@ -26,7 +26,7 @@
 #![expect(unsafe_code, reason = "fork, exec, descriptors of the library")]
 
 use std::io::{BufRead, Error, Read, Result, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
@@ -298,28 +298,37 @@ fn fill(mut stream: &TcpStream) -> Result<String> {
     }
 }
 
+/// As programs do after an error.
+fn give_up(stream: &TcpStream) -> impl FnOnce(Error) -> Error {
+    move |error| {
+        let _ = stream.shutdown(Shutdown::Both);
+        error
+    }
+}
+
+fn send_pattern(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<()> {
+    let mut pattern = Pattern::new(seed);
+    let mut chunk = vec![0; CHUNK];
+    let mut left = bytes;
+    while left > 0 {
+        let size = left.min(CHUNK);
+        pattern.fill(&mut chunk[..size]);
+        stream.write_all(&chunk[..size]).map_err(give_up(stream))?;
+        left -= size;
+    }
+    Ok(())
+}
+
 fn exchange(stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
     std::thread::scope(|scope| {
-        let writer = scope.spawn(move || {
-            let mut pattern = Pattern::new(seed);
-            let mut chunk = vec![0; CHUNK];
-            let mut left = bytes;
-            let mut stream = stream;
-            while left > 0 {
-                let size = left.min(CHUNK);
-                pattern.fill(&mut chunk[..size]);
-                stream.write_all(&chunk[..size])?;
-                left -= size;
-            }
-            Ok::<(), Error>(())
-        });
+        let writer = scope.spawn(move || send_pattern(stream, bytes, seed));
         let mut pattern = Pattern::new(seed);
         let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
         let mut done = 0;
         let mut reader = stream;
         while done < bytes {
             let size = CHUNK.min(bytes - done);
-            let got = reader.read(&mut chunk[..size])?;
+            let got = reader.read(&mut chunk[..size]).map_err(give_up(stream))?;
             if got == 0 {
                 return Ok(format!("end after {done}"));
             }

@@ -252,6 +252,83 @@ fn a_device_that_vanishes_breaks_relayed_connections() {
     device_gone(TWO);
 }
 
+/// Programs that sleep when the daemon of their guest dies, whose machine runs on.
+#[test]
+fn programs_go_on_when_the_daemon_of_their_guest_is_killed() {
+    let waits = ["recv 0 1", "poll 0", "select 0", "epoll 0", "epoll-level 0"];
+    for wait in waits {
+        let mut guests = Guests::start(ONE, &[]);
+        let mut duo = joined(&guests);
+        duo.server.tell(wait);
+        settle();
+        let device = guests.guests[1].abandon();
+        settle();
+        assert_eq!(duo.client.ask("send 0 1"), "ret 1", "{wait}");
+        let answer = duo.server.answer();
+        assert!(answer.starts_with("ret 1"), "{wait}: {answer}");
+        if wait != waits[0] {
+            assert_eq!(duo.server.ask("recv 0 1"), "ret 1", "{wait}");
+        }
+        duo.warm_up(0, Way::Kernel);
+        duo.stream(0, MIB);
+        // New ones stay on TCP.
+        duo.connect(1);
+        duo.stream(1, MIB);
+        assert_eq!(duo.client.ask("close 0"), "ok");
+        assert_eq!(duo.server.ask("recv 0 1"), "ret 0");
+        drop(device);
+    }
+}
+
+/// What had not been read when the daemon died comes first.
+#[test]
+fn nothing_is_lost_when_the_daemon_of_a_guest_is_killed() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    duo.connect(1);
+    duo.warm_up(1, Way::Ring);
+    assert_eq!(duo.client.ask("send 0 100000"), "ret 100000");
+    duo.server.tell("recv 1 1");
+    settle();
+    let device = guests.guests[1].abandon();
+    settle();
+    assert_eq!(duo.client.ask("send 0 100000"), "ret 100000");
+    assert_eq!(duo.client.ask("send 1 1"), "ret 1");
+    assert_eq!(duo.server.answer(), "ret 1");
+    let mut left = 200_000;
+    while left > 0 {
+        let answer = duo.server.ask(&format!("recv 0 {left}"));
+        let got = answer.strip_prefix("ret ").map(str::parse::<usize>);
+        let Some(Ok(got @ 1..)) = got else {
+            panic!("{answer}: {left} are left");
+        };
+        left -= got;
+    }
+    for index in 0..2 {
+        duo.warm_up(index, Way::Any);
+        duo.stream(index, MIB);
+        duo.warm_up(index, Way::Kernel);
+    }
+    drop(device);
+}
+
+/// Programs of a container: what was its device dies with its daemon.
+#[test]
+fn a_stream_ends_when_the_daemon_of_a_guest_takes_the_device_along() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    let line = format!("stream 0 {} 5", MIB << 16);
+    duo.server.tell(&line);
+    duo.client.tell(&line);
+    std::thread::sleep(Duration::from_millis(60));
+    guests.guests[1].kill();
+    // One is told, and ends the connection; the other hears that, or is told as well.
+    for answer in [duo.client.answer(), duo.server.answer()] {
+        let is_over = answer.starts_with("err ") || answer.starts_with("end after ");
+        assert!(is_over, "{answer}");
+    }
+}
+
 fn revoked(tenants: &[&str]) {
     let guests = Guests::start(tenants, &[]);
     let mut duo = joined(&guests);

@@ -98,6 +98,7 @@ impl Daemon {
             granted: false,
             used: true,
             relayed: false,
+            kept: false,
         };
         let ends = [
             guest_end(one, 0, flow.leader.id, End::Zero),

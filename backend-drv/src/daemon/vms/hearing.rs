@@ -91,7 +91,8 @@ impl Daemon {
                 return self.tell_vm(vm, &Down::Welcome(welcome));
             }
             // Its programs may still be there, but their interrupts went with the driver before.
-            self.break_ends(vm);
+            self.recycle_kept();
+            self.abandon_ends(vm);
             self.guest_ended(vm);
         }
         let Some(first_process) = self.vms.take_block(vm) else {

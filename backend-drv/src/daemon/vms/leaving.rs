@@ -2,6 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdma_core::channel::Down;
 use rdma_core::event::WaitFor;
@@ -16,10 +17,13 @@ use crate::ids::{ConnectionId, Process};
 use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::VmId;
-use crate::vm::connections::{Connection, GuestEnd, relay_id};
+use crate::vm::connections::{Connection, Freed, relay_id};
 use crate::vm::region::is_in_region;
 use crate::vm::switch::Side;
 use crate::workers::Job;
+
+/// Longer than a program takes to notice that a connection is broken while it copies.
+const LINGER: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// A guest's program uses the memory of a connection no more.
@@ -32,23 +36,57 @@ impl Daemon {
         if relayed {
             self.command(Command::End(relay_id(number, index)));
         }
-        if let Some(end) = self.vms.connections.let_go(number, index) {
-            self.recycle_guest(&end);
+        if let Some(freed) = self.vms.connections.let_go(number, index) {
+            self.recycle_guest(&freed);
         }
     }
 
-    /// Has the memory of a connection zeroed.
-    pub(super) fn recycle_guest(&mut self, end: &GuestEnd) {
-        let arena = self
-            .vms
-            .tenancy(end.vm)
-            .and_then(|tenancy| tenancy.region.arena(end.place.arena));
+    /// Has the memory of a connection zeroed, as soon as nobody can use it any more. Programs of a machine go with it;
+    /// those of a container are told that it is over, and what they have in hand stays as it is for a while.
+    pub(super) fn recycle_guest(&mut self, freed: &Freed) {
+        let mut freed = *freed;
+        let end = freed.end;
+        let tenancy = self.vms.tenancy(end.vm);
+        let arena = tenancy.and_then(|tenancy| tenancy.region.arena(end.place.arena));
+        let mut lingers = false;
+        for keeper in &mut freed.keepers {
+            let words =
+                keeper.and_then(|(_, end)| arena.as_ref()?.end(freed.end.place.offset, end));
+            if words.is_some_and(|words| words.state.has_let_go()) {
+                *keeper = None;
+            }
+            if let Some((vm, _)) = keeper.take_if(|(vm, _)| self.vms.seat(*vm).is_none()) {
+                let vm = self.vms.vm(vm);
+                lingers |= vm.is_some_and(|vm| vm.config.shared_network);
+            }
+        }
+        if freed.keepers.iter().any(Option::is_some) {
+            return self.vms.kept.push(freed);
+        }
+        if lingers {
+            let until = Instant::now() + LINGER;
+            return self.vms.lingering.push_back((until, freed));
+        }
         if let Some(arena) = arena {
             let job = Job::Clear {
                 arena: Arc::new(arena),
                 place: end.place,
             };
             self.workers.submit(GUEST_UID, job);
+        }
+    }
+
+    /// A machine has gone, which may have kept something, or some time has.
+    pub(super) fn recycle_kept(&mut self) {
+        for freed in std::mem::take(&mut self.vms.kept) {
+            self.recycle_guest(&freed);
+        }
+    }
+
+    /// What is due by the clock.
+    pub(super) fn recycle_lingering(&mut self, now: Instant) {
+        while let Some((_, freed)) = self.vms.lingering.pop_front_if(|(until, _)| *until <= now) {
+            self.recycle_guest(&freed);
         }
     }
 
@@ -178,6 +216,7 @@ impl Daemon {
             .get_mut(vm.0)
             .and_then(|vm| vm.seat.take())
             .map(|seat| seat.heaps);
+        self.recycle_kept();
         self.vms.free_blocks(vm);
         if let Some(tenancy) = self.vms.tenancy_mut(vm) {
             if let Some(socket) = tenancy.group.socket(member) {
@@ -202,10 +241,44 @@ impl Daemon {
     pub(super) fn break_ends(&mut self, vm: VmId) {
         for (number, index) in self.vms.connections.of_vm(vm) {
             self.break_end(vm, number);
-            if let Some(end) = self.vms.connections.let_go(number, index) {
-                self.recycle_guest(&end);
+            if let Some(freed) = self.vms.connections.abandon(number, index) {
+                self.recycle_guest(&freed);
             }
         }
+    }
+
+    /// The same for a driver that has died. Programs that have seen that have left their rings, and go on.
+    pub(super) fn abandon_ends(&mut self, vm: VmId) {
+        for (number, index) in self.vms.connections.of_vm(vm) {
+            match self.left_alone(vm, number) {
+                // Its program may have to send once more what was left.
+                Some(far) => {
+                    let connection = number;
+                    let may_return = true;
+                    self.tell_vm(
+                        far,
+                        &Down::Withdraw {
+                            connection,
+                            may_return,
+                        },
+                    );
+                }
+                None => self.break_end(vm, number),
+            }
+            if let Some(freed) = self.vms.connections.abandon(number, index) {
+                self.recycle_guest(&freed);
+            }
+        }
+    }
+
+    /// The far guest of a direct connection whose end here has left its ring by itself.
+    fn left_alone(&self, vm: VmId, number: u64) -> Option<VmId> {
+        let (_, own, far) = self.vms.connections.end_of(number, vm)?;
+        let far = far.filter(|_| !own.far_is_relay())?;
+        let region = &self.vms.tenancy(vm)?.region;
+        let arena = region.arena(own.place.arena)?;
+        let words = arena.end(own.place.offset, own.end)?;
+        words.state.has_left_ring().then_some(far.vm)
     }
 
     /// Breaks a connection for the sake of the end that is left.

@@ -20,7 +20,7 @@ use crate::ids::{ConnectionId, Process};
 use crate::keeper::record::Origin;
 use crate::relay::{Command, Opening};
 use crate::vm::VmId;
-use crate::vm::connections::{Connection, GuestEnd, Holder, of_relay, relay_id};
+use crate::vm::connections::{Connection, Freed, GuestEnd, Holder, of_relay, relay_id};
 use crate::vm::seat::Port;
 use crate::vm::server::HOST;
 use crate::vm::switch::{Flow, FlowEnd, FlowId, Side};
@@ -42,7 +42,8 @@ impl Daemon {
             Ok(follower) => follower,
             Err(reason) => {
                 if let Some(Holder::Guest(end)) = leader {
-                    self.recycle_guest(&end);
+                    let keepers = [None; 2];
+                    self.recycle_guest(&Freed { end, keepers });
                 }
                 return Err(reason);
             }
@@ -113,6 +114,7 @@ impl Daemon {
                     granted: false,
                     used: true,
                     relayed: false,
+                    kept: false,
                 })))
             }
             Side::Peer(peer) => Ok(Some(Holder::Peer(peer, leads))),
@@ -374,8 +376,8 @@ impl Daemon {
 
     /// The relay uses the memory of a guest's end no more.
     pub(in crate::daemon) fn guest_relay_left(&mut self, number: u64, index: usize) {
-        if let Some(end) = self.vms.connections.relay_left(number, index) {
-            self.recycle_guest(&end);
+        if let Some(freed) = self.vms.connections.relay_left(number, index) {
+            self.recycle_guest(&freed);
         }
     }
 

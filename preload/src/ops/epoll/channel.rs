@@ -13,7 +13,7 @@ use libc::epoll_event;
 use super::interest::{CHANNEL_COOKIE, ET};
 use super::report;
 use super::set::{SET_NUMBERS, SET_TABLE, Set, set_of};
-use crate::{contexts, control, errno, fds, real};
+use crate::{contexts, control, errno, fds, forsaken, real};
 
 /// The set is nested in another one, or polled: somebody sleeps in the kernel until the set's descriptor
 /// is readable. From now on its doorbell is always rung, and rung again while something is left.
@@ -82,6 +82,39 @@ impl Set {
         })
     }
 
+    /// In a guest: enters the line of the daemon that serves a session, whose end wakes the set as the doorbell does.
+    pub(super) fn watch_line(&self, session: u32) {
+        if self.line.load(Ordering::Relaxed) == session + 1 {
+            return;
+        }
+        if let Some(line) = control::session(session).and_then(forsaken::line_of)
+            && self.control_line(libc::EPOLL_CTL_ADD, line)
+        {
+            self.line.store(session + 1, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody here looks at what the kernel says of the set: the line is not to be in it.
+    pub(super) fn forget_line(&self) {
+        let session = self.line.swap(0, Ordering::Relaxed).checked_sub(1);
+        let session = session.and_then(control::session);
+        if let Some(line) = session.and_then(control::Session::line) {
+            self.control_line(libc::EPOLL_CTL_DEL, line);
+        }
+    }
+
+    fn control_line(&self, op: c_int, line: c_int) -> bool {
+        let mut event = epoll_event {
+            // Its end alone, once.
+            events: ET,
+            u64: CHANNEL_COOKIE,
+        };
+        errno::preserved(|| {
+            // SAFETY: a local event.
+            unsafe { real::epoll_ctl(self.epfd(), op, line, &raw mut event) == 0 }
+        })
+    }
+
     /// Whether somebody watches the set as a descriptor.
     pub(super) fn is_watched(&self) -> bool {
         self.polled.load(Ordering::SeqCst) != 0
@@ -102,6 +135,9 @@ impl Set {
 
     /// Whether waits must look again by themselves, because somebody may be unable to ring.
     pub(crate) fn is_blind(&self) -> bool {
+        if forsaken::is_pending() {
+            return true;
+        }
         let Some(session) = self.blind.load(Ordering::Relaxed).checked_sub(1) else {
             return false;
         };

@@ -37,6 +37,7 @@ pub(super) fn engage(interest: &'static Interest) {
     }
     // Until every peer surely has the channel's doorbell, the set's waits look again by themselves.
     let session = conn.session.load(Ordering::Relaxed);
+    set.watch_line(session);
     if !set.open_channel() || !set.channel_known(session) {
         set.blind.store(session + 1, Ordering::Relaxed);
     }
@@ -198,6 +199,7 @@ pub(crate) fn post_edge(conn: &Conn) {
 pub(crate) fn dissolve_all() {
     interest::each_live(|interest| {
         if let Some(set) = interest.set() {
+            set.forget_line();
             dissolve(set, interest);
         }
     });

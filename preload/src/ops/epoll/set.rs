@@ -24,6 +24,8 @@ pub(crate) struct Set {
     pub(super) context: AtomicU32,
     pub(super) shared: AtomicU32,
     pub(super) polled: AtomicU32,
+    /// In a guest: the session (index + 1) whose daemon's line is in the kernel set.
+    pub(super) line: AtomicU32,
     /// Registrations that are ours.
     pub interests: AtomicU32,
     /// Not 0: a session (index + 1) whose peers may not have the event channel's doorbell yet.
@@ -46,6 +48,7 @@ pub(super) static SET_TABLE: [Set; SETS] = [const {
         context: AtomicU32::new(0),
         shared: AtomicU32::new(0),
         polled: AtomicU32::new(0),
+        line: AtomicU32::new(0),
         interests: AtomicU32::new(0),
         blind: AtomicU32::new(0),
         calls: AtomicU32::new(0),
@@ -87,6 +90,7 @@ pub(crate) fn make_set(epfd: c_int) -> Option<&'static Set> {
         &set.context,
         &set.shared,
         &set.polled,
+        &set.line,
         &set.interests,
         &set.blind,
         &set.sleepers,

@@ -46,6 +46,7 @@ fn share(set: &'static Set) {
 
 /// Sends every connection of a set back to the kernel, and gives the kernel the program's own data.
 fn leave_rings(set: &'static Set) {
+    set.forget_line();
     each_live(|interest| {
         if !interest
             .set()

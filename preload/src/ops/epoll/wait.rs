@@ -13,7 +13,7 @@ use super::report::collect;
 use super::set::Set;
 use super::{channel, shared};
 use crate::ops::ready;
-use crate::{contexts, control, errno, real, wait};
+use crate::{contexts, control, errno, forsaken, real, wait};
 
 /// epoll_wait, epoll_pwait and epoll_pwait2 on a set that we know.
 ///
@@ -114,6 +114,8 @@ unsafe fn wait_for_both(
         }
         let (by_kernel, rung) = translate(set, call, &out, count, told.cast_unsigned() as usize);
         count = by_kernel;
+        // The doorbell and the line of a guest's daemon look alike.
+        forsaken::look(rung.is_some());
         let mut rung = rung;
         if !behind {
             let before = take_before_kernel(set);
@@ -206,6 +208,7 @@ const BLIND_NS: u64 = 8_000_000;
 
 /// Sleeps in the kernel, announced to all far ends.
 fn sleep(set: &'static Set, deadline: Option<u64>, kernel: &dyn Fn(Option<u64>) -> c_int) -> c_int {
+    forsaken::look(false);
     let blind = set.is_blind();
     if blind {
         look_at_all(set);

@@ -11,7 +11,7 @@ use super::involves_ring;
 use super::select::is_set;
 use crate::conn::conn;
 use crate::ops::epoll;
-use crate::{fds, renew};
+use crate::{fds, forsaken, renew};
 
 /// Asks the kernel alone, for descriptors none of which involves a ring. Meanwhile the caller counts
 /// as a reader inside the kernel, so that no other thread arms a direction that it waits for.
@@ -78,6 +78,7 @@ fn as_reader(fds: &mut dyn Iterator<Item = c_int>, native: &dyn Fn() -> c_int) -
         let Some(index) = entry.as_conn() else {
             continue;
         };
+        forsaken::look(false);
         renew::let_go(conn(index));
         match (counted.get_mut(used), u16::try_from(index)) {
             (Some(place), Ok(number)) => {

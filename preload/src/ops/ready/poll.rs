@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 
 use libc::{POLLERR, POLLHUP, POLLNVAL, pollfd, sigset_t};
 
-use super::sleep::sleep;
+use super::sleep::{OWN_ENTRIES, sleep};
 use super::time::{deadline_in, is_past, kernel_ppoll};
 use super::{kernel_interest, merge, ring_conn, settle};
 use crate::conn::{Conn, conn};
@@ -88,7 +88,7 @@ fn poll_mixed(
         -1
     };
     let deadline = timeout_ns.map(deadline_in);
-    if entries.len() < ON_STACK {
+    if entries.len() <= ON_STACK - OWN_ENTRIES {
         let mut copy = [pollfd {
             fd: -1,
             events: 0,
@@ -97,15 +97,15 @@ fn poll_mixed(
         let result = poll_with(entries, &mut copy, deadline, mask);
         return finish(result, &copy[..entries.len()]);
     }
-    let bytes = (entries.len() + 1) * size_of::<pollfd>();
+    let count = entries.len() + OWN_ENTRIES;
+    let bytes = count * size_of::<pollfd>();
     let Ok(region) = frontend_drv::memory::reserve(bytes) else {
         errno::set(libc::ENOMEM);
         return -1;
     };
     // SAFETY: fresh zero memory of that size, aligned to a page.
-    let copy = unsafe {
-        core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), entries.len() + 1)
-    };
+    let copy =
+        unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), count) };
     let result = poll_with(entries, copy, deadline, mask);
     let result = finish(result, &copy[..entries.len()]);
     // SAFETY: the copy is not used any more.
@@ -113,7 +113,7 @@ fn poll_mixed(
     result
 }
 
-/// Waits for `entries`; their answers are then the `revents` of `copy`, which is one longer.
+/// Waits for `entries`; their answers are then the `revents` of `copy`, which has [`OWN_ENTRIES`] more.
 pub(super) fn poll_with(
     entries: &[pollfd],
     copy: &mut [pollfd],

@@ -11,6 +11,7 @@ use core::ffi::c_int;
 use libc::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, fd_set, pollfd, sigset_t};
 
 use super::poll::{is_mask, poll_with};
+use super::sleep::OWN_ENTRIES;
 use super::time::deadline_in;
 use super::{READ_BITS, WRITE_BITS, ring_conn};
 use crate::{errno, probe};
@@ -44,14 +45,17 @@ pub(crate) unsafe fn select(
         return None;
     }
     let count = usize::try_from(count).ok()?;
-    let bytes = (2 * count + 1) * size_of::<pollfd>();
+    let bytes = (2 * count + OWN_ENTRIES) * size_of::<pollfd>();
     let Ok(region) = frontend_drv::memory::reserve(bytes) else {
         errno::set(libc::ENOMEM);
         return Some(-1);
     };
     // SAFETY: fresh zero memory of that size, aligned to a page.
     let all = unsafe {
-        core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), 2 * count + 1)
+        core::slice::from_raw_parts_mut(
+            region.base().as_ptr().cast::<pollfd>(),
+            2 * count + OWN_ENTRIES,
+        )
     };
     let (entries, copy) = all.split_at_mut(count);
     let mut used = 0;

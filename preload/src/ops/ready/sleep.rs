@@ -11,7 +11,10 @@ use super::time::kernel_ppoll;
 use super::{READ_BITS, WRITE_BITS, ring_conn, settle};
 use crate::conn::{Conn, conn};
 use crate::wait::Sleeper;
-use crate::{control, fds};
+use crate::{control, fds, forsaken};
+
+/// Entries of our own behind the program's: the doorbell, and in a guest its daemon's line.
+pub(super) const OWN_ENTRIES: usize = 2;
 
 /// Longest sleep while some far end cannot be relied on to ring.
 const BLIND_NS: u64 = 8_000_000;
@@ -23,6 +26,7 @@ pub(super) fn sleep(
     deadline: Option<u64>,
     mask: *const sigset_t,
 ) -> Result<usize, c_int> {
+    forsaken::look(false);
     let bell = entries.len();
     let sleeper = Sleeper::borrow();
     let mut blind = sleeper.is_none();
@@ -55,7 +59,8 @@ pub(super) fn sleep(
         events: POLLIN,
         revents: 0,
     };
-    let result = kernel_ppoll(&mut copy[..=bell], left, mask);
+    copy[bell + 1] = forsaken::entry();
+    let result = kernel_ppoll(&mut copy[..bell + OWN_ENTRIES], left, mask);
     if let Some(sleeper) = sleeper {
         if copy[bell].revents != 0
             && let Some(context) = crate::contexts::context(sleeper.number)
@@ -69,6 +74,7 @@ pub(super) fn sleep(
         }
         crate::contexts::give_back(sleeper.number);
     }
+    forsaken::look(copy[bell + 1].revents != 0);
     result
 }
 

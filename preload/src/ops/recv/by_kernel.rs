@@ -14,6 +14,19 @@ use crate::conn::Conn;
 use crate::user::Buffers;
 use crate::{errno, fds, kernel, pins, real, relayed, upgrade};
 
+/// Whether what the kernel has follows what was read from the ring. Another thread may have left that just now, and
+/// wait to be told.
+fn is_sound(conn: &Conn) -> bool {
+    let Some(view) = conn.view().filter(|_| conn.is_relayed()) else {
+        return true;
+    };
+    if relayed::is_confirmed(conn, view) {
+        return true;
+    }
+    break_conn(conn, view, Reason::FarEnd);
+    false
+}
+
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
 pub(in crate::ops) fn from_kernel(
     conn: &'static Conn,
@@ -32,6 +45,11 @@ pub(in crate::ops) fn from_kernel(
     let waits = state == RxState::Kernel
         && waited.load(Ordering::Relaxed) == 0
         && kernel::readable(fd) == Some(0);
+    if state == RxState::Returned && !is_sound(conn) {
+        rx.inside.leave();
+        errno::set(libc::ECONNRESET);
+        return Some(-1);
+    }
     let got = pins::inside(conn, fd, native);
     rx.inside.leave();
     let got = got?;

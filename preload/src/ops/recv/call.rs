@@ -17,7 +17,7 @@ use crate::fds::Entry;
 use crate::ops::ready;
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{control, errno, kernel, renew, tls, upgrade};
+use crate::{control, errno, forsaken, kernel, renew, tls, upgrade};
 
 #[cold]
 #[inline(never)]
@@ -90,6 +90,7 @@ fn receive(
             }
             Step::Native if fd != named => return from_kept(conn, fd, buffers, flags),
             Step::Native => {
+                forsaken::look(false);
                 renew::let_go(conn);
                 match from_kernel(conn, fd, native) {
                     Some(result) => return result,

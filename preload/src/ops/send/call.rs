@@ -17,7 +17,7 @@ use crate::fds::Entry;
 use crate::ops::recv::STALE;
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{errno, lifecycle, renew, tls};
+use crate::{errno, forsaken, lifecycle, renew, tls};
 
 #[cold]
 #[inline(never)]
@@ -76,6 +76,7 @@ fn deliver(
             }
             Step::Native if fd != named => return to_kept(conn, fd, buffers, flags),
             Step::Native => {
+                forsaken::look(false);
                 renew::let_go(conn);
                 match to_kernel(conn, fd, native) {
                     Some(result) => return result,

@@ -1,4 +1,4 @@
-//! A guest whose daemon is drained and whose device is unplugged, under programs that sleep, and that gets it back.
+//! A guest whose daemon is drained or killed and whose device is unplugged, under programs that sleep, and that gets it back.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -167,6 +167,28 @@ fn programs_come_back_to_the_device_and_go_on_without_it() -> Result<()> {
         let stats = pair.other.stats()?;
         ensure!(by_ring(&stats) > 0, "{stats}");
         Ok(())
+    })
+}
+
+/// Servers that sleep when the daemon dies by whose interrupts they are woken, and when the next one comes.
+#[test]
+fn programs_go_on_when_their_daemon_is_killed() -> Result<()> {
+    in_own_network(&[], || {
+        let Some(rig) = Rig::new()? else {
+            return Ok(());
+        };
+        let mut pair = Pair::new(&rig)?;
+        pair.talk("400", "100")?;
+        pair.goes_on();
+        pair.guest.run("kill -9 $(cat /tmp/daemon.pid)")?;
+        pair.goes_on();
+        start_daemon(&mut pair.guest, "")?;
+        retry("the host forgets them", || {
+            (pair.direct() == 0).then_some(())
+        });
+        pair.on_rings(WAYS.len());
+        pair.goes_on();
+        pair.ends()
     })
 }
 
