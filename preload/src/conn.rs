@@ -78,7 +78,7 @@ pub(crate) struct Conn {
     pub return_at: AtomicU64,
     /// How often it has waited for that.
     pub returns: AtomicU32,
-    /// Monotonic nanoseconds when this end [stepped back](crate::downgrade::step_back) from its ring; 0: it has not.
+    /// Monotonic nanoseconds when this end [stepped back](crate::forsaken) from its ring; 0: it has not.
     pub stepped_at: AtomicU64,
     /// Bytes that the kernel had brought by then.
     pub stepped_bytes: AtomicU64,

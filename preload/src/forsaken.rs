@@ -180,11 +180,18 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
     let Some(view) = conn.view() else {
         return Stepped::Back;
     };
+    let slot = conn.slot();
+    let begins = conn.stepped_at.load(Ordering::Relaxed) == 0;
+    if begins && renew::is_off(slot) {
+        // The daemon did that before it left, and has given the memory back.
+        renew::let_go(conn);
+        return Stepped::Back;
+    }
     if relayed::is_broken(view) {
+        note_begin(conn);
         contexts::ring_own(&view.mine.waits);
         return Stepped::Back;
     }
-    let slot = conn.slot();
     if !lock::try_both(conn) {
         return Stepped::Later;
     }
@@ -194,12 +201,8 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
     if unread {
         return Stepped::Later;
     }
-    let begins = conn.stepped_at.load(Ordering::Relaxed) == 0;
     if begins {
-        let before = slot.rx.tcp_bytes.load(Ordering::Relaxed);
-        conn.stepped_bytes.store(before, Ordering::Relaxed);
-        conn.stepped_at
-            .store(control::monotonic_ns(), Ordering::Relaxed);
+        note_begin(conn);
         leave_receiving(conn, view, fd, Reason::Drained);
         tell_all(conn, view, fd);
     }
@@ -224,9 +227,29 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
     Stepped::Back
 }
 
+/// This end begins to step back, and with that looks after the memory itself.
+fn note_begin(conn: &Conn) {
+    let before = conn.slot().rx.tcp_bytes.load(Ordering::Relaxed);
+    conn.stepped_bytes.store(before, Ordering::Relaxed);
+    let now = control::monotonic_ns();
+    let _ = conn
+        .stepped_at
+        .compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+}
+
+/// This end is about to let go of the memory. The host is to know of it where the daemon cannot say so any more; where it can,
+/// or could before it left, the memory may be somebody else's by now.
+pub(crate) fn note_let_go(conn: &Conn) {
+    if conn.stepped_at.load(Ordering::Relaxed) != 0
+        && let Some(view) = conn.view()
+    {
+        view.mine.state.let_go();
+    }
+}
+
 /// Whoever waits for the connection, here or there, is to look.
 fn tell_all(conn: &'static Conn, view: &ConnView, fd: c_int) {
-    kick::wake_all(conn, view);
+    kick::wake_without_daemon(conn, view);
     contexts::ring_own(&view.mine.waits);
     epoll::on_change(conn, fd);
 }

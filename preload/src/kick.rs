@@ -5,12 +5,12 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use std::os::fd::BorrowedFd;
 
-use rdma_core::control::{ContextRef, Message};
+use rdma_core::control::{ContextRef, Message, doorbell_value};
 use rdma_core::event::{CONTEXTS, WaitFor, WaitRef};
 use rdma_core::layout::ConnView;
 
 use crate::conn::Conn;
-use crate::control::Bell;
+use crate::control::{Bell, Peer};
 use crate::{contexts, control, fds, registers};
 
 /// Threads that are using a peer's doorbell or event memory right now.
@@ -41,6 +41,25 @@ pub(crate) fn wake_all(conn: &Conn, view: &ConnView) {
     wake(conn, view, WaitFor::Space);
 }
 
+/// Wakes all who wait at the far end, in another machine, for whatever: those as well whose doorbells the daemon alone
+/// knew, which is gone by now, or which it was asked to ring and did not.
+pub(crate) fn wake_without_daemon(conn: &Conn, view: &ConnView) {
+    KICKING.fetch_add(1, Ordering::SeqCst);
+    for what in [WaitFor::Data, WaitFor::Space] {
+        view.theirs.waits.each(what, |who| {
+            if !ring(conn, who)
+                && let Some(peer) = peer_of(conn, who)
+            {
+                match peer.bell(who.context) {
+                    Some(bell) => strike(bell),
+                    None => strike_all(peer),
+                };
+            }
+        });
+    }
+    KICKING.fetch_sub(1, Ordering::SeqCst);
+}
+
 /// Whether no thread is using a peer's doorbell; its descriptors may then be closed.
 pub(crate) fn nobody() -> bool {
     KICKING.load(Ordering::SeqCst) == 0
@@ -63,14 +82,17 @@ fn wake(conn: &Conn, view: &ConnView, what: WaitFor) {
     KICKING.fetch_sub(1, Ordering::SeqCst);
 }
 
-/// Posts to one context; true if its doorbell was rung.
-fn ring(conn: &Conn, who: WaitRef) -> bool {
+fn peer_of(conn: &Conn, who: WaitRef) -> Option<&'static Peer> {
     let session = conn.session.load(Ordering::Relaxed);
     let usual = control::peer(conn.peer.load(Ordering::Relaxed))
         .filter(|peer| peer.is(session, who.process));
-    let Some(peer) =
-        usual.or_else(|| control::peer_of_process(session, who.process).map(|(_, peer)| peer))
-    else {
+    usual.or_else(|| control::peer_of_process(session, who.process).map(|(_, peer)| peer))
+}
+
+/// Posts to one context; true if its doorbell was rung.
+fn ring(conn: &Conn, who: WaitRef) -> bool {
+    let session = conn.session.load(Ordering::Relaxed);
+    let Some(peer) = peer_of(conn, who) else {
         return kick_by_daemon(session, who);
     };
     let Some(words) = peer
@@ -107,9 +129,27 @@ fn ring(conn: &Conn, who: WaitRef) -> bool {
     control::drain();
     match peer.bell(who.context) {
         Some(bell) => strike(bell),
-        None => kick_by_daemon(session, who),
+        None => kick_by_daemon(session, who) || strike_all(peer),
     }
 }
+
+/// Rings every doorbell that a process in another machine may have: which of them is a context's, only a daemon knew
+/// that is gone. False: it is in no other machine.
+#[cold]
+fn strike_all(peer: &Peer) -> bool {
+    let mut all = 0..u16::try_from(CONTEXTS).unwrap_or(u16::MAX);
+    let known = all.find_map(|context| match peer.bell(context)? {
+        Bell::Register(value) => Some(value),
+        Bell::Event(_) => None,
+    });
+    let Some(value) = known else { return false };
+    let member = u16::try_from(value >> 16).unwrap_or(0);
+    // Each answers the same.
+    (0..VECTORS).all(|vector| registers::ring(doorbell_value(member, vector)))
+}
+
+/// Vectors that a member can have; the device knows how many it has.
+const VECTORS: u16 = 2048;
 
 fn strike(bell: Bell) -> bool {
     let bell = match bell {

@@ -19,7 +19,7 @@ use rdma_core::slot::{RxState, Slot, Stage, TxState};
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::{epoll, lock};
 use crate::trace::{self, Level};
-use crate::{control, errno, holders, lifecycle, pins, relayed};
+use crate::{control, errno, forsaken, holders, lifecycle, pins, relayed};
 
 /// How long a connection that has let go stays where it is. What comes after that is asked after twice as long, and so on.
 const PAUSE_NS: u64 = 2_000_000_000;
@@ -36,7 +36,8 @@ pub(crate) fn let_go(conn: &'static Conn) {
     }
 }
 
-fn is_off(slot: &Slot) -> bool {
+/// Whether both directions are off the ring for good.
+pub(crate) fn is_off(slot: &Slot) -> bool {
     let (tx, rx) = (slot.tx.state(), slot.rx.state());
     matches!(
         (tx, rx),
@@ -122,9 +123,7 @@ fn detach(conn: &'static Conn, slot: &Slot) -> (u32, SlotRef) {
     conn.over_since.store(0, Ordering::Relaxed);
     conn.sent_at_recv.swap_relaxed(u64::MAX);
     meta.reason.store(Reason::Drained.code(), Ordering::Relaxed);
-    if let Some(view) = conn.view() {
-        view.mine.state.let_go();
-    }
+    forsaken::note_let_go(conn);
     conn.detach();
     conn.returns.store(0, Ordering::Relaxed);
     wait_again(conn);

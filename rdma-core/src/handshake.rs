@@ -260,7 +260,7 @@ impl EndState {
 
     /// Whether this end uses the memory no more.
     pub fn has_let_go(&self) -> bool {
-        self.confirmed.load(Ordering::Acquire) == LET_GO || self.is_closed()
+        self.confirmed.load(Ordering::Acquire) == LET_GO
     }
 
     /// Whether this end has left its ring, and not closed since.

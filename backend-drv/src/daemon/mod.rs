@@ -389,7 +389,7 @@ impl Daemon {
             self.accepting.again_at,
             self.uplink.as_ref().and_then(Uplink::next),
             self.telling.next(),
-            self.vms.lingering.front().map(|(until, _)| *until),
+            self.vms.ghosts.next(),
             first,
             retry,
         ];

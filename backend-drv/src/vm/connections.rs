@@ -7,6 +7,7 @@ use rdma_core::layout::End;
 use rdma_core::wire::pairing::Place as FarPlace;
 
 use super::VmId;
+use super::lease::Lease;
 use super::switch::FlowId;
 use crate::broker::Half;
 use crate::carving::Place;
@@ -37,8 +38,8 @@ pub struct GuestEnd {
     pub used: bool,
     /// The relay uses the memory.
     pub relayed: bool,
-    /// The program may still use the memory, and nobody is left who would say when it does not.
-    pub kept: bool,
+    /// The program may still use the memory, and nobody is left who would say when it does not: what its driver had.
+    pub kept: Option<Lease>,
 }
 
 /// Memory that nobody of whom the host hears uses any more.
@@ -46,8 +47,8 @@ pub struct GuestEnd {
 pub struct Freed {
     /// The end that was the last.
     pub end: GuestEnd,
-    /// Guests whose programs may still use it, and which ends of the memory those have.
-    pub keepers: [Option<(VmId, End)>; 2],
+    /// Programs that may still use it: what their drivers had, and which ends of the memory they have.
+    pub keepers: [Option<(Lease, End)>; 2],
 }
 
 /// Who has an end of a connection.
@@ -188,10 +189,10 @@ impl Connections {
     }
 
     /// The same of a guest whose program nobody looks after any more.
-    pub fn abandon(&mut self, number: u64, index: usize) -> Option<Freed> {
+    pub fn abandon(&mut self, number: u64, index: usize, lease: Lease) -> Option<Freed> {
         self.release(number, index, |end| {
             end.used = false;
-            end.kept = true;
+            end.kept = Some(lease);
         })
     }
 
@@ -218,9 +219,8 @@ impl Connections {
         for (other, far) in connection.guests() {
             if let Some(keeper) = keepers.get_mut(other)
                 && far.place == end.place
-                && far.kept
             {
-                *keeper = Some((far.vm, far.end));
+                *keeper = far.kept.map(|lease| (lease, far.end));
             }
         }
         if connection.is_over() {
@@ -330,7 +330,7 @@ mod tests {
             granted: true,
             used: true,
             relayed,
-            kept: false,
+            kept: None,
         }
     }
 
@@ -363,13 +363,14 @@ mod tests {
     #[test]
     fn what_was_abandoned_is_kept_for_its_guest() {
         let (mut all, number) = connection([end(0, 0, false), end(1, 0, false)]);
-        assert_eq!(all.abandon(number, 0), None);
+        let lease = Lease::default();
+        assert_eq!(all.abandon(number, 0, lease), None);
         let freed = all.let_go(number, 1).unwrap();
-        assert_eq!(freed.keepers, [Some((VmId(0), End::Zero)), None]);
+        assert_eq!(freed.keepers, [Some((lease, End::Zero)), None]);
         let (mut all, number) = connection([end(0, 0, true), end(1, 4096, true)]);
-        assert_eq!(all.abandon(number, 0), None);
+        assert_eq!(all.abandon(number, 0, lease), None);
         let keepers = |freed: Option<Freed>| freed.unwrap().keepers;
-        let kept = [Some((VmId(0), End::Zero)), None];
+        let kept = [Some((lease, End::Zero)), None];
         assert_eq!(keepers(all.relay_left(number, 0)), kept);
         assert_eq!(all.relay_left(number, 1), None);
         assert_eq!(keepers(all.let_go(number, 1)), [None; 2]);

@@ -11,8 +11,9 @@ use std::sync::Arc;
 use rdma_core::channel::{CHANNEL_VERSION, GUEST_PROCESSES, GuestWelcome};
 use serde::{Deserialize, Serialize};
 
-use super::region::{Mark, Region};
-use super::seat::{Heap, Seat};
+use super::lease::Lease;
+use super::region::{Heap, Mark, Region};
+use super::seat::Seat;
 use super::server::{Group, Kept};
 use super::{Tenancy, VmId, Vms};
 use crate::keeper::{Item, Keeper};
@@ -59,6 +60,8 @@ struct SeatState {
     vm: String,
     region: usize,
     member: u16,
+    #[serde(default)]
+    lease: Lease,
     driver: Option<Driver>,
     heaps: Vec<Heap>,
     /// Blocks of process numbers.
@@ -171,6 +174,7 @@ impl Vms {
                 vm: vm.config.name.clone(),
                 region: vm.tenancy,
                 member: seat.member,
+                lease: seat.lease,
                 driver: seat.welcome.map(|welcome| Driver {
                     nonce: welcome.nonce,
                     first_process: welcome.first_process,
@@ -258,7 +262,12 @@ impl Vms {
                 reserved: 0,
             })
         });
-        let seat = Seat::restore(&tenancy.region, known.member, welcome, known.heaps.clone())?;
+        let seat = Seat::restore(
+            &tenancy.region,
+            (known.member, known.lease),
+            welcome,
+            known.heaps.clone(),
+        )?;
         for block in &known.blocks {
             self.restore_block(*block, vm);
         }

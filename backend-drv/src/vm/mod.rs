@@ -7,6 +7,7 @@
 //! * [`server`]: how a VM gets its device: the protocol that QEMU speaks.
 //! * [`region`]: the memory of a VM, or of a tenant's VMs, and what of it is free.
 //! * [`seat`]: a VM whose device is there: its control rings and its programs.
+//! * [`lease`]: who may have a region's memory still; [`ghosts`]: what is kept for those who may.
 //! * [`switch`]: who looks for whom.
 //! * [`connections`]: memory that guests were given for connections.
 //! * [`keeping`]: what the next daemon needs.
@@ -15,20 +16,21 @@
 //! never those of others; what the VMs of a tenant share is that tenant's.
 
 pub mod connections;
+pub mod ghosts;
 pub mod keeping;
+pub mod lease;
 pub mod persistent;
 pub mod region;
 pub mod seat;
 pub mod server;
 pub mod switch;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use ipnet::IpNet;
 use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
@@ -39,7 +41,8 @@ use crate::broker::Half;
 use crate::config::VmConfig;
 use crate::ids::{PeerId, Process};
 
-use connections::{Connections, Freed};
+use connections::Connections;
+use ghosts::{Ghost, Ghosts, Retired};
 use keeping::Notes;
 use persistent::Name;
 use region::Region;
@@ -126,12 +129,10 @@ pub struct Vms {
     pub connections: Connections,
     /// Ends of this host's that lead, while their far guest is asked.
     pub local_halves: HashMap<FlowId, Half>,
-    /// Memory of ports whose programs have left, until the relay lets go: the region, and where it lies.
-    pub retired: HashMap<Process, (usize, u64)>,
-    /// Memory of connections that programs may use whose driver has died, until their machine has left.
-    pub kept: Vec<Freed>,
-    /// The same of containers that have left, whose programs may not have; until when.
-    pub lingering: VecDeque<(Instant, Freed)>,
+    /// Memory of ports whose programs have left, until the relay lets go.
+    pub retired: HashMap<Process, Retired>,
+    /// What programs may use whose driver has died or left.
+    pub ghosts: Ghosts,
     /// Whose block of process numbers it is; a driver that starts anew gets another.
     blocks: HashMap<u32, VmId>,
     sockets: Vec<PathBuf>,
@@ -295,9 +296,28 @@ impl Vms {
         self.blocks.insert(block, vm);
     }
 
-    /// A machine has gone, and so have all numbers of its programs.
-    pub fn free_blocks(&mut self, vm: VmId) {
-        self.blocks.retain(|_, owner| *owner != vm);
+    /// A machine has left; its programs may not have.
+    pub fn depart(&mut self, vm: VmId) {
+        let Some(seat) = self.vms.get_mut(vm.0).and_then(|vm| vm.seat.take()) else {
+            return;
+        };
+        let older = |block: &u32| {
+            let mut all = self.ghosts.members.iter();
+            all.any(|ghost| ghost.blocks.contains(block))
+        };
+        let blocks = self.blocks_of(vm).filter(|block| !older(block)).collect();
+        let ghost = Ghost {
+            vm,
+            lease: seat.lease,
+            heaps: seat.heaps,
+            blocks,
+        };
+        self.ghosts.members.push(ghost);
+    }
+
+    /// Programs have gone, and so have their numbers.
+    pub fn free_blocks(&mut self, gone: &[u32]) {
+        self.blocks.retain(|block, _| !gone.contains(block));
     }
 
     /// The machine that a process number belongs to.
@@ -358,8 +378,13 @@ mod tests {
         let mut all = Vms::default();
         let first = all.take_block(VmId(0)).unwrap();
         let program = Process(first + 1);
-        all.retired.insert(program, (0, 0));
-        all.free_blocks(VmId(0));
+        let port = Retired {
+            tenancy: 0,
+            at: 0,
+            lease: None,
+        };
+        all.retired.insert(program, port);
+        all.free_blocks(&[0]);
         let other = all.take_block(VmId(0)).unwrap();
         assert_ne!(other, first);
         all.retired.remove(&program);

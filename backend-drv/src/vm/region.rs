@@ -15,6 +15,7 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
+use super::lease::{Lease, Leases};
 use super::persistent::write_info;
 use crate::carving::{Carving, Couple, Place};
 use crate::ids::{ArenaId, Process};
@@ -29,6 +30,15 @@ const ARENAS_PER_REGION: u32 = 1 << 20;
 /// Whether an arena lies in a region.
 pub const fn is_in_region(arena: ArenaId) -> bool {
     arena.0 & ARENAS != 0
+}
+
+/// Memory for the events of a driver's programs.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Heap {
+    /// Where it begins.
+    pub at: u64,
+    /// How much it is.
+    pub bytes: u64,
 }
 
 /// Where an arena lies.
@@ -52,6 +62,14 @@ pub struct Region {
     /// Event memory that is given out.
     ports: usize,
     changes: u64,
+    /// Event memory that is not given out. Programs that have slept over the end of another one may write to that one's:
+    /// here it costs a wake-up, in somebody's ring it would be bytes.
+    idle_events: Vec<u64>,
+    /// The same for all programs of a driver.
+    idle_heaps: Vec<Heap>,
+    leases: Leases,
+    /// Somebody may have written to it.
+    was_lent: bool,
 }
 
 /// What the next daemon has to know of a region.
@@ -79,8 +97,10 @@ impl Region {
         let mut carving = Carving::default();
         let index = u32::try_from(index).unwrap_or(0);
         carving.skip(ArenaId(ARENAS + index * ARENAS_PER_REGION));
+        let memory = Arc::new(memory);
         let region = Self {
-            memory: Arc::new(memory),
+            leases: Leases::of(&memory),
+            memory,
             mapping,
             bytes,
             space: Space::new(HEAP_START, bytes),
@@ -89,6 +109,9 @@ impl Region {
             used_to: HEAP_START,
             ports: 0,
             changes: 0,
+            idle_events: Vec::new(),
+            idle_heaps: Vec::new(),
+            was_lent: false,
         };
         region.write_header()?;
         Ok(region)
@@ -105,8 +128,10 @@ impl Region {
         let index = u32::try_from(index).unwrap_or(0);
         carving.skip(ArenaId(ARENAS + index * ARENAS_PER_REGION));
         carving.skip(ArenaId(mark.last_arena));
+        let memory = Arc::new(memory);
         Ok(Self {
-            memory: Arc::new(memory),
+            leases: Leases::of(&memory),
+            memory,
             mapping,
             bytes,
             space: Space::new(mark.used_to, bytes),
@@ -115,12 +140,27 @@ impl Region {
             used_to: mark.used_to,
             ports: 0,
             changes: 0,
+            idle_events: Vec::new(),
+            idle_heaps: Vec::new(),
+            was_lent: true,
         })
     }
 
-    /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared.
+    /// The memory for a member, and the lease by which it is known whether anybody there has it still.
+    pub fn lend(&mut self) -> (Arc<OwnedFd>, Lease) {
+        self.was_lent = true;
+        self.leases.lend()
+    }
+
+    /// Whether a member, or anybody it has given the memory, may have it still.
+    pub fn is_lent(&self, lease: Lease) -> bool {
+        self.leases.is_lent(lease)
+    }
+
+    /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared, or
+    /// somebody whose driver has gone may have it still.
     pub fn reset(&mut self) {
-        if !self.carving.is_empty() || self.ports > 0 {
+        if !self.was_lent || !self.carving.is_empty() || self.ports > 0 || self.leases.any() {
             return;
         }
         let emptied = self.punch(0, self.bytes);
@@ -131,6 +171,9 @@ impl Region {
         self.space = Space::new(HEAP_START, self.bytes);
         self.changes += 1;
         self.used_to = HEAP_START;
+        self.was_lent = false;
+        self.idle_events.clear();
+        self.idle_heaps.clear();
         let last = self.carving.last();
         self.carving = Carving::default();
         self.carving.skip(last);
@@ -188,9 +231,10 @@ impl Region {
         self.bytes
     }
 
-    /// Bytes that nobody has been given.
+    /// Bytes that nobody has been given, if only for what they were before.
     pub fn free(&self) -> u64 {
-        self.space.free()
+        let heaps: u64 = self.idle_heaps.iter().map(|heap| heap.bytes).sum();
+        self.space.free() + heaps + (self.idle_events.len() * EVENT_BYTES) as u64
     }
 
     /// How often what is free has changed.
@@ -199,7 +243,7 @@ impl Region {
     }
 
     /// `bytes` bytes for whatever.
-    pub fn take(&mut self, bytes: u64) -> Option<u64> {
+    fn take(&mut self, bytes: u64) -> Option<u64> {
         let at = self.space.take(bytes)?;
         self.changes += 1;
         self.used_to = self.used_to.max(at + bytes);
@@ -207,7 +251,7 @@ impl Region {
     }
 
     /// Gives back what [`Region::take`] gave out, as zeros.
-    pub fn give_back(&mut self, at: u64, bytes: u64) {
+    fn give_back(&mut self, at: u64, bytes: u64) {
         match self.punch(at, bytes) {
             Ok(()) => {
                 self.space.give_back(at, bytes);
@@ -217,7 +261,7 @@ impl Region {
         }
     }
 
-    /// Turns what [`Region::take`] gave out into zeros, for whoever has it next. False: that was not possible.
+    /// Turns what [`Region::take_heap`] gave out into zeros, for whoever has it next. False: that was not possible.
     pub fn clear(&self, at: u64, bytes: u64) -> bool {
         let result = self.punch(at, bytes);
         if let Err(error) = &result {
@@ -238,9 +282,32 @@ impl Region {
         }
     }
 
+    /// Event memory for all programs of a driver: zeros.
+    pub fn take_heap(&mut self, bytes: u64) -> Option<Heap> {
+        let fits = self.idle_heaps.iter().position(|heap| heap.bytes == bytes);
+        if let Some(index) = fits {
+            let heap = self.idle_heaps.swap_remove(index);
+            self.changes += 1;
+            return self.clear(heap.at, heap.bytes).then_some(heap);
+        }
+        let at = self.take(bytes)?;
+        Some(Heap { at, bytes })
+    }
+
+    /// Gives back what [`Region::take_heap`] gave out.
+    pub fn give_back_heap(&mut self, heap: Heap) {
+        if self.clear(heap.at, heap.bytes) {
+            self.idle_heaps.push(heap);
+            self.changes += 1;
+        }
+    }
+
     /// Event memory, and where it lies.
     pub fn events(&mut self) -> Option<(u64, EventMemory)> {
-        let at = self.take(EVENT_BYTES as u64)?;
+        let idle = self.idle_events.pop();
+        self.changes += 1;
+        let idle = idle.filter(|at| self.clear(*at, EVENT_BYTES as u64));
+        let at = idle.or_else(|| self.take(EVENT_BYTES as u64))?;
         let events = self.events_at(at)?;
         self.ports += 1;
         Some((at, events))
@@ -249,7 +316,10 @@ impl Region {
     /// Gives back what [`Region::events`] gave out.
     pub fn give_back_events(&mut self, at: u64) {
         self.ports = self.ports.saturating_sub(1);
-        self.give_back(at, EVENT_BYTES as u64);
+        if self.clear(at, EVENT_BYTES as u64) {
+            self.idle_events.push(at);
+            self.changes += 1;
+        }
     }
 
     /// The event memory at `at`; `None` if it would not lie in the region.
@@ -324,6 +394,24 @@ mod tests {
         let (again, events) = region.events().unwrap();
         assert_eq!(again, at);
         assert!(!events.context(3).unwrap().has_pending());
+    }
+
+    #[test]
+    fn what_was_for_events_stays_that_until_nobody_is_left() {
+        let mut region = Region::create(2, 64 << 20).unwrap();
+        let free = region.free();
+        let heap = region.take_heap(32 << 20).unwrap();
+        let (memory, lease) = region.lend();
+        region.give_back_heap(heap);
+        assert_eq!(region.free(), free);
+        assert_eq!(region.take(32 << 20), None, "for connections");
+        assert_eq!(region.take_heap(32 << 20), Some(heap));
+        region.give_back_heap(heap);
+        region.reset();
+        assert!(region.is_lent(lease) && region.take(32 << 20).is_none());
+        drop(memory);
+        region.reset();
+        assert!(!region.is_lent(lease) && region.take(32 << 20).is_some());
     }
 
     #[test]

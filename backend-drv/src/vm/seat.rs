@@ -7,9 +7,9 @@ use rdma_core::channel::{
     ControlRing, Direction, Down, Fault, GuestWelcome, MESSAGE_BYTES, Writer,
 };
 use rdma_core::event::EVENT_BYTES;
-use serde::{Deserialize, Serialize};
 
-use super::region::Region;
+use super::lease::Lease;
+use super::region::{Heap, Region};
 use crate::ids::Process;
 use crate::shared::EventMemory;
 use crate::wake::Waiters;
@@ -41,20 +41,13 @@ pub struct Port {
     pub at: u64,
 }
 
-/// Memory for the events of a guest's programs.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Heap {
-    /// Where it begins.
-    pub at: u64,
-    /// How much it is.
-    pub bytes: u64,
-}
-
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Seat {
     /// Its number in the region.
     pub member: u16,
+    /// What it was given, and has given its programs.
+    pub lease: Lease,
     writer: Writer,
     ring: ControlRing,
     /// What its driver was told; `None`: it has not said HELLO.
@@ -71,10 +64,11 @@ pub struct Seat {
 
 impl Seat {
     /// The seat of member `member`, whose control area reads as zeros.
-    pub fn new(region: &Region, member: u16) -> Option<Self> {
+    pub fn new(region: &Region, member: u16, lease: Lease) -> Option<Self> {
         let memory = region.mapping().region();
         Some(Self {
             member,
+            lease,
             writer: Writer::new(&memory, member, Direction::Down)?,
             ring: ControlRing::new(&memory, member, Direction::Up)?,
             welcome: None,
@@ -88,7 +82,7 @@ impl Seat {
     /// The seat of a member that a daemon before us has served.
     pub fn restore(
         region: &Region,
-        member: u16,
+        (member, lease): (u16, Lease),
         welcome: Option<GuestWelcome>,
         heaps: Vec<Heap>,
     ) -> Option<Self> {
@@ -97,7 +91,7 @@ impl Seat {
             ring: ControlRing::resumed(&memory, member, Direction::Up)?,
             welcome,
             heaps,
-            ..Self::new(region, member)?
+            ..Self::new(region, member, lease)?
         })
     }
 

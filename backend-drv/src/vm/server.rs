@@ -138,11 +138,12 @@ impl Group {
         core::iter::once(own).chain(members)
     }
 
-    /// A QEMU has connected: gives it the lowest free id and tells it and the others everything.
+    /// A QEMU has connected: gives it the lowest free id and `memory`, a file that is the region, and tells it and the
+    /// others everything.
     ///
     /// # Errors
     /// `QuotaExceeded` if there is no id left; `NotConnected` if it has gone already; what eventfd(2) says.
-    pub fn join(&mut self, socket: OwnedFd) -> io::Result<u16> {
+    pub fn join(&mut self, socket: OwnedFd, memory: &Arc<OwnedFd>) -> io::Result<u16> {
         let id = (HOST + 1..MEMBERS_MAX)
             .find(|id| !self.members.contains_key(id))
             .ok_or(io::ErrorKind::QuotaExceeded)?;
@@ -153,7 +154,7 @@ impl Group {
         let mut member = Member::new(socket, bells.clone());
         member.tell(VERSION, None);
         member.tell(id.into(), None);
-        member.tell(MEMORY, Some(&self.region));
+        member.tell(MEMORY, Some(memory));
         member.tell_of(HOST, &self.own);
         for (&other, known) in &self.members {
             member.tell_of(other, &known.bells);
@@ -339,7 +340,12 @@ mod tests {
 
     fn joined(group: &mut Group) -> (u16, Qemu) {
         let (socket, qemu) = pair();
-        (group.join(socket).unwrap(), qemu)
+        (join(group, socket).unwrap(), qemu)
+    }
+
+    fn join(group: &mut Group, socket: OwnedFd) -> io::Result<u16> {
+        let memory = Arc::clone(group.region());
+        group.join(socket, &memory)
     }
 
     /// The other end of a member's socket.
@@ -492,7 +498,7 @@ mod tests {
         let (socket, qemu) = pair();
         drop(qemu);
         assert_eq!(
-            group.join(socket).unwrap_err().kind(),
+            join(&mut group, socket).unwrap_err().kind(),
             io::ErrorKind::NotConnected
         );
         assert!(group.dropped().is_empty());
@@ -519,7 +525,7 @@ mod tests {
         assert_eq!(all.last().unwrap().0, MEMBERS_MAX - 1);
         let (socket, _qemu) = pair();
         assert_eq!(
-            group.join(socket).unwrap_err().kind(),
+            join(&mut group, socket).unwrap_err().kind(),
             io::ErrorKind::QuotaExceeded
         );
     }

@@ -12,7 +12,9 @@ use super::exec::spawned;
 use super::leave::unregister;
 use crate::conn::{CONN_NUMBERS, Conn, SHUT_READ, SHUT_WRITE, conn};
 use crate::ops::{epoll, lock, send};
-use crate::{contexts, control, downgrade, errno, fds, holders, kernel, kick, pins, retire};
+use crate::{
+    contexts, control, downgrade, errno, fds, forsaken, holders, kernel, kick, pins, retire,
+};
 
 /// What remains to be done after a descriptor has really been closed.
 #[must_use]
@@ -177,6 +179,7 @@ impl Closing {
         let stage = slot.stage();
         let last = slot.meta.holders.load(Ordering::Acquire) == 0;
         if last && matches!(stage, Stage::Registered | Stage::Attached) {
+            forsaken::note_let_go(conn);
             unregister(conn, slot, index);
         }
         // From here on nobody finds the connection through a descriptor; wait for those who did.

@@ -27,7 +27,7 @@
 mod area;
 mod message;
 
-pub use crate::control::{DOORBELL_REGISTER, GUEST_PROCESS_MIN, GUEST_PROCESSES};
+pub use crate::control::{DOORBELL_REGISTER, GUEST_PROCESS_MIN, GUEST_PROCESSES, doorbell_value};
 pub use area::{ControlRing, Direction, Fault, Writer, control_offset};
 pub use message::{
     BadMessage, Bell, Down, Grant, GuestContext, GuestHello, GuestWelcome, MESSAGE_BYTES, Up,
@@ -50,11 +50,6 @@ pub const BACKEND: u16 = 0;
 
 /// The vector that says: look at your control ring.
 pub const CONTROL_VECTOR: u16 = 0;
-
-/// What to store to [`DOORBELL_REGISTER`].
-pub const fn doorbell_value(member: u16, vector: u16) -> u32 {
-    (member as u32) << 16 | vector as u32
-}
 
 /// Bytes of one direction of a control area.
 pub const CONTROL_RING_BYTES: usize = 32 * 1024;

@@ -99,6 +99,11 @@ pub mod kind {
     pub const PEER_REGISTER: u16 = 110;
 }
 
+/// What to store to [`DOORBELL_REGISTER`].
+pub const fn doorbell_value(member: u16, vector: u16) -> u32 {
+    (member as u32) << 16 | vector as u32
+}
+
 /// Numbers that the programs of one virtual machine may have: its host gives each guest a block of them, of which the
 /// upper half is the host's own.
 pub const GUEST_PROCESSES: u32 = 4096;

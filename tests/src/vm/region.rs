@@ -58,7 +58,8 @@ impl Region {
             bail!("nobody has joined");
         }
         let (socket, _) = self.listener.accept()?;
-        Ok(self.group.join(socket.into())?)
+        let memory = self.group.region().clone();
+        Ok(self.group.join(socket.into(), &memory)?)
     }
 
     /// The memory, mapped.

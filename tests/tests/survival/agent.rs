@@ -25,9 +25,10 @@
 
 #![expect(unsafe_code, reason = "fork, exec, descriptors of the library")]
 
-use std::io::{BufRead, Error, Read, Result, Write};
+use std::io::{BufRead, Error, ErrorKind, Read, Result, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
@@ -157,7 +158,7 @@ impl Agent {
             "select" => wait_select(stream)?,
             "become-cat" => become_cat(stream)?,
             "fill" => fill(stream)?,
-            "stream" => exchange(stream, number(1), number(2) as u64)?,
+            "stream" => exchange(stream, number(1), number(2) as u64),
             "echo" => echo(stream, || Ok(()))?,
             "echo-epoll" => echo_epoll(stream)?,
             "orphan" => orphan(stream, number(1))?,
@@ -306,41 +307,72 @@ fn give_up(stream: &TcpStream) -> impl FnOnce(Error) -> Error {
     }
 }
 
-fn send_pattern(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<()> {
+/// Sends so many bytes; counts those that were taken.
+fn send_pattern(mut stream: &TcpStream, bytes: usize, seed: u64, sent: &AtomicUsize) -> Result<()> {
     let mut pattern = Pattern::new(seed);
     let mut chunk = vec![0; CHUNK];
-    let mut left = bytes;
-    while left > 0 {
-        let size = left.min(CHUNK);
-        pattern.fill(&mut chunk[..size]);
-        stream.write_all(&chunk[..size]).map_err(give_up(stream))?;
-        left -= size;
+    for begin in (0..bytes).step_by(CHUNK) {
+        let mut left = &mut chunk[..CHUNK.min(bytes - begin)];
+        pattern.fill(left);
+        while !left.is_empty() {
+            match stream.write(left).map_err(give_up(stream))? {
+                0 => return Err(ErrorKind::WriteZero.into()),
+                taken => {
+                    sent.fetch_add(taken, Ordering::Relaxed);
+                    left = &mut left[taken..];
+                }
+            }
+        }
     }
     Ok(())
 }
 
-fn exchange(stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(move || send_pattern(stream, bytes, seed));
-        let mut pattern = Pattern::new(seed);
-        let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
-        let mut done = 0;
-        let mut reader = stream;
-        while done < bytes {
-            let size = CHUNK.min(bytes - done);
-            let got = reader.read(&mut chunk[..size]).map_err(give_up(stream))?;
-            if got == 0 {
-                return Ok(format!("end after {done}"));
+/// Receives so many bytes and looks at each of them; what came instead, and after how many.
+fn receive_pattern(
+    mut stream: &TcpStream,
+    bytes: usize,
+    seed: u64,
+) -> std::result::Result<(), String> {
+    let mut pattern = Pattern::new(seed);
+    let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut done = 0;
+    while done < bytes {
+        let size = CHUNK.min(bytes - done);
+        match stream.read(&mut chunk[..size]).map_err(give_up(stream)) {
+            Ok(0) => return Err(format!("end after {done}")),
+            Ok(got) => {
+                pattern.fill(&mut wanted[..got]);
+                if chunk[..got] != wanted[..got] {
+                    return Err(format!("wrong bytes after {done}"));
+                }
+                done += got;
             }
-            pattern.fill(&mut wanted[..got]);
-            if chunk[..got] != wanted[..got] {
-                return Ok(format!("wrong bytes after {done}"));
+            Err(error) => {
+                let errno = error.raw_os_error().unwrap_or(0);
+                return Err(format!("err {errno} after {done}"));
             }
-            done += got;
         }
-        writer.join().expect("the writer")?;
-        Ok("ok".to_owned())
-    })
+    }
+    Ok(())
+}
+
+/// Both directions at once. What is not "ok" says how many bytes were sent, and what came after how many.
+fn exchange(stream: &TcpStream, bytes: usize, seed: u64) -> String {
+    let sent = AtomicUsize::new(0);
+    let (written, read) = std::thread::scope(|scope| {
+        let writer = scope.spawn(|| send_pattern(stream, bytes, seed, &sent));
+        let read = receive_pattern(stream, bytes, seed);
+        (writer.join().expect("the writer"), read)
+    });
+    let sent = sent.into_inner();
+    let errno = |error: Error| error.raw_os_error().unwrap_or(0);
+    match (written.map_err(errno), read) {
+        (Ok(()), Ok(())) => "ok".to_owned(),
+        // What the reader saw is then our own shutdown.
+        (Err(errno), Err(end)) if end.starts_with("end") => format!("err {errno}, {sent} sent"),
+        (Err(errno), Ok(())) => format!("err {errno}, {sent} sent"),
+        (_, Err(end)) => format!("{end}, {sent} sent"),
+    }
 }
 
 fn echo_epoll(stream: &TcpStream) -> Result<String> {

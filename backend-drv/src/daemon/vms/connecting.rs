@@ -98,7 +98,7 @@ impl Daemon {
             granted: false,
             used: true,
             relayed: false,
-            kept: false,
+            kept: None,
         };
         let ends = [
             guest_end(one, 0, flow.leader.id, End::Zero),

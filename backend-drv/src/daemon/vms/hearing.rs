@@ -14,7 +14,8 @@ use crate::doorbell;
 use crate::ids::{PeerId, Process};
 use crate::relay::Command;
 use crate::vm::connections::relay_id;
-use crate::vm::seat::{Heap, Program, Seat};
+use crate::vm::region::Heap;
+use crate::vm::seat::{Program, Seat};
 use crate::vm::switch::{FlowId, Side};
 use crate::vm::{Ambiguous, VmId};
 use crate::wake::Waiters;
@@ -91,7 +92,6 @@ impl Daemon {
                 return self.tell_vm(vm, &Down::Welcome(welcome));
             }
             // Its programs may still be there, but their interrupts went with the driver before.
-            self.recycle_kept();
             self.abandon_ends(vm);
             self.guest_ended(vm);
         }
@@ -139,9 +139,9 @@ impl Daemon {
         let region = &mut self.vms.tenancies.get_mut(found.tenancy)?.region;
         let heaps = &mut found.seat.as_mut()?.heaps;
         if heaps.len() < HEAPS_KEPT
-            && let Some(at) = region.take(bytes)
+            && let Some(heap) = region.take_heap(bytes)
         {
-            return Some(Heap { at, bytes });
+            return Some(heap);
         }
         if heaps.is_empty() {
             return None;
@@ -157,7 +157,7 @@ impl Daemon {
             Up::Program { process, at } => self.guest_program(vm, Process(process), at),
             Up::ProgramGone(process) => {
                 self.vms.seat(vm)?.programs.get(&Process(process))?;
-                self.guest_program_left(vm, Process(process));
+                self.guest_program_left(vm, Process(process), None);
                 Some(())
             }
             Up::Context(body) => {

@@ -2,7 +2,7 @@
 
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rdma_core::channel::Down;
 use rdma_core::event::WaitFor;
@@ -18,12 +18,11 @@ use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::VmId;
 use crate::vm::connections::{Connection, Freed, relay_id};
+use crate::vm::ghosts::Retired;
+use crate::vm::lease::Lease;
 use crate::vm::region::is_in_region;
 use crate::vm::switch::Side;
 use crate::workers::Job;
-
-/// Longer than a program takes to notice that a connection is broken while it copies.
-const LINGER: Duration = Duration::from_secs(10);
 
 impl Daemon {
     /// A guest's program uses the memory of a connection no more.
@@ -41,52 +40,74 @@ impl Daemon {
         }
     }
 
-    /// Has the memory of a connection zeroed, as soon as nobody can use it any more. Programs of a machine go with it;
-    /// those of a container are told that it is over, and what they have in hand stays as it is for a while.
+    /// Has the memory of a connection zeroed, as soon as nobody can use it any more.
     pub(super) fn recycle_guest(&mut self, freed: &Freed) {
         let mut freed = *freed;
-        let end = freed.end;
-        let tenancy = self.vms.tenancy(end.vm);
-        let arena = tenancy.and_then(|tenancy| tenancy.region.arena(end.place.arena));
-        let mut lingers = false;
+        let Some(tenancy) = self.vms.tenancy(freed.end.vm) else {
+            return;
+        };
+        let Some(arena) = tenancy.region.arena(freed.end.place.arena) else {
+            return;
+        };
         for keeper in &mut freed.keepers {
-            let words =
-                keeper.and_then(|(_, end)| arena.as_ref()?.end(freed.end.place.offset, end));
-            if words.is_some_and(|words| words.state.has_let_go()) {
-                *keeper = None;
-            }
-            if let Some((vm, _)) = keeper.take_if(|(vm, _)| self.vms.seat(*vm).is_none()) {
-                let vm = self.vms.vm(vm);
-                lingers |= vm.is_some_and(|vm| vm.config.shared_network);
-            }
+            let _over = keeper.take_if(|(lease, end)| {
+                let words = arena.end(freed.end.place.offset, *end);
+                words.is_some_and(|words| words.state.has_let_go())
+                    || !tenancy.region.is_lent(*lease)
+            });
         }
         if freed.keepers.iter().any(Option::is_some) {
-            return self.vms.kept.push(freed);
+            return self.vms.ghosts.keep(freed);
         }
-        if lingers {
-            let until = Instant::now() + LINGER;
-            return self.vms.lingering.push_back((until, freed));
-        }
-        if let Some(arena) = arena {
-            let job = Job::Clear {
-                arena: Arc::new(arena),
-                place: end.place,
-            };
-            self.workers.submit(GUEST_UID, job);
-        }
+        let job = Job::Clear {
+            arena: Arc::new(arena),
+            place: freed.end.place,
+        };
+        self.workers.submit(GUEST_UID, job);
     }
 
-    /// A machine has gone, which may have kept something, or some time has.
-    pub(super) fn recycle_kept(&mut self) {
-        for freed in std::mem::take(&mut self.vms.kept) {
+    /// Frees what was kept for programs whose driver has died or left, and which have let go of it or are gone as well.
+    pub(super) fn look_after_ghosts(&mut self, now: Instant) {
+        for freed in std::mem::take(&mut self.vms.ghosts.memory) {
             self.recycle_guest(&freed);
         }
+        for port in std::mem::take(&mut self.vms.ghosts.ports) {
+            self.recycle_port(port);
+        }
+        let (tenancies, vms) = (&self.vms.tenancies, &self.vms.vms);
+        let is_over = |vm: VmId, lease| {
+            let tenancy = vms.get(vm.0).and_then(|vm| tenancies.get(vm.tenancy));
+            tenancy.is_none_or(|tenancy| !tenancy.region.is_lent(lease))
+        };
+        let (blocks, heaps) = self.vms.ghosts.take_over(is_over);
+        self.vms.free_blocks(&blocks);
+        for (vm, heap) in heaps {
+            if let Some(tenancy) = self.vms.tenancy_mut(vm) {
+                tenancy.region.give_back_heap(heap);
+            }
+        }
+        for tenancy in &mut self.vms.tenancies {
+            if tenancy.group.members().next().is_none() {
+                tenancy.region.reset();
+            }
+        }
+        self.vms.ghosts.rest(now);
     }
 
-    /// What is due by the clock.
-    pub(super) fn recycle_lingering(&mut self, now: Instant) {
-        while let Some((_, freed)) = self.vms.lingering.pop_front_if(|(until, _)| *until <= now) {
-            self.recycle_guest(&freed);
+    /// The relay has let go of a port; its program may not have.
+    fn recycle_port(&mut self, port: Retired) {
+        let Some(tenancy) = self.vms.tenancies.get_mut(port.tenancy) else {
+            return;
+        };
+        if port
+            .lease
+            .is_some_and(|lease| tenancy.region.is_lent(lease))
+        {
+            return self.vms.ghosts.ports.push(port);
+        }
+        tenancy.region.give_back_events(port.at);
+        if tenancy.group.members().next().is_none() {
+            tenancy.region.reset();
         }
     }
 
@@ -106,8 +127,8 @@ impl Daemon {
         true
     }
 
-    /// A program has left its guest.
-    pub(super) fn guest_program_left(&mut self, vm: VmId, process: Process) {
+    /// A program has left its guest; or, for one with a lease, its driver has, and nobody looks after it any more.
+    pub(super) fn guest_program_left(&mut self, vm: VmId, process: Process, lease: Option<Lease>) {
         let Some(seat) = self.vms.seat_mut(vm) else {
             return;
         };
@@ -127,7 +148,12 @@ impl Daemon {
                 tenancy.region.leave(port.waiters.process);
             }
             if let Some(found) = self.vms.vm(vm) {
-                self.vms.retired.insert(process, (found.tenancy, port.at));
+                let retired = Retired {
+                    tenancy: found.tenancy,
+                    at: port.at,
+                    lease,
+                };
+                self.vms.retired.insert(process, retired);
             }
         }
         if let Some(tenancy) = self.vms.tenancy_mut(vm) {
@@ -170,13 +196,9 @@ impl Daemon {
 
     /// The relay has let go of the port of a program that has left.
     pub(in crate::daemon) fn guest_port_dropped(&mut self, process: Process) {
-        if let Some((tenancy, at)) = self.vms.retired.remove(&process)
-            && let Some(tenancy) = self.vms.tenancies.get_mut(tenancy)
-        {
-            tenancy.region.give_back_events(at);
-            if tenancy.group.members().next().is_none() {
-                tenancy.region.reset();
-            }
+        if let Some(port) = self.vms.retired.remove(&process) {
+            self.recycle_port(port);
+            self.vms.ghosts.note();
         }
     }
 
@@ -186,13 +208,13 @@ impl Daemon {
         let is_it = |side| side == Side::Vm(vm) || side == Side::Local(vm);
         self.vms.switch.forget(is_it, Reason::FarEnd, &mut deeds);
         self.do_deeds(deeds);
-        let programs: Vec<Process> = self
-            .vms
-            .seat(vm)
-            .map(|seat| seat.programs.keys().copied().collect())
-            .unwrap_or_default();
+        let Some(seat) = self.vms.seat(vm) else {
+            return;
+        };
+        let lease = seat.lease;
+        let programs: Vec<Process> = seat.programs.keys().copied().collect();
         for process in programs {
-            self.guest_program_left(vm, process);
+            self.guest_program_left(vm, process, Some(lease));
         }
         if let Some(seat) = self.vms.seat_mut(vm) {
             seat.welcome = None;
@@ -210,27 +232,16 @@ impl Daemon {
         self.break_ends(vm);
         self.guest_ended(vm);
         self.broker.peer_silent(vm.peer());
-        let heaps = self
-            .vms
-            .vms
-            .get_mut(vm.0)
-            .and_then(|vm| vm.seat.take())
-            .map(|seat| seat.heaps);
-        self.recycle_kept();
-        self.vms.free_blocks(vm);
+        self.vms.depart(vm);
         if let Some(tenancy) = self.vms.tenancy_mut(vm) {
             if let Some(socket) = tenancy.group.socket(member) {
                 let _ = self.epoll.delete(socket.as_fd());
             }
             tenancy.group.leave(member);
             tenancy.region.clear_control(member);
-            for heap in heaps.into_iter().flatten() {
-                tenancy.region.give_back(heap.at, heap.bytes);
-            }
-            if tenancy.group.members().next().is_none() {
-                tenancy.region.reset();
-            }
         }
+        self.vms.ghosts.note();
+        self.look_after_ghosts(Instant::now());
         let tenancy = self.vms.vm(vm).map(|vm| vm.tenancy);
         if let (Some(keeper), Some(tenancy)) = (&mut self.keeper, tenancy) {
             self.vms.forget_member(keeper, tenancy, member);
@@ -239,9 +250,12 @@ impl Daemon {
 
     /// Breaks everything that a guest has: nobody there can be woken any more.
     pub(super) fn break_ends(&mut self, vm: VmId) {
+        let Some(lease) = self.vms.seat(vm).map(|seat| seat.lease) else {
+            return;
+        };
         for (number, index) in self.vms.connections.of_vm(vm) {
             self.break_end(vm, number);
-            if let Some(freed) = self.vms.connections.abandon(number, index) {
+            if let Some(freed) = self.vms.connections.abandon(number, index, lease) {
                 self.recycle_guest(&freed);
             }
         }
@@ -249,6 +263,9 @@ impl Daemon {
 
     /// The same for a driver that has died. Programs that have seen that have left their rings, and go on.
     pub(super) fn abandon_ends(&mut self, vm: VmId) {
+        let Some(lease) = self.vms.seat(vm).map(|seat| seat.lease) else {
+            return;
+        };
         for (number, index) in self.vms.connections.of_vm(vm) {
             match self.left_alone(vm, number) {
                 // Its program may have to send once more what was left.
@@ -265,7 +282,7 @@ impl Daemon {
                 }
                 None => self.break_end(vm, number),
             }
-            if let Some(freed) = self.vms.connections.abandon(number, index) {
+            if let Some(freed) = self.vms.connections.abandon(number, index, lease) {
                 self.recycle_guest(&freed);
             }
         }

@@ -122,13 +122,18 @@ impl Daemon {
 
     fn seat_vm(&mut self, vm: VmId, socket: OwnedFd) -> io::Result<u16> {
         let tenancy = self.vms.tenancy_mut(vm).ok_or(io::ErrorKind::NotFound)?;
-        let member = tenancy.group.join(socket)?;
-        let seat = Seat::new(&tenancy.region, member).ok_or(io::ErrorKind::OutOfMemory)?;
+        let (memory, lease) = tenancy.region.lend();
+        let member = tenancy.group.join(socket, &memory)?;
+        drop(memory);
+        let seat = Seat::new(&tenancy.region, member, lease);
+        let mut seat = seat.ok_or(io::ErrorKind::OutOfMemory)?;
         if let Some(socket) = tenancy.group.socket(member) {
             let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
             let event = EpollEvent::new(interest, token(QEMU, vm.0));
             self.epoll.add(socket, event)?;
         }
+        // Its programs of before may be there, and write there when they wake.
+        seat.heaps = self.vms.ghosts.heaps_of(vm);
         if let Some(found) = self.vms.vms.get_mut(vm.0) {
             found.seat = Some(seat);
         }

@@ -114,7 +114,7 @@ impl Daemon {
                     granted: false,
                     used: true,
                     relayed: false,
-                    kept: false,
+                    kept: None,
                 })))
             }
             Side::Peer(peer) => Ok(Some(Holder::Peer(peer, leads))),

@@ -42,7 +42,9 @@ impl Telling {
 impl Daemon {
     /// What is due by the clock.
     pub(in crate::daemon) fn tick_vms(&mut self, now: Instant) {
-        self.recycle_lingering(now);
+        if self.vms.ghosts.is_due(now) {
+            self.look_after_ghosts(now);
+        }
         if self.telling.due.is_some_and(|due| due <= now) {
             self.telling.due = None;
             self.tell_vms();

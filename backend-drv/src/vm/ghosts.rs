@@ -1,0 +1,166 @@
+//! What is kept for programs whose driver has died or left: they may use it still.
+//!
+//! A driver says what its programs do not use any more. Of one that is gone nobody hears, but whether anybody has its
+//! memory is known by its [`Lease`], which is looked at from time to time; and each connection has a word in which its
+//! program says that it has let go.
+
+use std::time::{Duration, Instant};
+
+use super::VmId;
+use super::connections::Freed;
+use super::lease::Lease;
+use super::region::Heap;
+
+/// A member that has left. All of its memory is its own until nobody has it any more.
+#[derive(Debug)]
+pub struct Ghost {
+    /// Whose it was.
+    pub vm: VmId,
+    /// What it had.
+    pub lease: Lease,
+    /// Memory for events, unless the machine's next driver has it by now.
+    pub heaps: Vec<Heap>,
+    /// Blocks of process numbers.
+    pub blocks: Vec<u32>,
+}
+
+/// A port whose program has left.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Retired {
+    /// The region,
+    pub tenancy: usize,
+    /// and where its event memory lies.
+    pub at: u64,
+    /// What the program's driver had, if that has gone before the program.
+    pub lease: Option<Lease>,
+}
+
+/// All of it.
+#[derive(Debug, Default)]
+pub struct Ghosts {
+    /// Members.
+    pub members: Vec<Ghost>,
+    /// Memory of connections.
+    pub memory: Vec<Freed>,
+    /// Memory of ports that the relay has let go of.
+    pub ports: Vec<Retired>,
+    next: Option<(Instant, Duration)>,
+}
+
+/// Between two looks: at first, and at last.
+const SOON: Duration = Duration::from_millis(20);
+const LATE: Duration = Duration::from_secs(10);
+
+impl Ghosts {
+    /// There is more: it is looked at soon.
+    pub fn note(&mut self) {
+        self.next = Some((Instant::now() + SOON, SOON));
+    }
+
+    /// Memory of a connection that programs may use.
+    pub fn keep(&mut self, freed: Freed) {
+        self.memory.push(freed);
+        self.next
+            .get_or_insert_with(|| (Instant::now() + SOON, SOON));
+    }
+
+    /// When to look.
+    pub fn next(&self) -> Option<Instant> {
+        self.next.map(|(at, _)| at)
+    }
+
+    /// Whether it is time to look.
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.next().is_some_and(|at| at <= now)
+    }
+
+    /// After a look: when the next one is.
+    pub fn rest(&mut self, now: Instant) {
+        let is_empty = self.members.is_empty() && self.memory.is_empty() && self.ports.is_empty();
+        let pause = self.next.map_or(SOON, |(_, pause)| (pause * 2).min(LATE));
+        self.next = (!is_empty).then(|| (now + pause, pause));
+    }
+
+    /// Takes the members that `is_over` says of, and the memory for events that nobody has any more: the older ghosts of
+    /// a machine have their memory for events where its youngest has it.
+    pub fn take_over(
+        &mut self,
+        is_over: impl Fn(VmId, Lease) -> bool,
+    ) -> (Vec<u32>, Vec<(VmId, Heap)>) {
+        let (mut blocks, mut heaps) = (Vec::new(), Vec::new());
+        for index in (0..self.members.len()).rev() {
+            let Some(ghost) = self.members.get(index) else {
+                continue;
+            };
+            if !is_over(ghost.vm, ghost.lease) {
+                continue;
+            }
+            let gone = self.members.remove(index);
+            blocks.extend(gone.blocks);
+            match self.members.iter_mut().find(|other| other.vm == gone.vm) {
+                Some(other) => other.heaps.extend(gone.heaps),
+                None => heaps.extend(gone.heaps.into_iter().map(|heap| (gone.vm, heap))),
+            }
+        }
+        (blocks, heaps)
+    }
+
+    /// Memory for events of a machine's drivers before, for the next one.
+    pub fn heaps_of(&mut self, vm: VmId) -> Vec<Heap> {
+        let own = self.members.iter_mut().filter(|ghost| ghost.vm == vm);
+        own.flat_map(|ghost| std::mem::take(&mut ghost.heaps))
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ghost(vm: usize, at: u64, block: u32) -> Ghost {
+        Ghost {
+            vm: VmId(vm),
+            lease: Lease::default(),
+            heaps: vec![Heap { at, bytes: 1 }],
+            blocks: vec![block],
+        }
+    }
+
+    #[test]
+    fn heaps_stay_as_long_as_one_of_their_machine_is_there() {
+        let mut ghosts = Ghosts {
+            members: vec![ghost(0, 10, 1), ghost(1, 20, 2), ghost(0, 30, 3)],
+            ..Ghosts::default()
+        };
+        let all = ghosts.heaps_of(VmId(0));
+        assert_eq!(all.iter().map(|heap| heap.at).collect::<Vec<_>>(), [10, 30]);
+        ghosts.members[2].heaps = all;
+        let asked = std::cell::Cell::new(0);
+        let first = |_, _| asked.replace(asked.get() + 1) == 0;
+        let (blocks, heaps) = ghosts.take_over(first);
+        assert_eq!((blocks, heaps.len()), (vec![3], 0));
+        assert_eq!(ghosts.members[0].heaps.len(), 2, "the older one has them");
+        asked.set(0);
+        let (blocks, heaps) = ghosts.take_over(|vm, _| vm == VmId(0));
+        assert_eq!((blocks, heaps.len()), (vec![1], 2));
+        assert_eq!(ghosts.members.len(), 1);
+    }
+
+    #[test]
+    fn looks_become_rarer_and_end() {
+        let mut ghosts = Ghosts::default();
+        assert_eq!(ghosts.next(), None);
+        ghosts.members.push(ghost(0, 0, 0));
+        ghosts.note();
+        let mut now = ghosts.next().unwrap();
+        for _ in 0..20 {
+            assert!(ghosts.is_due(now));
+            ghosts.rest(now);
+            assert!(!ghosts.is_due(now));
+            now = ghosts.next().unwrap();
+        }
+        ghosts.members.clear();
+        ghosts.rest(now);
+        assert_eq!(ghosts.next(), None);
+    }
+}

@@ -1,0 +1,144 @@
+//! Who may have the memory of a region still.
+//!
+//! Each member gets the file by an open file description of its own, with a lock in it. Its driver hands that on to its
+//! programs, and mappings hold it as well, so the kernel lets go of the lock when the last of them all is gone, and not
+//! before: also if the driver was killed and nobody is left who could say so.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::libc;
+use rustix::fs::{Mode, OFlags, open};
+use serde::{Deserialize, Serialize};
+
+/// What a member has been given. Locks stand at places of the file that no memory has.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+pub struct Lease(u64);
+
+/// Larger than any region.
+const FIRST: u64 = 1 << 60;
+/// Members that a daemon can have, one after the other, and seconds that are told apart.
+const PER_DAEMON_LOG2: u32 = 20;
+const PER_DAEMON: u64 = 1 << (59 - PER_DAEMON_LOG2);
+/// One that nobody can be asked about: it never ends.
+const ENDLESS: Lease = Lease(0);
+
+/// The leases of one region.
+#[derive(Debug)]
+pub(super) struct Leases {
+    memory: Arc<OwnedFd>,
+    last: u64,
+    /// Somebody has the memory without a lock.
+    endless: bool,
+}
+
+impl Leases {
+    pub(super) fn of(memory: &Arc<OwnedFd>) -> Self {
+        // What a daemon before us has given out has other numbers.
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let seconds = now.map_or(0, |since| since.as_secs());
+        Self {
+            memory: Arc::clone(memory),
+            last: FIRST + ((seconds % PER_DAEMON) << PER_DAEMON_LOG2),
+            endless: false,
+        }
+    }
+
+    /// The memory for one more member.
+    pub(super) fn lend(&mut self) -> (Arc<OwnedFd>, Lease) {
+        self.last += 1;
+        let lease = Lease(self.last);
+        match self.locked(lease) {
+            Ok(memory) => (Arc::new(memory), lease),
+            Err(error) => {
+                tracing::warn!(%error, "what a member has will not be used again");
+                self.endless = true;
+                (Arc::clone(&self.memory), ENDLESS)
+            }
+        }
+    }
+
+    fn locked(&self, lease: Lease) -> io::Result<OwnedFd> {
+        let path = format!("/proc/self/fd/{}", self.memory.as_raw_fd());
+        let own = open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        let wanted = lock(Some(lease));
+        fcntl(own.as_fd(), FcntlArg::F_OFD_SETLK(&wanted))?;
+        Ok(own)
+    }
+
+    /// Whether anybody has it still.
+    pub(super) fn is_lent(&self, lease: Lease) -> bool {
+        lease == ENDLESS || self.is_locked(lock(Some(lease)))
+    }
+
+    /// Whether anybody has any.
+    pub(super) fn any(&self) -> bool {
+        self.endless || self.is_locked(lock(None))
+    }
+
+    fn is_locked(&self, mut wanted: libc::flock) -> bool {
+        let asked = fcntl(self.memory.as_fd(), FcntlArg::F_OFD_GETLK(&mut wanted));
+        asked.is_err() || i32::from(wanted.l_type) != libc::F_UNLCK
+    }
+}
+
+fn short(value: libc::c_int) -> libc::c_short {
+    libc::c_short::try_from(value).unwrap_or(0)
+}
+
+/// A lock of one lease, or of all.
+fn lock(lease: Option<Lease>) -> libc::flock {
+    libc::flock {
+        l_type: short(libc::F_WRLCK),
+        l_whence: short(libc::SEEK_SET),
+        l_start: lease.map_or(FIRST, |lease| lease.0).cast_signed(),
+        l_len: lease.is_some().into(),
+        l_pid: 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::Mapping;
+    use crate::shared::sealed_memory;
+
+    #[test]
+    fn a_lease_lasts_as_long_as_a_mapping() {
+        let memory = Arc::new(sealed_memory("region", 4096).unwrap());
+        let mut leases = Leases::of(&memory);
+        assert!(!leases.any());
+        let (first, one) = leases.lend();
+        let (second, other) = leases.lend();
+        assert!(leases.is_lent(one) && leases.is_lent(other) && leases.any());
+        let copy = first.try_clone().unwrap();
+        drop(first);
+        assert!(leases.is_lent(one), "a copy is there");
+        let mapping = Mapping::of_sealed(&copy, 4096).unwrap();
+        drop(copy);
+        assert!(leases.is_lent(one), "it is mapped");
+        drop(mapping);
+        assert!(!leases.is_lent(one));
+        assert!(leases.is_lent(other) && leases.any());
+        // The next daemon knows as well.
+        let next = Leases::of(&memory);
+        assert!(next.is_lent(other));
+        drop(second);
+        assert!(!next.is_lent(other) && !next.any());
+    }
+
+    #[test]
+    fn a_member_that_takes_the_locks_of_others_keeps_its_region_only() {
+        let memory = Arc::new(sealed_memory("region", 4096).unwrap());
+        let mut leases = Leases::of(&memory);
+        let (member, _) = leases.lend();
+        fcntl(member.as_fd(), FcntlArg::F_OFD_SETLK(&lock(None))).unwrap();
+        let (_, lease) = leases.lend();
+        assert_eq!(lease, ENDLESS);
+        drop(member);
+        assert!(leases.is_lent(lease) && leases.any());
+    }
+}
