@@ -22,6 +22,7 @@ const SO_COOKIE: c_int = 57;
 const TCP_ULP: c_int = 31;
 const SIOCINQ: u64 = 0x541b;
 const SIOCOUTQ: u64 = 0x5411;
+pub(crate) const SIOCATMARK: u64 = 0x8905;
 const SIOCOUTQNSD: u64 = 0x894b;
 
 /// TCP states as the kernel numbers them.
@@ -143,6 +144,11 @@ fn queue(fd: c_int, request: u64) -> Option<u64> {
 /// Bytes that can be read from the kernel socket now.
 pub(crate) fn readable(fd: c_int) -> Option<u64> {
     queue(fd, SIOCINQ)
+}
+
+/// Whether the next byte to be read is an urgent one, or was before it was read.
+pub(crate) fn is_at_mark(fd: c_int) -> bool {
+    queue(fd, SIOCATMARK) == Some(1)
 }
 
 /// Whether this end of an established connection called connect: `bytes_acked` then counts the SYN beside
@@ -269,10 +275,19 @@ pub(crate) fn abort(fd: c_int) {
 
 /// Whether O_NONBLOCK is set.
 pub(crate) fn is_nonblocking(fd: c_int) -> bool {
+    has_flag(fd, libc::O_NONBLOCK)
+}
+
+/// Whether O_ASYNC is set: signals tell what happens on the kernel's socket.
+pub(crate) fn is_asynchronous(fd: c_int) -> bool {
+    has_flag(fd, libc::O_ASYNC)
+}
+
+fn has_flag(fd: c_int, flag: c_int) -> bool {
     errno::preserved(|| {
         // SAFETY: F_GETFL takes no argument.
         let flags = unsafe { real::fcntl(fd, libc::F_GETFL, 0) };
-        flags >= 0 && flags & libc::O_NONBLOCK != 0
+        flags >= 0 && flags & flag != 0
     })
 }
 

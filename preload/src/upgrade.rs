@@ -189,6 +189,9 @@ fn option_in_the_way(conn: &Conn, fd: c_int) -> Option<Reason> {
     if kernel::has_ulp(fd) {
         return Some(Reason::SocketOption);
     }
+    if kernel::is_asynchronous(fd) {
+        return Some(Reason::UnseenWaiter);
+    }
     if kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PEEK_OFF).is_some_and(|value| value >= 0) {
         return Some(Reason::PeekOffset);
     }

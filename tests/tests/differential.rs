@@ -27,6 +27,9 @@ const PLAIN_CASES: &[&str] = &[
     // Short connections of many threads: whether one lasts long enough to switch depends on the load.
     "many_at_once",
     "a_connection_per_thread",
+    "async_by_fcntl_fresh/",
+    "async_by_ioctl_fresh/",
+    "async_received/",
     "connect_refused_nonblocking/",
     "connect_to_itself/",
     "listener_closed/",

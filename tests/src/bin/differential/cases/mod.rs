@@ -1,5 +1,6 @@
 //! The cases, by what they are about.
 
+mod asynchronous;
 mod closing;
 mod confined;
 mod connecting;
@@ -127,6 +128,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         readiness::CASES,
         epoll::CASES,
         signals::CASES,
+        asynchronous::CASES,
         closing::CASES,
         corners::CASES,
         connecting::CASES,
