@@ -173,8 +173,8 @@ pub(crate) unsafe fn send_batch(fd: c_int, msgs: *mut mmsghdr, count: u32, flags
         return native();
     };
     let conn = conn(index);
-    // Calls that never go to a ring take the direction back to the kernel one by one.
-    let special = flags & (libc::MSG_OOB | libc::MSG_ZEROCOPY) != 0;
+    // Calls that never go to a ring are made one by one, and may take the direction back to the kernel.
+    let special = flags & (libc::MSG_OOB | libc::MSG_ZEROCOPY | libc::MSG_FASTOPEN) != 0;
     while !special && !send::is_on_ring(conn, fd) {
         let result = Cell::new(0);
         let counted = || {

@@ -4,7 +4,7 @@
 
 use core::ffi::c_int;
 
-use libc::{MSG_DONTWAIT, MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY};
+use libc::{MSG_DONTWAIT, MSG_FASTOPEN, MSG_NOSIGNAL, MSG_OOB, MSG_ZEROCOPY};
 use rdma_core::Reason;
 use rdma_core::slot::TxState;
 
@@ -118,7 +118,7 @@ fn count(buffers: &Buffers) -> isize {
     isize::try_from(buffers.done()).unwrap_or(isize::MAX)
 }
 
-/// Calls that never go to a ring: out-of-band data, zero-copy, nothing to send.
+/// Calls that never go to a ring: a connect that sends, out-of-band data, zero-copy, nothing to send.
 fn unservable(
     conn: &'static Conn,
     fd: c_int,
@@ -126,6 +126,10 @@ fn unservable(
     flags: c_int,
     native: &dyn Fn() -> isize,
 ) -> Option<isize> {
+    if flags & MSG_FASTOPEN != 0 {
+        // The kernel refuses to connect what is connected, and sends nothing.
+        return Some(native());
+    }
     if flags & (MSG_OOB | MSG_ZEROCOPY) != 0 {
         // The urgent mark and the notification are the kernel's: the stream goes back there first.
         let reason = if flags & MSG_OOB != 0 {

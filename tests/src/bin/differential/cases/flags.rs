@@ -546,6 +546,12 @@ fn rare_flags(stage: &mut Stage) {
         a.send(b"x", libc::MSG_CMSG_CLOEXEC)
     });
     stage.b("recv cmsg_cloexec", |b| b.recv(4, libc::MSG_CMSG_CLOEXEC));
+    stage.a("send fastopen", |a| a.send(b"y", libc::MSG_FASTOPEN));
+    stage.a("sendmmsg fastopen", |a| {
+        show::ret(sys::sendmmsg(a.fd, &[b"y", b"z"], libc::MSG_FASTOPEN).0)
+    });
+    stage.a("say", |a| a.say("hello"));
+    stage.b("hear", |b| b.hear(5));
 }
 
 /// Every pair of a sending and a receiving call.
