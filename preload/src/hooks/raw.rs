@@ -1,7 +1,8 @@
 //! Calls by number: `syscall` and `prctl`.
 //!
 //! A program that calls a socket function by number through libc's `syscall` means the same as by name. Of
-//! the rest only those matter that end what the library can do in the process: seccomp and io_uring.
+//! the rest only those matter that end what the library can do in the process: seccomp, io_uring and the
+//! kernel's older asynchronous I/O.
 
 use core::ffi::{c_int, c_long, c_ulong};
 use core::ptr::with_exposed_provenance_mut as pointer;
@@ -59,7 +60,7 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             retire::before_private_descriptors();
             None
         }
-        libc::SYS_io_uring_setup => {
+        libc::SYS_io_uring_setup | libc::SYS_io_setup => {
             retire::before_io_uring();
             None
         }
@@ -179,6 +180,7 @@ unsafe fn on_descriptor(number: c_long, args: [usize; 6]) -> Option<c_long> {
             libc::SYS_ioctl => wide(socket::ioctl(fd, b as c_ulong, c)),
             libc::SYS_close => wide(descriptors::close(fd)),
             libc::SYS_fcntl => wide(descriptors::fcntl(fd, number_of(b), c)),
+            libc::SYS_connect => wide(socket::connect(fd, pointer(b), word(c))),
             libc::SYS_shutdown => wide(socket::viaduct_shutdown(fd, number_of(b))),
             libc::SYS_dup => wide(descriptors::viaduct_dup(fd)),
             libc::SYS_dup2 => wide(descriptors::viaduct_dup2(fd, number_of(b))),

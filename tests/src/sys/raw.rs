@@ -118,6 +118,13 @@ pub fn raw_sendfile(out: c_int, input: c_int, count: usize) -> Ret {
     ret(unsafe { libc::syscall(libc::SYS_sendfile, out, input, none, count) })
 }
 
+/// connect(2) by number, to no address.
+pub fn raw_dissolve(fd: c_int) -> Ret {
+    let nowhere = [0u8; 16];
+    // SAFETY: an address of its length.
+    ret(unsafe { libc::syscall(libc::SYS_connect, fd, nowhere.as_ptr(), 16) })
+}
+
 /// dup(2) and close(2) by number.
 pub fn raw_dup(fd: c_int) -> Ret {
     // SAFETY: no pointers.
@@ -140,6 +147,32 @@ pub fn io_uring_setup() {
     {
         let _ = super::close(ring);
     }
+}
+
+/// Asks by the kernel's older asynchronous I/O (io_setup and its relatives, by number) whether there is
+/// something to read; what it told, which comes at once or when something is there.
+pub fn polled_by_number(fd: c_int) -> Ret {
+    // In `struct iocb` the operation and the descriptor are one word, and the events are the one after it.
+    const POLL: u64 = 5;
+    let mut context = 0u64;
+    // SAFETY: a word for the context.
+    ret(unsafe { libc::syscall(libc::SYS_io_setup, 4, &raw mut context) })?;
+    let number = u64::from(fd.cast_unsigned());
+    let events = u64::from(libc::POLLIN.cast_unsigned());
+    let request = [0, 0, POLL | number << 32, events, 0, 0, 0, 0u64];
+    let list = [&raw const request];
+    // SAFETY: one request, which lives until it is over.
+    let begun = ret(unsafe { libc::syscall(libc::SYS_io_submit, context, 1, list.as_ptr()) });
+    let mut told = [0u64; 4];
+    let got = begun.and_then(|_| {
+        let time = super::spec(10_000);
+        let (told, time) = (told.as_mut_ptr(), &raw const time);
+        // SAFETY: room for one event.
+        ret(unsafe { libc::syscall(libc::SYS_io_getevents, context, 1, 1, told, time) })
+    });
+    // SAFETY: the context that was made.
+    unsafe { libc::syscall(libc::SYS_io_destroy, context) };
+    got.map(|count| count << 32 | told[2].cast_signed())
 }
 
 /// From now on every system call but these kills the process.

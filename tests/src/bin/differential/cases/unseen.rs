@@ -17,6 +17,8 @@ pub(super) const CASES: &[Case] = &[
     once("more_by_number", Needs::Steps, more_by_number),
     once("waits_by_number", Needs::Steps, waits_by_number),
     once("other_names", Needs::Steps, other_names),
+    once("dissolved_by_number", Needs::Steps, dissolved_by_number),
+    once("asked_by_number", Needs::Processes, asked_by_number),
     once("fork_by_number", Needs::Processes, fork_by_number),
     once("printed_unseen", Needs::Steps, printed_unseen),
     once("asynchronous_io", Needs::Steps, asynchronous_io),
@@ -283,6 +285,29 @@ fn beside_io_uring(stage: &mut Stage) {
         },
         |b| talk(b, false),
     );
+}
+
+/// A connection is ended by a connect to nowhere, by number.
+fn dissolved_by_number(stage: &mut Stage) {
+    stage.connect();
+    stage.a("dissolve", |a| show::ret(sys::raw_dissolve(a.fd)));
+    stage.b("reset", |b| {
+        b.ready(libc::POLLIN | libc::POLLOUT | libc::POLLRDHUP | libc::POLLERR | libc::POLLHUP)
+    });
+    stage.b("recv", |b| b.recv(1, 0));
+    stage.a("send", |a| a.send(b"x", 0));
+}
+
+/// The kernel's older asynchronous I/O tells of the connection.
+fn asked_by_number(stage: &mut Stage) {
+    stage.connect();
+    for _ in 0..2 {
+        stage.b("say", |b| b.say("hello"));
+        stage.a("tells", |a| format!("{:?}", sys::polled_by_number(a.fd)));
+        stage.a("hear", |a| a.hear(5));
+        stage.a("say", |a| a.say("world"));
+        stage.b("hear", |b| b.hear(5));
+    }
 }
 
 /// What a careful program allows itself: its own calls, and nothing that a library might like.
