@@ -89,6 +89,15 @@ export! {
     }
 }
 
+redhook::hook! {
+    unsafe fn sockatmark(fd: c_int) -> c_int => viaduct_sockatmark {
+        let mut is_there: c_int = 0;
+        // SAFETY: the request writes one int.
+        let rc = unsafe { options::ioctl(fd, kernel::SIOCATMARK, (&raw mut is_there).expose_provenance()) };
+        if rc < 0 { rc } else { is_there }
+    }
+}
+
 /// accept with the far address, which costs nothing when we ask for it in the same call.
 #[inline]
 fn accepted(

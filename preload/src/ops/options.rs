@@ -54,6 +54,15 @@ pub(crate) unsafe fn ioctl(fd: c_int, request: c_ulong, arg: usize) -> c_int {
                 _ => native(),
             }
         }
+        kernel::SIOCATMARK if recv::is_ring_ahead(conn) => {
+            let place = core::ptr::with_exposed_provenance_mut::<c_int>(arg);
+            // SAFETY: the request's argument points to an int that it overwrites.
+            if unsafe { probe::write(place, 0) } {
+                0
+            } else {
+                native()
+            }
+        }
         FIONBIO => {
             let rc = native();
             if rc == 0 {

@@ -23,7 +23,7 @@ use rdma_core::ring::{Consumer, RxCursor};
 use rdma_core::slot::RxState;
 
 pub(super) use ask::is_on_ring;
-pub(crate) use ask::{left_to_read, notice_return, readable};
+pub(crate) use ask::{is_ring_ahead, left_to_read, notice_return, readable};
 pub(super) use block::block;
 pub(super) use by_kernel::from_kernel;
 pub(crate) use ends::{break_conn, on_kernel_event};

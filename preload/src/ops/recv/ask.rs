@@ -65,6 +65,16 @@ pub(crate) fn readable(conn: &'static Conn, fd: c_int) -> Option<u64> {
     }
 }
 
+/// Whether bytes of the ring are to be read before the kernel's next one.
+pub(crate) fn is_ring_ahead(conn: &Conn) -> bool {
+    let rx = &conn.slot().rx;
+    rx.state() == RxState::Ring
+        && conn.view().is_some_and(|view| {
+            let mut cursor = rx.cursor();
+            Consumer::of(view).refresh(&mut cursor).unwrap_or(0) > 0
+        })
+}
+
 /// What TCP_INQ tells beside a message: the bytes that are left, and one more for an end of stream.
 pub(crate) fn left_to_read(conn: &'static Conn, fd: c_int) -> c_int {
     let there = readable(conn, fd);

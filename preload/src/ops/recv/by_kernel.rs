@@ -93,8 +93,14 @@ pub(super) fn from_kept(conn: &Conn, kept: c_int, buffers: &mut Buffers, flags: 
 }
 
 /// Whether the kernel has an error to tell, and no bytes before it.
-pub(super) fn has_only_an_error(fd: c_int) -> bool {
+fn has_only_an_error(fd: c_int) -> bool {
     kernel::poll_now(fd, 0) & libc::POLLERR != 0 && kernel::readable(fd) == Some(0)
+}
+
+/// Whether a call that has bytes must end before those of the kernel: the next is an urgent one, which a call
+/// that begins with it passes over, or there is only an error, which is for the next call.
+pub(super) fn must_end_before(fd: c_int) -> bool {
+    has_only_an_error(fd) || kernel::is_at_mark(fd)
 }
 
 /// Whether the ring's stream goes on in the kernel after the next `bytes` bytes.
@@ -120,8 +126,7 @@ pub(super) fn rest_from_kernel(
         if buffers.done() >= target {
             flags |= MSG_DONTWAIT;
         }
-        if has_only_an_error(fd) {
-            // For the next call.
+        if must_end_before(fd) {
             return;
         }
         let (mut parts, used) = buffers.rest::<64>(usize::MAX);

@@ -8,7 +8,7 @@ use rdma_core::slot::{RxState, Stage};
 
 use super::block::block;
 use super::by_kernel::{
-    from_kept, from_kernel, has_only_an_error, rest_from_kernel, stream_returns_at,
+    from_kept, from_kernel, must_end_before, rest_from_kernel, stream_returns_at,
 };
 use super::look::{kernel_now, step};
 use super::{STALE, Step};
@@ -73,8 +73,7 @@ fn receive(
             };
         };
         let before = buffers.done();
-        if before > 0 && conn.slot().rx.state() == RxState::Armed && has_only_an_error(fd) {
-            // The error is for the next call, of whatever kind: do not take it from the kernel.
+        if before > 0 && conn.slot().rx.state() == RxState::Armed && must_end_before(fd) {
             return count(buffers);
         }
         match step(conn, fd, buffers, flags, target) {

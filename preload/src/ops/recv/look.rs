@@ -300,7 +300,7 @@ fn ring_now(
         break_conn(conn, view, Reason::RingCorrupt);
         return (Step::Error(libc::ECONNRESET), false);
     }
-    if looks_behind && len == available && buffers.left() > 0 {
+    if looks_behind && len == available && buffers.left() > 0 && !kernel::is_at_mark(fd) {
         kernel_now(conn, fd, buffers, flags, usize::MAX);
     }
     let space = flags & MSG_PEEK == 0 && publish(conn, &ring, &cursor);
