@@ -382,6 +382,24 @@ fn relayed_streams_end_well_when_the_daemon_of_a_container_is_killed() {
     killed_in_mid_stream(TWO);
 }
 
+/// A program that sleeps when the daemon of its container is killed gets the next byte, or hears of the end; where it has
+/// gone back to TCP before the host reset the far end, from that one's close.
+#[test]
+fn a_program_that_sleeps_hears_that_the_daemon_of_its_container_was_killed() {
+    for tenants in [ONE, TWO] {
+        let mut guests = Guests::start(tenants, &[]);
+        let mut duo = joined(&guests);
+        duo.server.tell("recv 0 1");
+        settle();
+        guests.guests[1].kill();
+        let sent = duo.client.ask("send 0 1");
+        assert_eq!(duo.client.ask("close 0"), "ok");
+        let came = duo.server.answer();
+        let fits = [reset().as_str(), "ret 0"].contains(&came.as_str()) || came == sent;
+        assert!(fits, "{tenants:?}: {sent}, {came}");
+    }
+}
+
 fn revoked(tenants: &[&str]) {
     let guests = Guests::start(tenants, &[]);
     let mut duo = joined(&guests);
