@@ -19,7 +19,7 @@ use rdma_core::slot::SLOTS;
 
 pub(crate) use adopt::{Side, adopt, adopt_inherited, adopt_unknown, move_to_own_arena};
 pub(crate) use close::{after_shutdown, before_dissolve, before_shutdown, begin_close, close_kept};
-pub(crate) use descriptors::{created, duplicated, is_stale, make_way};
+pub(crate) use descriptors::{created, duplicated, fetched, is_stale, make_way};
 pub(crate) use exec::{at_exit, before_exec, exec_failed, forget, spawned, spawning};
 pub(crate) use fork::{
     any_on_ring, before_fork, fork_failed, in_forked_child, is_own_memory, own_pid,

@@ -206,6 +206,18 @@ originals! {
     fn open64(path: *const c_char, flags: c_int, mode: usize) -> c_int;
     fn openat(dir: c_int, path: *const c_char, flags: c_int, mode: usize) -> c_int;
     fn openat64(dir: c_int, path: *const c_char, flags: c_int, mode: usize) -> c_int;
+    fn __open_2(path: *const c_char, flags: c_int) -> c_int;
+    fn __open64_2(path: *const c_char, flags: c_int) -> c_int;
+    fn __openat_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int;
+    fn __openat64_2(dir: c_int, path: *const c_char, flags: c_int) -> c_int;
+    fn mkstemp(template: *mut c_char) -> c_int;
+    fn mkstemp64(template: *mut c_char) -> c_int;
+    fn mkostemp(template: *mut c_char, flags: c_int) -> c_int;
+    fn mkostemp64(template: *mut c_char, flags: c_int) -> c_int;
+    fn shm_open(name: *const c_char, flags: c_int, mode: usize) -> c_int;
+    fn posix_openpt(flags: c_int) -> c_int;
+    fn pidfd_open(pid: pid_t, flags: u32) -> c_int;
+    fn fanotify_init(flags: u32, event_flags: u32) -> c_int;
     fn pipe(fds: *mut c_int) -> c_int;
     fn pipe2(fds: *mut c_int, flags: c_int) -> c_int;
     fn socketpair(domain: c_int, kind: c_int, protocol: c_int, fds: *mut c_int) -> c_int;

@@ -37,6 +37,7 @@ const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
 mod aliases;
 mod data;
 mod fd;
+mod numbers;
 mod out_of_sight;
 mod process;
 mod raw;

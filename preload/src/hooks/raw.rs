@@ -9,7 +9,7 @@ use core::ptr::with_exposed_provenance_mut as pointer;
 
 use libc::timespec;
 
-use super::{data, fd as descriptors, process, ready, socket};
+use super::{data, fd as descriptors, numbers, process, ready, socket};
 use crate::ops::ready::{from_timespec as of_timespec, to_timespec};
 use crate::{control, fds, lifecycle, probe, real, retire};
 
@@ -63,6 +63,11 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
         libc::SYS_io_uring_setup | libc::SYS_io_setup => {
             retire::before_io_uring();
             None
+        }
+        libc::SYS_pidfd_getfd if lifecycle::any_known() => {
+            let (process, target) = (number_of(a), number_of(b));
+            // SAFETY: no pointers.
+            Some(unsafe { numbers::viaduct_pidfd_getfd(process, target, word(c)) }.into())
         }
         libc::SYS_close_range if lifecycle::any_known() => {
             // SAFETY: no pointers.

@@ -45,6 +45,29 @@ pub(crate) fn created(fd: c_int) {
     }
 }
 
+/// A descriptor was duplicated out of some process. If that is this one, and the file one of its connections,
+/// there is one more descriptor of it.
+#[cold]
+pub(crate) fn fetched(new: c_int) {
+    created(new);
+    if !super::any_known() {
+        return;
+    }
+    let Some(cookie) = kernel::cookie(new) else {
+        return;
+    };
+    let mut old = None;
+    fds::each(0, u32::MAX, |fd, entry| {
+        let is_other = fd != new && entry.as_conn().is_some() && old.is_none();
+        if is_other && kernel::cookie(fd) == Some(cookie) {
+            old = Some(fd);
+        }
+    });
+    if let Some(old) = old {
+        duplicated(old, new);
+    }
+}
+
 /// Before a sleep on a connection: the number may name another file by now, because of a close that no
 /// hook saw. True if it did; the connection is forgotten then.
 pub(crate) fn is_stale(conn: &Conn, fd: c_int) -> bool {

@@ -19,6 +19,8 @@ pub(super) const CASES: &[Case] = &[
     once("other_names", Needs::Steps, other_names),
     once("dissolved_by_number", Needs::Steps, dissolved_by_number),
     once("asked_by_number", Needs::Processes, asked_by_number),
+    once("numbers_handed_out", Needs::Processes, numbers_handed_out),
+    once("fetched_from_itself", Needs::Processes, fetched_from_itself),
     once("fork_by_number", Needs::Processes, fork_by_number),
     once("printed_unseen", Needs::Steps, printed_unseen),
     once("asynchronous_io", Needs::Steps, asynchronous_io),
@@ -272,6 +274,45 @@ fn talk(end: &mut End, first: bool) -> String {
         }
     }
     "talked".to_owned()
+}
+
+/// A socket is closed unseen, and its number names a file: what is written goes there.
+fn numbers_handed_out(stage: &mut Stage) {
+    for (label, make) in sys::MAKERS {
+        stage.connect();
+        stage.a(label, |a| {
+            let closed = sys::close_unseen(a.fd);
+            // Lower numbers may be free as well.
+            let new = (0..8).map(|_| make()).find(|&fd| fd == a.fd || fd < 0);
+            let new = new.unwrap_or(-1);
+            let written = show::ret(sys::write(new, b"x"));
+            let at = show::ret(sys::lseek(new, 0, libc::SEEK_CUR));
+            format!("{} {written} {at} {}", show::ok(closed), a.close())
+        });
+        stage.b("close", End::close);
+    }
+}
+
+/// pidfd_getfd of the program's own socket gives a duplicate.
+fn fetched_from_itself(stage: &mut Stage) {
+    stage.connect();
+    stage.a("fetch", |a| {
+        let fetched = sys::fetch_from_itself(a.fd);
+        if fetched.is_ok() {
+            a.more = vec![a.fd];
+            a.fd = sys::fd_of(fetched);
+        }
+        show::ok(fetched)
+    });
+    stage.both("talk", |a| talk(a, true), |b| talk(b, false));
+    stage.a("close the other", |a| {
+        a.more
+            .pop()
+            .map_or_else(String::new, |old| show::ok(sys::close(old)))
+    });
+    stage.both("talk", |a| talk(a, true), |b| talk(b, false));
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
 }
 
 fn beside_io_uring(stage: &mut Stage) {
