@@ -123,6 +123,11 @@ pub(crate) fn has_ulp(fd: c_int) -> bool {
     option(fd, libc::IPPROTO_TCP, TCP_ULP, &mut value).is_some_and(|len| len > 0 && value[0] != 0)
 }
 
+/// Whether TCP_USER_TIMEOUT is set.
+pub(crate) fn has_user_timeout(fd: c_int) -> bool {
+    option_int(fd, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT).is_some_and(|ms| ms != 0)
+}
+
 /// The TCP state.
 pub(crate) fn state(fd: c_int) -> Option<u8> {
     TcpInfo::of(fd).map(|info| info.state())

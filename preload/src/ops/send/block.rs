@@ -3,6 +3,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
+use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::layout::ConnView;
 use rdma_core::ring::Producer;
@@ -36,6 +37,9 @@ pub(super) fn block(
     if dont_wait
         || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
     {
+        if leaves_for_a_timeout(conn, fd) {
+            return Ok(());
+        }
         epoll::want_space(conn);
         return Err(libc::EAGAIN);
     }
@@ -61,7 +65,7 @@ pub(super) fn block(
     if wait::spin(far, wait::Pace::Stream, ready) {
         return Ok(());
     }
-    if !call.note(conn) {
+    if leaves_for_a_timeout(conn, fd) || !call.note(conn) {
         return Ok(());
     }
     if lifecycle::is_stale(conn, fd) {
@@ -103,6 +107,18 @@ pub(super) fn block(
         }
         Woken::Interrupted => Ok(()),
     }
+}
+
+/// A ring does not measure how long its far end reads nothing (TCP_USER_TIMEOUT): where that is to be measured,
+/// what does not fit goes by the kernel. True: the direction has left its ring.
+#[cold]
+fn leaves_for_a_timeout(conn: &'static Conn, fd: c_int) -> bool {
+    let tx = &conn.slot().tx;
+    if tx.state() != TxState::Ring || !kernel::has_user_timeout(fd) {
+        return false;
+    }
+    lifecycle::to_kernel(conn, fd, Reason::SocketOption);
+    tx.state() != TxState::Ring
 }
 
 /// Waits until the kernel takes more of what must go before.

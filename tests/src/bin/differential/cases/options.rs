@@ -21,6 +21,12 @@ pub(super) const CASES: &[Case] = &[
     once("neutral_options", Needs::Steps, neutral_options),
     once("kernel_reports", Needs::Steps, kernel_reports),
     once("zerocopy_receive", Needs::Steps, zerocopy_receive),
+    once("user_timeout", Needs::Steps, |stage| {
+        user_timeout(stage, true);
+    }),
+    once("user_timeout_nonblocking", Needs::Steps, |stage| {
+        user_timeout(stage, false);
+    }),
     in_all_forms("lowat_waits", Needs::Both, lowat_waits),
     in_all_forms("lowat_beyond_buffers", Needs::Both, lowat_beyond_buffers),
 ];
@@ -296,6 +302,35 @@ fn zerocopy_receive(stage: &mut Stage) {
     stage.a("recv", |a| a.recv(30, 0));
     stage.a("say", |a| a.say("back"));
     stage.b("hear", |b| b.hear(4));
+}
+
+/// TCP_USER_TIMEOUT: a connection whose far end does not read is given up.
+fn user_timeout(stage: &mut Stage, blocking: bool) {
+    stage.connect();
+    stage.a("set", |a| {
+        let set = sys::setsockopt(a.fd, IPPROTO_TCP, libc::TCP_USER_TIMEOUT, 700);
+        let _ = sys::set_nonblocking(a.fd, !blocking);
+        show::ret(set)
+    });
+    stage.a("say", |a| a.send(b"hello", 0));
+    stage.b("hear", |b| b.recv(5, 0));
+    stage.a("until given up", |a| {
+        let chunk = vec![b'u'; 1_000_000];
+        loop {
+            match sys::send(a.fd, &chunk, libc::MSG_NOSIGNAL) {
+                Ok(sent) if sent > 0 => {}
+                Err(libc::EAGAIN) => {
+                    let (ret, _) = sys::poll(&[(a.fd, libc::POLLOUT)], crate::end::patience());
+                    if ret != Ok(1) {
+                        return show::ret(ret);
+                    }
+                }
+                other => return show::ret(other),
+            }
+        }
+    });
+    stage.a("close", End::close);
+    stage.b("close", End::close);
 }
 
 /// SO_RCVLOWAT: nothing is there before enough is.
