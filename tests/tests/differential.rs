@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use viaduct_tests::compare::differences;
 use viaduct_tests::rig::build;
+use viaduct_tests::rig::compiler;
 use viaduct_tests::rig::daemon::Daemon;
 use viaduct_tests::rig::guests::Guests;
 use viaduct_tests::rig::over::Over;
@@ -167,6 +168,14 @@ fn comparable(output: &str) -> String {
 fn what_is_left_out_is_said() {
     if !may_reach() {
         println!("skipped: *{REACHING}*: the daemon may not reach into other processes (Yama)");
+    }
+    if !rustix::process::geteuid().is_root() {
+        println!("skipped: set_user_id_program: an ordinary program runs, for want of root");
+    }
+    if compiler::compile("int main(void) { return 0; }", &["-static"]).is_none() {
+        println!(
+            "skipped: static_program: an ordinary program runs, for want of a static C library"
+        );
     }
 }
 

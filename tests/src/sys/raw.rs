@@ -199,6 +199,25 @@ pub fn allow_only(calls: &[c_long]) -> Ret {
     ret(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const filter, 0, 0) })
 }
 
+/// A filter of the socket that takes everything.
+pub fn attach_open_filter(fd: c_int) -> Ret {
+    const RETURN: u16 = 0x06;
+    let mut program = [sock_filter {
+        code: RETURN,
+        jt: 0,
+        jf: 0,
+        k: u32::MAX,
+    }];
+    let filter = sock_fprog {
+        len: 1,
+        filter: program.as_mut_ptr(),
+    };
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_ATTACH_FILTER);
+    let len = super::size::<sock_fprog>();
+    // SAFETY: a program of its length, which outlives the call.
+    ret(unsafe { libc::setsockopt(fd, level, name, (&raw const filter).cast(), len) })
+}
+
 /// ppoll by number, for `events` on one descriptor; the readiness, and whether time is left.
 pub fn raw_ppoll(fd: c_int, events: i16, timeout_ms: i64) -> (Ret, i16, bool) {
     let mut entry = libc::pollfd {

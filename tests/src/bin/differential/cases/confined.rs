@@ -130,6 +130,7 @@ fn without_library(stage: &mut Stage, make: fn(&Path) -> Option<CString>) {
         let directory = std::env::temp_dir().join(format!("cat-{}", std::process::id()));
         let _ = std::fs::create_dir(&directory);
         let _ = std::fs::set_permissions(&directory, PermissionsExt::from_mode(0o755));
+        // The test says where no such program can be made.
         let cat = make(&directory).unwrap_or_else(|| c"/bin/cat".to_owned());
         let fd = b.fd;
         let pid = child(|| sys::exec_on(&cat, fd));
@@ -144,7 +145,7 @@ fn without_library(stage: &mut Stage, make: fn(&Path) -> Option<CString>) {
 fn set_user_id_cat(directory: &Path) -> Option<CString> {
     let cat = directory.join("cat");
     std::fs::copy("/bin/cat", &cat).ok()?;
-    let _ = std::os::unix::fs::chown(&cat, Some(65_534), Some(65_534));
+    std::os::unix::fs::chown(&cat, Some(65_534), Some(65_534)).ok()?;
     std::fs::set_permissions(&cat, PermissionsExt::from_mode(0o4755)).ok()?;
     CString::new(cat.as_os_str().as_bytes()).ok()
 }

@@ -17,6 +17,7 @@ mod many;
 mod messages;
 mod options;
 mod pointers;
+mod rare;
 mod readiness;
 mod signals;
 mod splice;
@@ -139,6 +140,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         files::CASES,
         downgrade::CASES,
         unseen::CASES,
+        rare::CASES,
         confined::CASES,
         many::CASES,
         splice::CASES,
