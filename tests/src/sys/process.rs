@@ -164,6 +164,23 @@ pub fn kill_group(leader: u32) {
     }
 }
 
+/// system(3).
+pub fn system(command: &CStr) -> Ret {
+    // SAFETY: a text that ends.
+    ret(unsafe { libc::system(command.as_ptr()) })
+}
+
+/// popen(3) for reading, and pclose(3).
+pub fn popen(command: &CStr) -> Ret {
+    // SAFETY: texts that end.
+    let stream = unsafe { libc::popen(command.as_ptr(), c"r".as_ptr()) };
+    if stream.is_null() {
+        return Err(super::errno());
+    }
+    // SAFETY: the stream that was just opened.
+    ret(unsafe { libc::pclose(stream) })
+}
+
 /// Signals caught by [`catch`], all threads together.
 static CAUGHT: AtomicU32 = AtomicU32::new(0);
 

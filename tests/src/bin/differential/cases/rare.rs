@@ -20,6 +20,7 @@ pub(super) const CASES: &[Case] = &[
     once("repair_later", Needs::Processes, repair_later),
     once("filter_later", Needs::Processes, filter_later),
     once("flags_of_a_child", Needs::Processes, flags_of_a_child),
+    once("programs_beside", Needs::Processes, programs_beside),
     once("epoll_exclusive", Needs::Both, |stage| {
         stage.connect();
         exclusive(stage);
@@ -165,6 +166,24 @@ fn flags_of_a_child(stage: &mut Stage) {
             b.say("hello")
         },
     );
+    to_the_end(stage);
+}
+
+/// Other programs are run and waited for, in each of libc's ways, by one who has a connection.
+fn programs_beside(stage: &mut Stage) {
+    stage.connect();
+    for _ in 0..3 {
+        stage.b("say", |b| b.say("before"));
+        stage.a("system", |_| show::ret(sys::system(c"exit 3")));
+        stage.a("popen", |_| show::ret(sys::popen(c"exit 4")));
+        stage.a("spawn", |_| {
+            let status = std::process::Command::new("true").status();
+            status.map_or_else(|error| error.to_string(), |status| status.to_string())
+        });
+        stage.a("hear", |a| a.hear(6));
+        stage.a("say", |a| a.say("after"));
+        stage.b("hear", |b| b.hear(5));
+    }
     to_the_end(stage);
 }
 
