@@ -4,12 +4,13 @@
 //! memory is known by its [`Lease`], which is looked at from time to time; and each connection has a word in which its
 //! program says that it has let go.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use super::VmId;
 use super::connections::Freed;
 use super::lease::Lease;
-use super::region::Heap;
+use super::region::{Heap, Region};
 
 /// A member that has left. All of its memory is its own until nobody has it any more.
 #[derive(Debug)]
@@ -18,7 +19,7 @@ pub struct Ghost {
     pub vm: VmId,
     /// What it had.
     pub lease: Lease,
-    /// Memory for events, unless the machine's next driver has it by now.
+    /// Memory for events, which its programs may use among themselves.
     pub heaps: Vec<Heap>,
     /// Blocks of process numbers.
     pub blocks: Vec<u32>,
@@ -45,6 +46,19 @@ pub struct Ghosts {
     /// Memory of ports that the relay has let go of.
     pub ports: Vec<Retired>,
     next: Option<(Instant, Duration)>,
+}
+
+/// What leases have been asked in one look: each is a system call, and a machine may have left thousands of
+/// connections behind by the same one.
+#[derive(Debug, Default)]
+pub struct Asked(BTreeMap<(usize, Lease), bool>);
+
+impl Asked {
+    /// Whether anybody has a lease of region `tenancy` still.
+    pub fn is_lent(&mut self, tenancy: usize, region: &Region, lease: Lease) -> bool {
+        let known = self.0.entry((tenancy, lease));
+        *known.or_insert_with(|| region.is_lent(lease))
+    }
 }
 
 /// Between two looks: at first, and at last.
@@ -81,11 +95,10 @@ impl Ghosts {
         self.next = (!is_empty).then(|| (now + pause, pause));
     }
 
-    /// Takes the members that `is_over` says of, and the memory for events that nobody has any more: the older ghosts of
-    /// a machine have their memory for events where its youngest has it.
+    /// Takes the members that `is_over` says of: their blocks, and the memory for events that nobody has any more.
     pub fn take_over(
         &mut self,
-        is_over: impl Fn(VmId, Lease) -> bool,
+        mut is_over: impl FnMut(VmId, Lease) -> bool,
     ) -> (Vec<u32>, Vec<(VmId, Heap)>) {
         let (mut blocks, mut heaps) = (Vec::new(), Vec::new());
         for index in (0..self.members.len()).rev() {
@@ -97,19 +110,15 @@ impl Ghosts {
             }
             let gone = self.members.remove(index);
             blocks.extend(gone.blocks);
-            match self.members.iter_mut().find(|other| other.vm == gone.vm) {
-                Some(other) => other.heaps.extend(gone.heaps),
-                None => heaps.extend(gone.heaps.into_iter().map(|heap| (gone.vm, heap))),
-            }
+            heaps.extend(gone.heaps.into_iter().map(|heap| (gone.vm, heap)));
         }
         (blocks, heaps)
     }
 
-    /// Memory for events of a machine's drivers before, for the next one.
-    pub fn heaps_of(&mut self, vm: VmId) -> Vec<Heap> {
-        let own = self.members.iter_mut().filter(|ghost| ghost.vm == vm);
-        own.flat_map(|ghost| std::mem::take(&mut ghost.heaps))
-            .collect()
+    /// Members that a machine has left behind.
+    pub fn count(&self, vm: VmId) -> usize {
+        let own = self.members.iter().filter(|ghost| ghost.vm == vm);
+        own.count()
     }
 }
 
@@ -117,33 +126,36 @@ impl Ghosts {
 mod tests {
     use super::*;
 
+    fn heap(at: u64) -> Heap {
+        Heap { at, bytes: 1 }
+    }
+
     fn ghost(vm: usize, at: u64, block: u32) -> Ghost {
         Ghost {
             vm: VmId(vm),
             lease: Lease::default(),
-            heaps: vec![Heap { at, bytes: 1 }],
+            heaps: vec![heap(at)],
             blocks: vec![block],
         }
     }
 
     #[test]
-    fn heaps_stay_as_long_as_one_of_their_machine_is_there() {
+    fn each_ghost_has_its_own_until_it_is_over() {
         let mut ghosts = Ghosts {
             members: vec![ghost(0, 10, 1), ghost(1, 20, 2), ghost(0, 30, 3)],
             ..Ghosts::default()
         };
-        let all = ghosts.heaps_of(VmId(0));
-        assert_eq!(all.iter().map(|heap| heap.at).collect::<Vec<_>>(), [10, 30]);
-        ghosts.members[2].heaps = all;
-        let asked = std::cell::Cell::new(0);
-        let first = |_, _| asked.replace(asked.get() + 1) == 0;
-        let (blocks, heaps) = ghosts.take_over(first);
-        assert_eq!((blocks, heaps.len()), (vec![3], 0));
-        assert_eq!(ghosts.members[0].heaps.len(), 2, "the older one has them");
-        asked.set(0);
+        assert_eq!((ghosts.count(VmId(0)), ghosts.count(VmId(1))), (2, 1));
+        let mut asked = 0;
+        let (blocks, heaps) = ghosts.take_over(|_, _| {
+            asked += 1;
+            asked == 1
+        });
+        assert_eq!((blocks, heaps), (vec![3], vec![(VmId(0), heap(30))]));
+        assert_eq!(ghosts.members[0].heaps, [heap(10)]);
         let (blocks, heaps) = ghosts.take_over(|vm, _| vm == VmId(0));
-        assert_eq!((blocks, heaps.len()), (vec![1], 2));
-        assert_eq!(ghosts.members.len(), 1);
+        assert_eq!((blocks, heaps), (vec![1], vec![(VmId(0), heap(10))]));
+        assert_eq!((ghosts.count(VmId(0)), ghosts.count(VmId(1))), (0, 1));
     }
 
     #[test]

@@ -25,7 +25,7 @@ const TURN: usize = 256;
 /// Programs of guests are no users of this host.
 pub(super) const GUEST_UID: u32 = u32::MAX;
 
-/// Drivers of a machine, one after the other, whose event memory is not another's.
+/// Drivers of a device, one after the other, whose event memory is not another's.
 const HEAPS_KEPT: usize = 2;
 
 impl Daemon {
@@ -130,10 +130,12 @@ impl Daemon {
         self.tell_vm(vm, &Down::Welcome(welcome));
     }
 
-    /// Memory for the events of a driver that has just started: new memory, or that of the driver before the last one.
-    /// It is never given back while the machine has its device: a program that has slept through two drivers writes to
-    /// its old words when it wakes. There that costs a program of the same machine a wake-up at most; in somebody's ring
-    /// it would be bytes.
+    /// Memory for the events of a driver that has just started: new memory, or that of the device's driver before the
+    /// last one. It is never given back while the machine has its device: a program that has slept through two drivers
+    /// writes to its old words when it wakes. There that is a wake-up too many for a program of the same machine; in
+    /// somebody's ring it would be bytes. Such a program loses its own wake-ups, as it does with the interrupts of its
+    /// driver. A driver that takes its device along when it is killed leaves programs that wake each other still, so
+    /// what those have is a ghost's until they are gone, and no other driver gets it.
     fn take_heap(&mut self, vm: VmId, bytes: u64) -> Option<Heap> {
         let found = self.vms.vms.get_mut(vm.0)?;
         let region = &mut self.vms.tenancies.get_mut(found.tenancy)?.region;

@@ -18,7 +18,7 @@ use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::VmId;
 use crate::vm::connections::{Connection, Freed, relay_id};
-use crate::vm::ghosts::Retired;
+use crate::vm::ghosts::{Asked, Retired};
 use crate::vm::lease::Lease;
 use crate::vm::region::is_in_region;
 use crate::vm::switch::Side;
@@ -42,8 +42,15 @@ impl Daemon {
 
     /// Has the memory of a connection zeroed, as soon as nobody can use it any more.
     pub(super) fn recycle_guest(&mut self, freed: &Freed) {
+        self.recycle_asked(freed, &mut Asked::default());
+    }
+
+    fn recycle_asked(&mut self, freed: &Freed, asked: &mut Asked) {
         let mut freed = *freed;
-        let Some(tenancy) = self.vms.tenancy(freed.end.vm) else {
+        let Some(index) = self.vms.vm(freed.end.vm).map(|vm| vm.tenancy) else {
+            return;
+        };
+        let Some(tenancy) = self.vms.tenancies.get(index) else {
             return;
         };
         let Some(arena) = tenancy.region.arena(freed.end.place.arena) else {
@@ -53,7 +60,7 @@ impl Daemon {
             let _over = keeper.take_if(|(lease, end)| {
                 let words = arena.end(freed.end.place.offset, *end);
                 words.is_some_and(|words| words.state.has_let_go())
-                    || !tenancy.region.is_lent(*lease)
+                    || !asked.is_lent(index, &tenancy.region, *lease)
             });
         }
         if freed.keepers.iter().any(Option::is_some) {
@@ -68,16 +75,18 @@ impl Daemon {
 
     /// Frees what was kept for programs whose driver has died or left, and which have let go of it or are gone as well.
     pub(super) fn look_after_ghosts(&mut self, now: Instant) {
+        let mut asked = Asked::default();
         for freed in std::mem::take(&mut self.vms.ghosts.memory) {
-            self.recycle_guest(&freed);
+            self.recycle_asked(&freed, &mut asked);
         }
         for port in std::mem::take(&mut self.vms.ghosts.ports) {
-            self.recycle_port(port);
+            self.recycle_port(port, &mut asked);
         }
         let (tenancies, vms) = (&self.vms.tenancies, &self.vms.vms);
         let is_over = |vm: VmId, lease| {
-            let tenancy = vms.get(vm.0).and_then(|vm| tenancies.get(vm.tenancy));
-            tenancy.is_none_or(|tenancy| !tenancy.region.is_lent(lease))
+            let index = vms.get(vm.0).map(|vm| vm.tenancy);
+            let found = index.and_then(|index| Some((index, tenancies.get(index)?)));
+            found.is_none_or(|(index, tenancy)| !asked.is_lent(index, &tenancy.region, lease))
         };
         let (blocks, heaps) = self.vms.ghosts.take_over(is_over);
         self.vms.free_blocks(&blocks);
@@ -95,13 +104,13 @@ impl Daemon {
     }
 
     /// The relay has let go of a port; its program may not have.
-    fn recycle_port(&mut self, port: Retired) {
+    fn recycle_port(&mut self, port: Retired, asked: &mut Asked) {
         let Some(tenancy) = self.vms.tenancies.get_mut(port.tenancy) else {
             return;
         };
         if port
             .lease
-            .is_some_and(|lease| tenancy.region.is_lent(lease))
+            .is_some_and(|lease| asked.is_lent(port.tenancy, &tenancy.region, lease))
         {
             return self.vms.ghosts.ports.push(port);
         }
@@ -197,7 +206,7 @@ impl Daemon {
     /// The relay has let go of the port of a program that has left.
     pub(in crate::daemon) fn guest_port_dropped(&mut self, process: Process) {
         if let Some(port) = self.vms.retired.remove(&process) {
-            self.recycle_port(port);
+            self.recycle_port(port, &mut Asked::default());
             self.vms.ghosts.note();
         }
     }

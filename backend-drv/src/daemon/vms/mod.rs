@@ -10,6 +10,7 @@ pub(in crate::daemon) use telling::Telling;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use nix::sys::epoll::{EpollEvent, EpollFlags};
 use rdma_core::channel::{CONTROL_VECTOR, Down};
@@ -29,6 +30,9 @@ const KINDS: u64 = 4;
 const LISTENER: u64 = 0;
 const QEMU: u64 = 1;
 const BELL: u64 = 2;
+
+/// Devices of a machine that have gone while programs have their memory still; with more, no other comes.
+const GHOSTS_MAX: usize = 4;
 
 const fn token(kind: u64, index: usize) -> u64 {
     FIRST + index as u64 * KINDS + kind
@@ -113,6 +117,16 @@ impl Daemon {
             tracing::warn!(vm = %name, "a second device connects: turned away, a VM has one");
             return;
         }
+        if self.vms.ghosts.count(vm) > 0 {
+            self.look_after_ghosts(Instant::now());
+        }
+        let ghosts = self.vms.ghosts.count(vm);
+        if ghosts > GHOSTS_MAX {
+            if self.may_log() {
+                tracing::warn!(vm = %name, ghosts, "device turned away: programs of too many that were there before have its memory still");
+            }
+            return;
+        }
         match self.seat_vm(vm, socket) {
             Ok(member) => tracing::info!(vm = %name, member, "device"),
             Err(error) => tracing::warn!(vm = %name, %error, "device turned away"),
@@ -126,14 +140,12 @@ impl Daemon {
         let member = tenancy.group.join(socket, &memory)?;
         drop(memory);
         let seat = Seat::new(&tenancy.region, member, lease);
-        let mut seat = seat.ok_or(io::ErrorKind::OutOfMemory)?;
+        let seat = seat.ok_or(io::ErrorKind::OutOfMemory)?;
         if let Some(socket) = tenancy.group.socket(member) {
             let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
             let event = EpollEvent::new(interest, token(QEMU, vm.0));
             self.epoll.add(socket, event)?;
         }
-        // Its programs of before may be there, and write there when they wake.
-        seat.heaps = self.vms.ghosts.heaps_of(vm);
         if let Some(found) = self.vms.vms.get_mut(vm.0) {
             found.seat = Some(seat);
         }
