@@ -88,9 +88,10 @@ impl Ghosts {
         self.next().is_some_and(|at| at <= now)
     }
 
-    /// After a look: when the next one is.
-    pub fn rest(&mut self, now: Instant) {
-        let is_empty = self.members.is_empty() && self.memory.is_empty() && self.ports.is_empty();
+    /// After a look: when the next one is. `more`: there are others to look after.
+    pub fn rest(&mut self, now: Instant, more: bool) {
+        let is_empty =
+            !more && self.members.is_empty() && self.memory.is_empty() && self.ports.is_empty();
         let pause = self.next.map_or(SOON, |(_, pause)| (pause * 2).min(LATE));
         self.next = (!is_empty).then(|| (now + pause, pause));
     }
@@ -167,12 +168,14 @@ mod tests {
         let mut now = ghosts.next().unwrap();
         for _ in 0..20 {
             assert!(ghosts.is_due(now));
-            ghosts.rest(now);
+            ghosts.rest(now, false);
             assert!(!ghosts.is_due(now));
             now = ghosts.next().unwrap();
         }
         ghosts.members.clear();
-        ghosts.rest(now);
+        ghosts.rest(now, true);
+        assert!(ghosts.next().is_some());
+        ghosts.rest(now, false);
         assert_eq!(ghosts.next(), None);
     }
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rdma_core::channel::{CHANNEL_VERSION, GUEST_PROCESSES, GuestWelcome};
 use serde::{Deserialize, Serialize};
 
-use super::lease::Lease;
+use super::lease::{ENDLESS, Lease};
 use super::region::{Heap, Mark, Region};
 use super::seat::Seat;
 use super::server::{Group, Kept};
@@ -51,6 +51,9 @@ struct RegionState {
     bytes: u64,
     vectors: u16,
     mark: Mark,
+    /// The lease of one that has left, perhaps, does not end.
+    #[serde(default)]
+    endless: bool,
     /// The machines that share it, as configured.
     vms: Vec<String>,
 }
@@ -163,6 +166,7 @@ impl Vms {
                 bytes: tenancy.region.bytes(),
                 vectors: tenancy.group.vectors(),
                 mark: tenancy.region.mark(),
+                endless: tenancy.region.is_endless(),
                 vms: of_it.map(|vm| vm.config.name.clone()).collect(),
             }
         });
@@ -246,7 +250,8 @@ impl Vms {
             .iter()
             .position(|vm| vm.config.name == known.vm && vm.tenancy == known.region)?;
         let vm = VmId(index);
-        let tenancy = self.tenancies.get(known.region)?;
+        let tenancy = self.tenancies.get_mut(known.region)?;
+        tenancy.region.note_lease(known.lease);
         if tenancy.group.is_gone(known.member) {
             return None;
         }
@@ -282,7 +287,10 @@ fn restore_tenancy(
     items: &mut HashMap<String, OwnedFd>,
 ) -> Option<Tenancy> {
     let memory = items.remove(&region_name(index))?;
-    let region = Region::restore(index, memory, known.bytes, known.mark).ok()?;
+    let mut region = Region::restore(index, memory, known.bytes, known.mark).ok()?;
+    if known.endless {
+        region.note_lease(ENDLESS);
+    }
     let mut parts = Vec::new();
     for id in 0..super::server::MEMBERS_MAX {
         let bells: Vec<_> = (0..usize::from(known.vectors))

@@ -23,8 +23,10 @@ const FIRST: u64 = 1 << 60;
 /// Members that a daemon can have, one after the other, and seconds that are told apart.
 const PER_DAEMON_LOG2: u32 = 20;
 const PER_DAEMON: u64 = 1 << (59 - PER_DAEMON_LOG2);
+/// Numbers that are tried for one member.
+const TRIES: u32 = 64;
 /// One that nobody can be asked about: it never ends.
-const ENDLESS: Lease = Lease(0);
+pub(super) const ENDLESS: Lease = Lease(0);
 
 /// The leases of one region.
 #[derive(Debug)]
@@ -49,16 +51,31 @@ impl Leases {
 
     /// The memory for one more member.
     pub(super) fn lend(&mut self) -> (Arc<OwnedFd>, Lease) {
-        self.last += 1;
-        let lease = Lease(self.last);
-        match self.locked(lease) {
-            Ok(memory) => (Arc::new(memory), lease),
-            Err(error) => {
-                tracing::warn!(%error, "what a member has will not be used again");
-                self.endless = true;
-                (Arc::clone(&self.memory), ENDLESS)
+        let mut tries = 0;
+        let error = loop {
+            self.last += 1;
+            tries += 1;
+            let lease = Lease(self.last);
+            match self.locked(lease) {
+                Ok(memory) => return (Arc::new(memory), lease),
+                // A daemon of the same second has given it out.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock && tries < TRIES => {}
+                Err(error) => break error,
             }
-        }
+        };
+        tracing::warn!(%error, "what a member has will not be used again");
+        self.endless = true;
+        (Arc::clone(&self.memory), ENDLESS)
+    }
+
+    /// A daemon before us has lent something.
+    pub(super) fn note(&mut self, lease: Lease) {
+        self.endless |= lease == ENDLESS;
+    }
+
+    /// Whether somebody has the memory without a lock.
+    pub(super) const fn is_endless(&self) -> bool {
+        self.endless
     }
 
     fn locked(&self, lease: Lease) -> io::Result<OwnedFd> {
@@ -128,6 +145,23 @@ mod tests {
         assert!(next.is_lent(other));
         drop(second);
         assert!(!next.is_lent(other) && !next.any());
+    }
+
+    #[test]
+    fn daemons_of_one_second_give_out_different_leases() {
+        let memory = Arc::new(sealed_memory("region", 4096).unwrap());
+        let mut leases = Leases::of(&memory);
+        let start = leases.last;
+        let lent: Vec<_> = (0..3).map(|_| leases.lend()).collect();
+        let mut next = Leases::of(&memory);
+        next.last = start;
+        let (own, lease) = next.lend();
+        assert!(lease != ENDLESS && lent.iter().all(|(_, other)| *other != lease));
+        assert!(!next.is_endless());
+        drop(own);
+        assert!(!next.is_lent(lease));
+        drop(lent);
+        assert!(!next.any());
     }
 
     #[test]

@@ -152,6 +152,21 @@ impl Region {
         self.leases.lend()
     }
 
+    /// A member of a daemon before us has this.
+    pub fn note_lease(&mut self, lease: Lease) {
+        self.leases.note(lease);
+    }
+
+    /// Whether somebody has it of whom nobody can ever say that he has it no more.
+    pub const fn is_endless(&self) -> bool {
+        self.leases.is_endless()
+    }
+
+    /// Whether it may become free when nobody shares it any more, and is not yet.
+    pub const fn may_be_reset(&self) -> bool {
+        self.was_lent && !self.leases.is_endless()
+    }
+
     /// Whether a member, or anybody it has given the memory, may have it still.
     pub fn is_lent(&self, lease: Lease) -> bool {
         self.leases.is_lent(lease)
@@ -375,6 +390,7 @@ impl Region {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::vm::lease::ENDLESS;
 
     #[test]
     fn memory_comes_back_as_zeros() {
@@ -412,6 +428,30 @@ mod tests {
         drop(memory);
         region.reset();
         assert!(!region.is_lent(lease) && region.take(32 << 20).is_some());
+    }
+
+    #[test]
+    fn a_region_that_an_older_daemon_has_lent_is_not_emptied() {
+        for lease in [ENDLESS, Lease::default()] {
+            let memory = Region::create(3, 64 << 20).unwrap().memory().try_clone();
+            let mark = Mark {
+                used_to: HEAP_START + EVENT_BYTES as u64,
+                last_arena: 0,
+            };
+            let mut region = Region::restore(3, memory.unwrap(), 64 << 20, mark).unwrap();
+            assert!(region.may_be_reset() && !region.is_endless());
+            region.note_lease(lease);
+            assert!(region.is_endless() && !region.may_be_reset());
+            region
+                .events_at(HEAP_START)
+                .unwrap()
+                .context(3)
+                .unwrap()
+                .post(7);
+            region.reset();
+            let events = region.events_at(HEAP_START).unwrap();
+            assert!(events.context(3).unwrap().has_pending());
+        }
     }
 
     #[test]

@@ -95,12 +95,15 @@ impl Daemon {
                 tenancy.region.give_back_heap(heap);
             }
         }
+        // Also of a daemon before us, whose ghosts are known by their locks only.
+        let mut more = false;
         for tenancy in &mut self.vms.tenancies {
             if tenancy.group.members().next().is_none() {
                 tenancy.region.reset();
+                more |= tenancy.region.may_be_reset();
             }
         }
-        self.vms.ghosts.rest(now);
+        self.vms.ghosts.rest(now, more);
     }
 
     /// The relay has let go of a port; its program may not have.

@@ -79,6 +79,7 @@ impl Daemon {
             self.tell_vm(vm, &Down::Again);
             self.hear_vm(vm);
         }
+        self.vms.ghosts.note();
     }
 
     /// True if the event was one of ours.
