@@ -116,6 +116,12 @@ impl Ghosts {
         (blocks, heaps)
     }
 
+    /// Whether programs that were left behind have a block of process numbers.
+    pub fn have(&self, block: u32) -> bool {
+        let mut all = self.members.iter();
+        all.any(|ghost| ghost.blocks.contains(&block))
+    }
+
     /// Members that a machine has left behind.
     pub fn count(&self, vm: VmId) -> usize {
         let own = self.members.iter().filter(|ghost| ghost.vm == vm);

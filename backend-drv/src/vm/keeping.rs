@@ -67,7 +67,7 @@ struct SeatState {
     lease: Lease,
     driver: Option<Driver>,
     heaps: Vec<Heap>,
-    /// Blocks of process numbers.
+    /// Blocks of process numbers, oldest first.
     blocks: Vec<u32>,
 }
 
@@ -172,8 +172,6 @@ impl Vms {
         });
         let seats = self.vms.iter().enumerate().filter_map(|(index, vm)| {
             let seat = vm.seat.as_ref()?;
-            let mut blocks: Vec<u32> = self.blocks_of(VmId(index)).collect();
-            blocks.sort_unstable();
             Some(SeatState {
                 vm: vm.config.name.clone(),
                 region: vm.tenancy,
@@ -184,7 +182,7 @@ impl Vms {
                     first_process: welcome.first_process,
                 }),
                 heaps: seat.heaps.clone(),
-                blocks,
+                blocks: self.blocks_of(VmId(index)).collect(),
             })
         });
         State {
@@ -274,7 +272,7 @@ impl Vms {
             known.heaps.clone(),
         )?;
         for block in &known.blocks {
-            self.restore_block(*block, vm);
+            self.give_block(*block, vm);
         }
         self.vms.get_mut(index)?.seat = Some(seat);
         Some(vm)

@@ -54,6 +54,10 @@ use switch::{FlowId, Switch};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct VmId(pub usize);
 
+/// Blocks of process numbers: of the drivers of one device, and of a machine with those that it has left behind.
+const BLOCKS_KEPT: usize = 3;
+const BLOCKS_MAX: usize = 8;
+
 /// Guests are far backends to the broker; their numbers as such have this bit.
 const VM_PEERS: u32 = 1 << 30;
 
@@ -133,8 +137,9 @@ pub struct Vms {
     pub retired: HashMap<Process, Retired>,
     /// What programs may use whose driver has died or left.
     pub ghosts: Ghosts,
-    /// Whose block of process numbers it is; a driver that starts anew gets another.
-    blocks: HashMap<u32, VmId>,
+    /// Whose block of process numbers it is, and when it was given out; a driver that starts anew gets another.
+    blocks: HashMap<u32, (VmId, u64)>,
+    given: u64,
     sockets: Vec<PathBuf>,
     /// Names of regions that QEMU can take as persistent memory, and which region each is.
     names: Vec<(usize, Name)>,
@@ -251,17 +256,30 @@ impl Vms {
         }
     }
 
-    /// A block of process numbers for a driver that has just started; its first number.
+    /// A block of process numbers for a driver that has just started; its first number. A device has that of a few
+    /// drivers, then its oldest again, as with memory for events. What ghosts have counts as well, but stays theirs.
     pub fn take_block(&mut self, vm: VmId) -> Option<u32> {
         let blocks = (WaitRef::PROCESS_MAX + 1 - GUEST_PROCESS_MIN) / GUEST_PROCESSES;
         // The relay may not be done with programs of a machine that has left.
-        let in_use = |block: &u32| {
+        let with_relay = |block: &u32| {
             let of_block = |process: &Process| block_of(*process) == Some(*block);
-            self.blocks.contains_key(block) || self.retired.keys().any(of_block)
+            self.retired.keys().any(of_block)
         };
-        let block = (0..blocks).find(|block| !in_use(block))?;
-        self.blocks.insert(block, vm);
+        let mut own: Vec<u32> = self.blocks_of(vm).collect();
+        let all = own.len();
+        own.retain(|block| !self.ghosts.have(*block));
+        let block = if own.len() < BLOCKS_KEPT && all < BLOCKS_MAX {
+            (0..blocks).find(|block| !self.blocks.contains_key(block) && !with_relay(block))?
+        } else {
+            own.into_iter().find(|block| !with_relay(block))?
+        };
+        self.give_block(block, vm);
         Some(GUEST_PROCESS_MIN + block * GUEST_PROCESSES)
+    }
+
+    fn give_block(&mut self, block: u32, vm: VmId) {
+        self.given += 1;
+        self.blocks.insert(block, (vm, self.given));
     }
 
     /// How often memory or connections have changed, of which tools are told.
@@ -286,14 +304,13 @@ impl Vms {
         Ok(())
     }
 
-    fn blocks_of(&self, vm: VmId) -> impl Iterator<Item = u32> + '_ {
+    /// Oldest first.
+    fn blocks_of(&self, vm: VmId) -> impl Iterator<Item = u32> + use<> {
         let all = self.blocks.iter();
-        all.filter(move |(_, owner)| **owner == vm)
-            .map(|(block, _)| *block)
-    }
-
-    fn restore_block(&mut self, block: u32, vm: VmId) {
-        self.blocks.insert(block, vm);
+        let own = all.filter(|(_, (owner, _))| *owner == vm);
+        let mut own: Vec<_> = own.map(|(block, (_, given))| (*given, *block)).collect();
+        own.sort_unstable();
+        own.into_iter().map(|(_, block)| block)
     }
 
     /// A machine has left; its programs may not have.
@@ -301,11 +318,8 @@ impl Vms {
         let Some(seat) = self.vms.get_mut(vm.0).and_then(|vm| vm.seat.take()) else {
             return;
         };
-        let older = |block: &u32| {
-            let mut all = self.ghosts.members.iter();
-            all.any(|ghost| ghost.blocks.contains(block))
-        };
-        let blocks = self.blocks_of(vm).filter(|block| !older(block)).collect();
+        let own = self.blocks_of(vm);
+        let blocks = own.filter(|block| !self.ghosts.have(*block)).collect();
         let ghost = Ghost {
             vm,
             lease: seat.lease,
@@ -322,7 +336,8 @@ impl Vms {
 
     /// The machine that a process number belongs to.
     pub fn vm_of_process(&self, process: Process) -> Option<VmId> {
-        self.blocks.get(&block_of(process)?).copied()
+        let (vm, _) = self.blocks.get(&block_of(process)?)?;
+        Some(*vm)
     }
 }
 
@@ -371,7 +386,49 @@ fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
 
 #[cfg(test)]
 mod tests {
+    use super::lease::Lease;
     use super::*;
+
+    #[test]
+    fn a_machine_has_few_blocks() {
+        let mut all = Vms::default();
+        let mut taken = Vec::new();
+        for _ in 0..BLOCKS_KEPT {
+            taken.push(all.take_block(VmId(0)).unwrap());
+        }
+        // Its own again, oldest first, but for what the relay has.
+        assert_eq!(all.take_block(VmId(0)), Some(taken[0]));
+        let port = Retired {
+            tenancy: 0,
+            at: 0,
+            lease: None,
+        };
+        all.retired.insert(Process(taken[1] + 1), port);
+        assert_eq!(all.take_block(VmId(0)), Some(taken[2]));
+        assert_eq!(all.take_block(VmId(0)), Some(taken[0]));
+        all.retired.clear();
+        // What it leaves behind stays as it is, and is counted.
+        for _ in 0..4 {
+            let ghost = Ghost {
+                vm: VmId(0),
+                lease: Lease::default(),
+                heaps: Vec::new(),
+                blocks: all.blocks_of(VmId(0)).collect(),
+            };
+            all.ghosts.members.push(ghost);
+            for _ in 0..10 {
+                let next = all.take_block(VmId(0));
+                assert!(next.is_none_or(|next| !taken.contains(&next)));
+            }
+            let own = all.blocks_of(VmId(0));
+            let first = |block: u32| GUEST_PROCESS_MIN + block * GUEST_PROCESSES;
+            taken = own.map(first).collect();
+        }
+        assert_eq!(taken.len(), BLOCKS_MAX);
+        assert_eq!(all.take_block(VmId(0)), None);
+        let other = all.take_block(VmId(1)).unwrap();
+        assert!(!taken.contains(&other));
+    }
 
     #[test]
     fn numbers_are_given_out_again_when_the_relay_has_let_go() {
