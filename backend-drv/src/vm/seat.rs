@@ -131,10 +131,11 @@ impl Seat {
         self.writer.flush()
     }
 
-    /// How much of a region is a driver's heap.
-    pub fn heap_bytes(region: &Region) -> u64 {
+    /// How much of a region is a driver's heap. Ghosts of its machine keep theirs: together they are less than half of it.
+    pub fn heap_bytes(region: &Region, ghosts: usize) -> u64 {
         let bytes = (region.bytes() / 4).min(PROGRAMS_MAX * EVENT_BYTES as u64);
-        bytes - bytes % EVENT_BYTES as u64
+        let programs = (bytes / EVENT_BYTES as u64) >> ghosts.min(63);
+        programs.max(1) * EVENT_BYTES as u64
     }
 
     /// The event memory that a guest says a program has, if it lies in the driver's heap.

@@ -59,6 +59,11 @@ impl Guest {
         }
     }
 
+    /// Where the host listens for it.
+    pub fn device(&self) -> &Path {
+        &self.device
+    }
+
     /// Where its programs connect.
     pub fn socket(&self) -> &Path {
         &self.socket

@@ -1,6 +1,8 @@
 //! Programs in two guests: of one tenant, which share memory, and of two, between which the host copies. What happens
 //! to their connections when programs, drivers and devices go away.
 
+use std::io::Read;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rdma_core::channel::HEAP_START;
@@ -554,4 +556,27 @@ fn the_daemon_of_the_host_leaves_no_socket_behind() {
     let mut guests = Guests::start(TWO, &[]);
     guests.host.signal(Signal::TERM);
     retry("the daemon ends", || guests.host.end());
+}
+
+/// Its programs have the memory of every device that they have seen, so there are only so many.
+#[test]
+fn programs_outlive_some_daemons_of_their_container() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    for index in 1..=4 {
+        guests.guests[1].kill();
+        guests.guests[1].restart();
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+        duo.stream(index, MIB);
+    }
+    guests.guests[1].kill();
+    let device = guests.guests[1].device();
+    let mut next = UnixStream::connect(device).expect("the host listens");
+    let told = next.read(&mut [0; 8]).expect("an answer");
+    assert_eq!(told, 0, "turned away");
+    drop(duo);
+    guests.guests[1].restart();
+    let mut duo = joined(&guests);
+    duo.stream(0, MIB);
 }

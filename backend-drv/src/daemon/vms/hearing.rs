@@ -101,7 +101,7 @@ impl Daemon {
         let Some(tenancy) = self.vms.tenancy(vm) else {
             return;
         };
-        let bytes = Seat::heap_bytes(&tenancy.region);
+        let bytes = Seat::heap_bytes(&tenancy.region, self.vms.ghosts.count(vm));
         let heap = self.take_heap(vm, bytes);
         let Some((vms, heap)) = Some(&mut self.vms).zip(heap) else {
             return self.tell_vm(vm, &Down::Refused(Reason::NoMemory.code()));
