@@ -7,7 +7,7 @@
 //! What lies unread in a ring is for the program to read first. Until then all sleeps here are short.
 
 use core::ffi::c_int;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use libc::pollfd;
 use rdma_core::Reason;
@@ -33,6 +33,11 @@ const SERVED: u32 = 1;
 /// One has died, and connections have yet to go back.
 const PENDING: u32 = 2;
 
+/// While connections have yet to go back: not to look before this moment (monotonic nanoseconds), with however many
+/// descriptors.
+static NEXT: AtomicU64 = AtomicU64::new(0);
+const LOOK_EVERY_NS: u64 = 2_000_000;
+
 /// How often somebody has wanted to look.
 static WANTED: AtomicU32 = AtomicU32::new(0);
 /// Somebody looks.
@@ -44,10 +49,21 @@ pub(crate) fn note_guest(session: &Session) {
     STATE.fetch_max(SERVED, Ordering::SeqCst);
 }
 
-/// Whether connections have yet to go back, for whose sake nobody may sleep long.
+/// Whether connections have yet to go back, for whose sake nobody may sleep long. Whoever sleeps asks once more after
+/// [`entry`], which leaves the line of a daemon out that has ended.
 #[inline]
 pub(crate) fn is_pending() -> bool {
-    STATE.load(Ordering::Relaxed) == PENDING
+    match STATE.load(Ordering::Relaxed) {
+        NOWHERE => false,
+        PENDING => true,
+        _ => is_one_over(),
+    }
+}
+
+/// Whether a guest's daemon has died that nobody has looked at: a message to it may have told first.
+fn is_one_over() -> bool {
+    let mut sessions = SESSIONS.iter();
+    sessions.any(|session| session.is_in_guest() && session.has_ended())
 }
 
 /// What a sleep in the kernel looks at beside everything else: whether the daemon dies.
@@ -78,7 +94,8 @@ pub(crate) fn line_of(session: &Session) -> Option<c_int> {
 pub(crate) fn look(may: bool) {
     match STATE.load(Ordering::Relaxed) {
         NOWHERE => {}
-        SERVED if !may => {}
+        SERVED if !may && !is_one_over() => {}
+        PENDING if !may && control::monotonic_ns() < NEXT.load(Ordering::Relaxed) => {}
         _ => look_around(),
     }
 }
@@ -103,6 +120,7 @@ fn look_around() {
 
 fn take_back() {
     let mut pending = false;
+    let next = control::monotonic_ns() + LOOK_EVERY_NS;
     for session in SESSIONS.iter().filter(|session| session.is_in_guest()) {
         if session.is_live() && session.has_hung_up() {
             session.end();
@@ -121,6 +139,8 @@ fn take_back() {
         }
         pending |= !all;
     }
+    // What was not possible just now is not possible at once.
+    NEXT.store(next, Ordering::Relaxed);
     let state = if pending { PENDING } else { SERVED };
     STATE.store(state, Ordering::SeqCst);
 }

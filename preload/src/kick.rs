@@ -129,7 +129,11 @@ fn ring(conn: &Conn, who: WaitRef) -> bool {
     control::drain();
     match peer.bell(who.context) {
         Some(bell) => strike(bell),
-        None => kick_by_daemon(session, who) || strike_all(peer),
+        // A daemon that is there and behind with its messages will come to them.
+        None => {
+            let lives = control::session(session).is_some_and(control::Session::is_live);
+            kick_by_daemon(session, who) || !lives && strike_all(peer)
+        }
     }
 }
 

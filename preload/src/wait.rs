@@ -319,6 +319,8 @@ fn poll_both(
     blind: bool,
 ) -> (Woken, bool) {
     let bell = sleeper.map_or(-1, |sleeper| sleeper.bell());
+    let line = forsaken::entry();
+    let blind = blind || forsaken::is_pending();
     let mut left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
     let mut cut = false;
     if blind {
@@ -337,7 +339,7 @@ fn poll_both(
             events: libc::POLLIN,
             revents: 0,
         },
-        forsaken::entry(),
+        line,
     ];
     let rc = ops::ready::kernel_poll(&mut entries, left);
     let [socket, doorbell, line] = entries;

@@ -178,8 +178,8 @@ impl Closing {
         let index = conn.slot_index.load(Ordering::Relaxed);
         let stage = slot.stage();
         let last = slot.meta.holders.load(Ordering::Acquire) == 0;
-        if last && matches!(stage, Stage::Registered | Stage::Attached) {
-            forsaken::note_let_go(conn);
+        let known = last && matches!(stage, Stage::Registered | Stage::Attached);
+        if known {
             unregister(conn, slot, index);
         }
         // From here on nobody finds the connection through a descriptor; wait for those who did.
@@ -189,6 +189,9 @@ impl Closing {
         }
         if lock::take_rx(conn).is_ok() {
             lock::free(&slot.rx.lock);
+        }
+        if known {
+            forsaken::note_let_go(conn);
         }
         conn.detach();
         if last && index != u32::MAX {

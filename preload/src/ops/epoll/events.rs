@@ -61,18 +61,31 @@ impl Events {
     }
 }
 
+/// What the end of a line is told by.
+const ENDS: u32 = (libc::EPOLLHUP | libc::EPOLLERR).cast_unsigned();
+
+/// What [`translate`] has found.
+pub(super) struct Translated {
+    /// Events that are now in the program's array,
+    pub(super) count: usize,
+    /// and how many of them stood before the doorbell's.
+    pub(super) rung: Option<usize>,
+    /// The line of a guest's daemon has ended.
+    pub(super) hung_up: bool,
+}
+
 /// Gives the kernel's events, which stand in `out[from..from + told]`, the program's data; what those of
-/// connections on rings tell is computed. The number of events now in `out`, and how many of them stood
-/// before the doorbell's.
+/// connections on rings tell is computed.
 pub(super) fn translate(
     set: &'static Set,
     call: u32,
     out: &Events,
     from: usize,
     told: usize,
-) -> (usize, Option<usize>) {
+) -> Translated {
     let mut count = from;
     let mut rung = None;
+    let mut hung_up = false;
     for i in from..from + told {
         let Some(event) = out.told(i) else {
             break;
@@ -81,6 +94,8 @@ pub(super) fn translate(
         if is_cookie(data) {
             if Set::is_bell(data) {
                 rung = Some(count);
+                // A doorbell never does.
+                hung_up |= event.events & ENDS != 0;
                 if set.is_watched()
                     && let Some(context) = set.context().and_then(contexts::context)
                 {
@@ -144,5 +159,9 @@ pub(super) fn translate(
         }
         count += 1;
     }
-    (count, rung)
+    Translated {
+        count,
+        rung,
+        hung_up,
+    }
 }

@@ -112,11 +112,10 @@ unsafe fn wait_for_both(
             }
             return told;
         }
-        let (by_kernel, rung) = translate(set, call, &out, count, told.cast_unsigned() as usize);
-        count = by_kernel;
-        // The doorbell and the line of a guest's daemon look alike.
-        forsaken::look(rung.is_some());
-        let mut rung = rung;
+        let told = translate(set, call, &out, count, told.cast_unsigned() as usize);
+        count = told.count;
+        forsaken::look(told.hung_up);
+        let mut rung = told.rung;
         if !behind {
             let before = take_before_kernel(set);
             behind = before.more;

@@ -48,6 +48,8 @@ pub(super) fn sleep(
                     || ring_bits(conn, entry) != 0
             })
     });
+    copy[bell + 1] = forsaken::entry();
+    blind |= forsaken::is_pending();
     let mut left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
     if ready {
         left = Some(0);
@@ -59,7 +61,6 @@ pub(super) fn sleep(
         events: POLLIN,
         revents: 0,
     };
-    copy[bell + 1] = forsaken::entry();
     let result = kernel_ppoll(&mut copy[..bell + OWN_ENTRIES], left, mask);
     if let Some(sleeper) = sleeper {
         if copy[bell].revents != 0
