@@ -97,13 +97,25 @@ impl Daemon {
         }
         // Also of a daemon before us, whose ghosts are known by their locks only.
         let mut more = false;
-        for tenancy in &mut self.vms.tenancies {
-            if tenancy.group.members().next().is_none() {
-                tenancy.region.reset();
-                more |= tenancy.region.may_be_reset();
-            }
+        for tenancy in 0..self.vms.tenancies.len() {
+            more |= self.reset_if_unused(tenancy);
         }
         self.vms.ghosts.rest(now, more);
+    }
+
+    /// Has a region begin anew that nobody shares any more. What was kept for those who have left is part of it: as long
+    /// as that is not given back, it would be given back to what is another region by then. True: nobody shares it, but
+    /// that is not possible yet.
+    fn reset_if_unused(&mut self, tenancy: usize) -> bool {
+        let is_its = |vm: VmId| self.vms.vm(vm).is_some_and(|vm| vm.tenancy == tenancy);
+        let is_kept = self.vms.ghosts.members.iter().any(|ghost| is_its(ghost.vm));
+        let unused = self.vms.tenancies.get_mut(tenancy);
+        let unused = unused.filter(|tenancy| tenancy.group.members().next().is_none());
+        let Some(tenancy) = unused else { return false };
+        if !is_kept {
+            tenancy.region.reset();
+        }
+        tenancy.region.may_be_reset()
     }
 
     /// The relay has let go of a port; its program may not have.
@@ -118,9 +130,7 @@ impl Daemon {
             return self.vms.ghosts.ports.push(port);
         }
         tenancy.region.give_back_events(port.at);
-        if tenancy.group.members().next().is_none() {
-            tenancy.region.reset();
-        }
+        self.reset_if_unused(port.tenancy);
     }
 
     /// Memory of a connection has been zeroed, or not. False: it is none of a guest's.
@@ -128,13 +138,11 @@ impl Daemon {
         if !is_in_region(place.arena) {
             return false;
         }
-        for tenancy in &mut self.vms.tenancies {
-            if tenancy.region.arena(place.arena).is_some() {
-                tenancy.region.release(place, zeroed);
-                if tenancy.group.members().next().is_none() {
-                    tenancy.region.reset();
-                }
-            }
+        let mut tenancies = self.vms.tenancies.iter_mut().enumerate();
+        let found = tenancies.find(|(_, tenancy)| tenancy.region.arena(place.arena).is_some());
+        if let Some((index, tenancy)) = found {
+            tenancy.region.release(place, zeroed);
+            self.reset_if_unused(index);
         }
         true
     }
