@@ -358,9 +358,13 @@ impl Drop for Vms {
 /// Connections that wait to be accepted: there is one QEMU.
 const BACKLOG: i32 = 4;
 
+/// Says beside an error which path it is about.
+fn naming(path: &Path) -> impl Fn(io::Error) -> io::Error + Copy {
+    move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}
+
 fn listen(path: &Path, mode: u32) -> io::Result<OwnedFd> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let named = naming(path);
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(named)?;
     }

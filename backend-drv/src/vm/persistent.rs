@@ -14,6 +14,8 @@ use rustix::io::DupFlags;
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::naming;
+
 /// What the block is known by.
 const SIGNATURE: [u8; 16] = *b"NVDIMM_DAX_INFO\0";
 /// The guest's kernel keeps its notes about pages in memory of its own.
@@ -111,8 +113,7 @@ impl Name {
     /// # Errors
     /// There is something else at that path, or it cannot be made.
     pub(super) fn new(path: &Path, memory: impl AsFd) -> io::Result<Self> {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+        let named = naming(path);
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory).map_err(named)?;
         }

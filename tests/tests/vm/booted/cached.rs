@@ -3,14 +3,9 @@
 use anyhow::{Context, Result, ensure};
 use viaduct_tests::vm::guest::{Guest, Network};
 
+use super::paths::B;
 use crate::rig::Rig;
 use crate::site::{GUEST, Machine, Site, by_ring, serve, start_daemon, talk};
-
-const B: Machine = Machine {
-    name: "b",
-    address: "10.77.0.2",
-    ..GUEST
-};
 
 /// 100 rounds of 64 KiB, there and back.
 const TALK: &str = "talk 10.77.0.2 10.77.0.1:7000 100 65536 0";

@@ -8,7 +8,7 @@ use crate::site::{GUEST, Machine, Running, Site, accelerated, by_ring, listens, 
 
 const A: Machine = GUEST;
 
-const B: Machine = Machine {
+pub(super) const B: Machine = Machine {
     name: "b",
     address: "10.77.0.2",
     ..GUEST
