@@ -72,13 +72,18 @@ impl Set {
             return false;
         };
         let trigger = if self.is_watched() { 0 } else { ET };
+        self.control_own(op, bell, trigger | 1)
+    }
+
+    /// Enters a descriptor of ours into the kernel set, changes what it is there for, or takes it out.
+    fn control_own(&self, op: c_int, fd: c_int, events: u32) -> bool {
         let mut event = epoll_event {
-            events: trigger | 1,
+            events,
             u64: CHANNEL_COOKIE,
         };
         errno::preserved(|| {
             // SAFETY: a local event.
-            unsafe { real::epoll_ctl(self.epfd(), op, bell, &raw mut event) == 0 }
+            unsafe { real::epoll_ctl(self.epfd(), op, fd, &raw mut event) == 0 }
         })
     }
 
@@ -88,7 +93,8 @@ impl Set {
             return;
         }
         if let Some(line) = control::session(session).and_then(forsaken::line_of)
-            && self.control_line(libc::EPOLL_CTL_ADD, line)
+            // Its end alone, once.
+            && self.control_own(libc::EPOLL_CTL_ADD, line, ET)
         {
             self.line.store(session + 1, Ordering::Relaxed);
         }
@@ -99,20 +105,8 @@ impl Set {
         let session = self.line.swap(0, Ordering::Relaxed).checked_sub(1);
         let session = session.and_then(control::session);
         if let Some(line) = session.and_then(control::Session::line) {
-            self.control_line(libc::EPOLL_CTL_DEL, line);
+            self.control_own(libc::EPOLL_CTL_DEL, line, 0);
         }
-    }
-
-    fn control_line(&self, op: c_int, line: c_int) -> bool {
-        let mut event = epoll_event {
-            // Its end alone, once.
-            events: ET,
-            u64: CHANNEL_COOKIE,
-        };
-        errno::preserved(|| {
-            // SAFETY: a local event.
-            unsafe { real::epoll_ctl(self.epfd(), op, line, &raw mut event) == 0 }
-        })
     }
 
     /// Whether somebody watches the set as a descriptor.
