@@ -70,6 +70,8 @@ pub(crate) struct Conn {
     pub pending_error: AtomicI32,
     /// The error was reported: what TCP is after a reset.
     dead: AtomicU32,
+    /// Not 0: broken, and the kernel's connection was reset for that by this process.
+    reset: AtomicU32,
     /// Where the far end's ring stream ends although it never said so: it died.
     pub final_tail: AtomicU64,
     /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
@@ -124,6 +126,7 @@ impl Conn {
             veto: AtomicU32::new(0),
             pending_error: AtomicI32::new(0),
             dead: AtomicU32::new(0),
+            reset: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
             over_since: AtomicU64::new(0),
             return_at: AtomicU64::new(0),
@@ -156,6 +159,7 @@ impl Conn {
         self.veto.store(0, Ordering::Relaxed);
         self.pending_error.store(0, Ordering::Relaxed);
         self.dead.store(0, Ordering::Relaxed);
+        self.reset.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
         self.over_since.store(0, Ordering::Relaxed);
         self.return_at.store(0, Ordering::Relaxed);
@@ -290,6 +294,11 @@ impl Conn {
         error
     }
 
+    /// The program is about to be told that the connection is dead. False: it has been.
+    pub(crate) fn die(&self) -> bool {
+        self.dead.swap(1, Ordering::Relaxed) == 0
+    }
+
     /// An error that came behind bytes which the program gets first: it is reported by the next call.
     pub(crate) fn defer_error(&self, error: i32) {
         self.dead.store(0, Ordering::Relaxed);
@@ -300,6 +309,16 @@ impl Conn {
     #[inline(always)]
     pub(crate) fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Relaxed) != 0
+    }
+
+    /// The kernel's connection is about to be reset because this one is broken: the kernel tells of it as well.
+    pub(crate) fn note_reset(&self) {
+        self.reset.store(1, Ordering::Relaxed);
+    }
+
+    /// Whether that has been done.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Relaxed) != 0
     }
 
     /// This connection's number.

@@ -16,7 +16,7 @@ use rdma_core::ring::{Consumer, Producer};
 use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::{Conn, NO_FINAL};
-use crate::ops::recv::break_conn;
+use crate::ops::recv::{break_conn, reset_broken};
 use crate::ops::{epoll, lock, ready};
 use crate::trace::{self, Level};
 use crate::{contexts, control, kernel, kick, lifecycle, relayed};
@@ -104,6 +104,7 @@ pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, rea
     lock::free(&tx.lock);
     if !flush(conn, view, fd) {
         break_conn(conn, view, reason);
+        reset_broken(conn, view, fd);
     }
 }
 

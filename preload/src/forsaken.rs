@@ -20,6 +20,7 @@ use rustix::thread::Timespec;
 use crate::conn::{Conn, conn};
 use crate::control::{self, Peer, SESSIONS, Session};
 use crate::downgrade::{leave_receiving, leave_sending};
+use crate::ops::recv::reset_broken;
 use crate::ops::{epoll, lock};
 use crate::trace::{self, Level};
 use crate::{contexts, errno, fds, kick, relayed, renew};
@@ -209,8 +210,7 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
     }
     if relayed::is_broken(view) {
         note_begin(conn);
-        contexts::ring_own(&view.mine.waits);
-        return Stepped::Back;
+        return step_back_broken(conn, view, fd);
     }
     if !lock::try_both(conn) {
         return Stepped::Later;
@@ -234,6 +234,9 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
         };
     }
     leave_sending(conn, view, fd, Reason::Drained);
+    if relayed::is_broken(view) {
+        return step_back_broken(conn, view, fd);
+    }
     trace::event(Level::Info, conn, "steps back to TCP", "");
     // It may come back, unless something else is told.
     let _ = slot.meta.reason.compare_exchange(
@@ -244,6 +247,13 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
     );
     tell_all(conn, view, fd);
     renew::let_go(conn);
+    Stepped::Back
+}
+
+/// The connection is broken: whoever waits for it, in the kernel too, here or at the far end, is to hear of it.
+fn step_back_broken(conn: &Conn, view: &ConnView, fd: c_int) -> Stepped {
+    reset_broken(conn, view, fd);
+    contexts::ring_own(&view.mine.waits);
     Stepped::Back
 }
 

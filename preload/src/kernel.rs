@@ -105,6 +105,11 @@ pub(crate) fn cookie(fd: c_int) -> Option<u64> {
     option(fd, libc::SOL_SOCKET, SO_COOKIE, &mut value).map(|_| u64::from_ne_bytes(value))
 }
 
+/// The socket's error, which is taken by being told; 0: none.
+pub(crate) fn take_error(fd: c_int) -> c_int {
+    option_int(fd, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0)
+}
+
 /// A receive or send timeout in nanoseconds; `None` for none.
 pub(crate) fn timeout_ns(fd: c_int, name: c_int) -> Option<u64> {
     let mut value = [0u8; 16];
@@ -267,7 +272,8 @@ pub(crate) fn reset_on_close(fd: c_int) {
     });
 }
 
-/// Resets the connection, whoever holds the socket.
+/// Resets the connection, whoever holds the socket: the far end gets RST, and this socket answers as if it had got one. What
+/// lies unread in the socket is lost.
 pub(crate) fn abort(fd: c_int) {
     errno::preserved(|| {
         // SAFETY: zero is a valid sockaddr; its family is AF_UNSPEC.
@@ -275,6 +281,9 @@ pub(crate) fn abort(fd: c_int) {
         let len = socklen_t::try_from(size_of::<sockaddr>()).unwrap_or(16);
         // SAFETY: an address of its length.
         unsafe { real::connect(fd, &raw const nowhere, len) };
+        // ENOTCONN; but the socket reads and sends no more, as after a reset.
+        // SAFETY: no memory.
+        unsafe { real::shutdown(fd, libc::SHUT_RDWR) };
     });
 }
 

@@ -5,7 +5,6 @@
 //! it may still be on the link. Until the backend has said how the far end's stream ends, such news is put
 //! off.
 
-use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
 use rdma_core::handshake::Route;
@@ -94,17 +93,6 @@ pub(crate) fn put_off_until(conn: &Conn, view: &ConnView) -> Option<u64> {
 /// Whether either end has broken the connection.
 pub(crate) fn is_broken(view: &ConnView) -> bool {
     view.theirs.state.broken().is_some() || view.mine.state.broken().is_some()
-}
-
-/// What a call on a broken connection answers.
-#[cold]
-pub(crate) fn errno_of_break(view: &ConnView) -> c_int {
-    let reason = view.theirs.state.broken().or(view.mine.state.broken());
-    if reason.is_some_and(rdma_core::Reason::is_timeout) {
-        libc::ETIMEDOUT
-    } else {
-        libc::ECONNRESET
-    }
 }
 
 /// Whether this end wants to send by the kernel again, and the backend has yet to say from which byte on.

@@ -11,7 +11,7 @@ use core::sync::atomic::Ordering;
 use libc::{c_void, socklen_t};
 use rdma_core::Reason;
 
-use super::recv;
+use super::{ready, recv};
 use crate::conn::{Conn, conn};
 use crate::{fds, kernel, lifecycle, probe, real, relayed};
 
@@ -204,10 +204,14 @@ pub(crate) unsafe fn get(
         // Pages of the kernel's receive queue are about to be mapped.
         lifecycle::to_kernel(conn(index), fd, Reason::ZeroCopy);
     }
+    let asks_for_error = (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR);
+    if asks_for_error && let Some(index) = fds::lookup(fd).as_conn() {
+        expect_break(conn(index), fd);
+    }
     // SAFETY: by contract.
     let rc = unsafe { real::getsockopt(fd, level, name, value, len) };
     if rc == 0
-        && (level, name) == (libc::SOL_SOCKET, libc::SO_ERROR)
+        && asks_for_error
         && let Some(index) = fds::lookup(fd).as_conn()
     {
         let conn = conn(index);
@@ -236,4 +240,15 @@ pub(crate) unsafe fn get(
         }
     }
     rc
+}
+
+/// The connection's error is asked for: that of a broken one comes next.
+fn expect_break(conn: &Conn, fd: c_int) {
+    let broken = conn.view().filter(|view| relayed::is_broken(view));
+    if let Some(view) = broken.filter(|_| ready::involves_ring(conn)) {
+        let error = recv::take_break(conn, view, fd);
+        if error != 0 {
+            conn.defer_error(error);
+        }
+    }
 }

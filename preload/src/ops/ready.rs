@@ -125,10 +125,12 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     }
     let all_told = view.theirs.state.ended_at().is_some() && kernel_bits & POLLERR == 0;
     relayed::note_reset(conn, view, all_told);
-    let broken = view.theirs.state.broken().is_some() || view.mine.state.broken().is_some();
-    if broken || conn.pending_error.load(Ordering::Relaxed) != 0 {
+    let broken = relayed::is_broken(view);
+    if broken && recv::is_break_untold(conn, view, fd)
+        || conn.pending_error.load(Ordering::Relaxed) != 0
+    {
         bits |= RESET_BITS | POLLERR;
-    } else if conn.is_dead() {
+    } else if broken || conn.is_dead() {
         bits |= RESET_BITS;
     }
     bits

@@ -152,7 +152,7 @@ const OF_THE_CALL: [c_int; 7] = [
 fn pending_error(conn: &Conn, fd: c_int) -> c_int {
     let error = conn.take_error();
     if error == 0 && kernel::poll_now(fd, 0) & libc::POLLERR != 0 {
-        return kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0);
+        return kernel::take_error(fd);
     }
     error
 }

@@ -130,6 +130,7 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
             view.theirs.state.is_switched()
                 || view.theirs.state.route() == Route::Retracted
                 || relayed::has_come(conn, view)
+                || relayed::is_broken(view)
         }
         RxState::Draining => false,
         RxState::Ring => {
@@ -156,7 +157,6 @@ fn is_over(conn: &Conn, view: &ConnView, cursor: &RxCursor) -> bool {
     view.theirs.state.ended_at() == Some(cursor.head)
         || view.theirs.state.returned_at() == Some(cursor.head)
         || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
-        || view.theirs.state.broken().is_some()
-        || view.mine.state.broken().is_some()
+        || relayed::is_broken(view)
         || conn.shut() & SHUT_READ != 0
 }

@@ -7,24 +7,28 @@ use core::sync::atomic::Ordering;
 
 use libc::{MSG_DONTWAIT, MSG_WAITALL};
 use rdma_core::Reason;
+use rdma_core::layout::ConnView;
 use rdma_core::slot::RxState;
 
-use super::ends::break_conn;
+use super::ends::{break_conn, take_break};
 use crate::conn::Conn;
 use crate::user::Buffers;
 use crate::{errno, fds, kernel, pins, real, relayed, upgrade};
 
-/// Whether what the kernel has follows what was read from the ring. Another thread may have left that just now, and
-/// wait to be told.
-fn is_sound(conn: &Conn) -> bool {
-    let Some(view) = conn.view().filter(|_| conn.is_relayed()) else {
-        return true;
-    };
-    if relayed::is_confirmed(conn, view) {
-        return true;
-    }
+/// The memory of a connection, if what the kernel has may not follow what was read from the ring. Another thread may have
+/// left that just now, and wait to be told.
+fn unsound(conn: &Conn) -> Option<&ConnView> {
+    let view = conn.view().filter(|_| conn.is_relayed())?;
+    (!relayed::is_confirmed(conn, view)).then_some(view)
+}
+
+/// Bytes may be missing: what the call answers.
+fn lost(conn: &Conn, view: &ConnView, fd: c_int) -> isize {
     break_conn(conn, view, Reason::FarEnd);
-    false
+    match take_break(conn, view, fd) {
+        0 => 0,
+        error => errno::fail(error),
+    }
 }
 
 /// The program's own call, counted. `None`: the direction was armed meanwhile; look again.
@@ -45,10 +49,11 @@ pub(in crate::ops) fn from_kernel(
     let waits = state == RxState::Kernel
         && waited.load(Ordering::Relaxed) == 0
         && kernel::readable(fd) == Some(0);
-    if state == RxState::Returned && !is_sound(conn) {
+    if state == RxState::Returned
+        && let Some(view) = unsound(conn)
+    {
         rx.inside.leave();
-        errno::set(libc::ECONNRESET);
-        return Some(-1);
+        return Some(lost(conn, view, fd));
     }
     let got = pins::inside(conn, fd, native);
     rx.inside.leave();
@@ -58,10 +63,7 @@ pub(in crate::ops) fn from_kernel(
         && let Some(view) = conn.view()
         && !relayed::is_confirmed(conn, view)
     {
-        // Bytes may be missing.
-        break_conn(conn, view, Reason::FarEnd);
-        errno::set(libc::ECONNRESET);
-        return Some(-1);
+        return Some(lost(conn, view, fd));
     }
     if waits && got > 0 {
         waited.store(1, Ordering::Relaxed);

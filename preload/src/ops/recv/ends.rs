@@ -10,7 +10,7 @@ use rdma_core::slot::{RxState, TxState};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, SHUT_WRITE};
 use crate::ops::{epoll, lock};
 use crate::trace::{self, Level};
-use crate::{control, kernel, kick, relayed};
+use crate::{control, kernel, kick, lifecycle, relayed};
 
 /// The kernel reports something on a socket whose bytes come from the ring: end of stream, an error,
 /// or a writer that nobody saw.
@@ -20,6 +20,7 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
     if rx.state() != RxState::Ring
         || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
         || view.theirs.state.returned_at().is_some()
+        || relayed::is_broken(view)
     {
         return;
     }
@@ -88,7 +89,7 @@ fn finish(conn: &Conn, view: &ConnView, reset: bool) {
 /// Breaks the connection at both ends.
 #[cold]
 pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
-    if view.mine.state.broken().is_some() {
+    if relayed::is_broken(view) {
         return;
     }
     view.mine.state.break_with(reason);
@@ -101,6 +102,51 @@ pub(crate) fn break_conn(conn: &Conn, view: &ConnView, reason: Reason) {
         arena.header().counters.count_reason(reason);
     }
     kick::wake_all(conn, view);
+}
+
+/// What a call on a broken connection answers, which is told once; 0: it has been, and the stream is over.
+#[cold]
+pub(crate) fn take_break(conn: &Conn, view: &ConnView, fd: c_int) -> c_int {
+    let untold = is_break_untold(conn, view, fd);
+    kernel::take_error(fd);
+    if !untold || !conn.die() {
+        return 0;
+    }
+    if is_by_time(view) {
+        libc::ETIMEDOUT
+    } else {
+        libc::ECONNRESET
+    }
+}
+
+/// Whether nobody has been told of a connection's break, by us or by the kernel.
+#[cold]
+pub(crate) fn is_break_untold(conn: &Conn, view: &ConnView, fd: c_int) -> bool {
+    reset_broken(conn, view, fd);
+    !conn.is_dead() && (!conn.is_reset() || kernel::poll_now(fd, 0) & libc::POLLERR != 0)
+}
+
+/// The kernel's connection ends with a broken one. Else it would live until this end is closed, and with it whoever waits
+/// there and looks at no ring: threads of this end, and a far end that has gone back to TCP. Where time has run out, the
+/// far end is not told by TCP either: it finds out by itself.
+#[cold]
+pub(crate) fn reset_broken(conn: &Conn, view: &ConnView, fd: c_int) {
+    let lives = kernel::state(fd).is_some_and(|state| state != kernel::TCP_CLOSE);
+    // What is unread there would be lost; whoever reads it, or sends, comes here again.
+    if lives
+        && !is_by_time(view)
+        && kernel::readable(fd) == Some(0)
+        && !lifecycle::is_stale(conn, fd)
+    {
+        conn.note_reset();
+        kernel::abort(fd);
+    }
+}
+
+/// Whether a connection is broken because nothing was heard in time.
+fn is_by_time(view: &ConnView) -> bool {
+    let reason = view.theirs.state.broken().or(view.mine.state.broken());
+    reason.is_some_and(Reason::is_timeout)
 }
 
 /// Under the receive lock: the ring has been read to where the far end's stream goes back to the kernel.

@@ -13,7 +13,7 @@ use rdma_core::layout::ConnView;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
 
-use super::ends::{back_in_kernel, break_conn};
+use super::ends::{back_in_kernel, break_conn, take_break};
 use super::{Step, publish};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::ops::{epoll, lock};
@@ -71,8 +71,7 @@ pub(in crate::ops) fn look(
             RxState::Armed => match view.theirs.state.accept() {
                 Some(at) => {
                     if !upgrade::begin_draining(conn, fd, at) {
-                        break_conn(conn, view, Reason::UnseenWriter);
-                        return (Step::Error(libc::ECONNRESET), false);
+                        return (broken_by(conn, view, fd, Reason::UnseenWriter), false);
                     }
                     if rx.state() == RxState::Armed {
                         return (Step::Empty, false);
@@ -81,12 +80,17 @@ pub(in crate::ops) fn look(
                 // The sender took its switch back before this end saw it: it will not switch again.
                 None if view.theirs.state.route() == Route::Retracted => back_in_kernel(conn, fd),
                 None => {
-                    let step = kernel_now(conn, fd, buffers, flags, usize::MAX).0;
-                    if !matches!(step, Step::End) {
-                        return (step, false);
-                    }
-                    if let Some(step) = end_before_switch(conn, view) {
-                        return (step, false);
+                    match kernel_now(conn, fd, buffers, flags, usize::MAX).0 {
+                        Step::End => {
+                            if let Some(step) = end_before_switch(conn, view, fd) {
+                                return (step, false);
+                            }
+                        }
+                        // A switch may never be heard of.
+                        Step::Empty if relayed::is_broken(view) => {
+                            return (broken(conn, view, fd), false);
+                        }
+                        step => return (step, false),
                     }
                 }
             },
@@ -95,8 +99,7 @@ pub(in crate::ops) fn look(
                 let most = usize::try_from(left).unwrap_or(usize::MAX);
                 let (step, got) = kernel_now(conn, fd, buffers, flags, most);
                 if matches!(step, Step::End) {
-                    break_conn(conn, view, Reason::UnseenWriter);
-                    return (Step::Error(libc::ECONNRESET), false);
+                    return (broken_by(conn, view, fd, Reason::UnseenWriter), false);
                 }
                 if flags & MSG_PEEK != 0 && left == got as u64 && buffers.left() > 0 {
                     // The look goes on behind the border.
@@ -120,7 +123,7 @@ pub(in crate::ops) fn look(
 
 /// The kernel's stream has ended, and no switch to the ring was seen. `None`: there is one after all.
 #[cold]
-fn end_before_switch(conn: &Conn, view: &ConnView) -> Option<Step> {
+fn end_before_switch(conn: &Conn, view: &ConnView, fd: c_int) -> Option<Step> {
     let far = &view.theirs.state;
     // Ends first: what was said before is then surely seen.
     let ended = far.ended_at().is_some();
@@ -138,15 +141,30 @@ fn end_before_switch(conn: &Conn, view: &ConnView) -> Option<Step> {
     }
     if relayed::is_broken(view) {
         // Whether anything went by ring, nobody will ever say.
-        return Some(Step::Error(relayed::errno_of_break(view)));
+        return Some(broken(conn, view, fd));
     }
     // A switch may still be on its way over the link.
     if relayed::is_early(conn, view) {
         return Some(Step::Empty);
     }
     // Nobody can say whether these were all bytes.
-    break_conn(conn, view, Reason::LinkTimeout);
-    Some(Step::Error(relayed::errno_of_break(view)))
+    Some(broken_by(conn, view, fd, Reason::LinkTimeout))
+}
+
+/// What is told of a connection that is broken.
+#[cold]
+fn broken(conn: &Conn, view: &ConnView, fd: c_int) -> Step {
+    match take_break(conn, view, fd) {
+        0 => Step::End,
+        error => Step::Error(error),
+    }
+}
+
+/// This end breaks the connection; what is told of it.
+#[cold]
+fn broken_by(conn: &Conn, view: &ConnView, fd: c_int, reason: Reason) -> Step {
+    break_conn(conn, view, reason);
+    broken(conn, view, fd)
 }
 
 /// Takes from the kernel what is there now, at most `most` bytes; the step and the bytes.
@@ -207,14 +225,12 @@ fn ring_now(
     let returned = view.theirs.state.returned_at();
     let last = conn.final_tail.load(Ordering::Acquire);
     let Ok(available) = ring.refresh(&mut cursor) else {
-        break_conn(conn, view, Reason::RingCorrupt);
-        return (Step::Error(libc::ECONNRESET), false);
+        return (broken_by(conn, view, fd, Reason::RingCorrupt), false);
     };
     rx.set_cursor(&cursor);
     let end = returned.or(ended).or((last != NO_FINAL).then_some(last));
     if end.is_some_and(|end| end < cursor.tail) {
-        break_conn(conn, view, Reason::RingCorrupt);
-        return (Step::Error(libc::ECONNRESET), false);
+        return (broken_by(conn, view, fd, Reason::RingCorrupt), false);
     }
     if available == 0 {
         relayed::note_reset(conn, view, end == Some(cursor.head));
@@ -233,19 +249,12 @@ fn ring_now(
             rx.set_state(RxState::Done);
             return (Step::Native, false);
         }
-        if view
-            .theirs
-            .state
-            .broken()
-            .or(view.mine.state.broken())
-            .is_some()
-        {
-            return (Step::Error(relayed::errno_of_break(view)), false);
+        if relayed::is_broken(view) {
+            return (broken(conn, view, fd), false);
         }
         if last != NO_FINAL {
             // The far end has closed, but announced bytes that it never wrote.
-            break_conn(conn, view, Reason::RingCorrupt);
-            return (Step::Error(libc::ECONNRESET), false);
+            return (broken_by(conn, view, fd, Reason::RingCorrupt), false);
         }
         if conn.shut() & SHUT_READ != 0 {
             // Behind bytes, an error is left to the next call, of whatever kind.
@@ -297,8 +306,7 @@ fn ring_now(
         buffers.drain(&ring, &mut cursor, len)
     };
     if result.is_err() {
-        break_conn(conn, view, Reason::RingCorrupt);
-        return (Step::Error(libc::ECONNRESET), false);
+        return (broken_by(conn, view, fd, Reason::RingCorrupt), false);
     }
     if looks_behind && len == available && buffers.left() > 0 && !kernel::is_at_mark(fd) {
         kernel_now(conn, fd, buffers, flags, usize::MAX);

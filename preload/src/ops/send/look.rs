@@ -11,7 +11,10 @@ use rdma_core::slot::TxState;
 use super::{Step, publish};
 use crate::conn::Conn;
 use crate::downgrade::{self, Resent};
-use crate::ops::{epoll, lock, ready, recv::break_conn};
+use crate::ops::{
+    epoll, lock, ready,
+    recv::{break_conn, take_break},
+};
 use crate::user::Buffers;
 use crate::{kernel, kick, relayed, upgrade};
 
@@ -45,8 +48,8 @@ fn look(
 ) -> Step {
     let tx = &conn.slot().tx;
     if tx.state() != TxState::Kernel {
-        if view.theirs.state.broken().is_some() || view.mine.state.broken().is_some() {
-            return Step::Error(relayed::errno_of_break(view));
+        if relayed::is_broken(view) {
+            return broken(conn, view, fd);
         }
         let error = conn.take_error();
         if error != 0 {
@@ -79,7 +82,7 @@ fn look(
             return resend(conn, view, fd);
         }
         if view.mine.state.broken().is_some() {
-            return Step::Error(libc::ECONNRESET);
+            return broken(conn, view, fd);
         }
         relayed::note_reset(conn, view, true);
         let error = conn.take_error();
@@ -95,7 +98,7 @@ fn look(
     let mut cursor = tx.cursor();
     let Ok(free) = ring.refresh(&mut cursor) else {
         break_conn(conn, view, Reason::RingCorrupt);
-        return Step::Error(libc::ECONNRESET);
+        return broken(conn, view, fd);
     };
     tx.set_cursor(&cursor);
     let len = buffers
@@ -111,6 +114,15 @@ fn look(
     buffers.fill(&ring, &mut cursor, len);
     publish(conn, view, &ring, &cursor);
     Step::Moved
+}
+
+/// What is told of a connection that is broken.
+#[cold]
+fn broken(conn: &Conn, view: &ConnView, fd: c_int) -> Step {
+    match take_break(conn, view, fd) {
+        0 => Step::Error(libc::EPIPE),
+        error => Step::Error(error),
+    }
 }
 
 /// The far end says that it reads no more, and is about to close its socket. What the kernel brings there before that is
