@@ -109,10 +109,13 @@ impl Daemon {
     fn reset_if_unused(&mut self, tenancy: usize) -> bool {
         let is_its = |vm: VmId| self.vms.vm(vm).is_some_and(|vm| vm.tenancy == tenancy);
         let is_kept = self.vms.ghosts.members.iter().any(|ghost| is_its(ghost.vm));
+        // One that cannot be told anything is no member any more, but has not departed yet.
+        let is_seated = |vm| self.vms.seat(vm).is_some();
+        let is_shared = self.vms.of_tenancy(tenancy).any(is_seated);
         let unused = self.vms.tenancies.get_mut(tenancy);
         let unused = unused.filter(|tenancy| tenancy.group.members().next().is_none());
         let Some(tenancy) = unused else { return false };
-        if !is_kept {
+        if !is_kept && !is_shared {
             tenancy.region.reset();
         }
         tenancy.region.may_be_reset()
