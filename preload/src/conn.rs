@@ -84,6 +84,8 @@ pub(crate) struct Conn {
     pub stepped_at: AtomicU64,
     /// Bytes that the kernel had brought by then.
     pub stepped_bytes: AtomicU64,
+    /// Not 0: this process takes it [back to the kernel](crate::downgrade) just now.
+    pub leaves: AtomicU32,
     /// Not 0: a backend relays the connection.
     relayed: AtomicU32,
     /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
@@ -133,6 +135,7 @@ impl Conn {
             returns: AtomicU32::new(0),
             stepped_at: AtomicU64::new(0),
             stepped_bytes: AtomicU64::new(0),
+            leaves: AtomicU32::new(0),
             relayed: AtomicU32::new(0),
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
@@ -162,6 +165,7 @@ impl Conn {
         self.reset.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
         self.over_since.store(0, Ordering::Relaxed);
+        self.leaves.store(0, Ordering::Relaxed);
         self.return_at.store(0, Ordering::Relaxed);
         self.returns.store(0, Ordering::Relaxed);
         for set in &self.sets {

@@ -38,10 +38,52 @@ pub(crate) enum Resent {
     Failed(c_int),
 }
 
-/// Both directions go back to the kernel. What cannot be carried over (bytes unread in our ring whose
+/// The connections that go back together: calls what it is given for each, with a descriptor of it.
+pub(crate) type Members<'a> = &'a dyn Fn(&mut dyn FnMut(&'static Conn, c_int));
+
+/// Both directions of a connection go back to the kernel. What cannot be carried over (bytes unread in our ring whose
 /// sender has already left) is read first, or, if somebody reads who does not see rings, breaks the
 /// connection, openly.
 pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
+    leave_rings(&|each| each(conn, fd), reason);
+}
+
+/// The same for several. All far ends are asked before any answer is waited for, and all have the same time to answer,
+/// however many they are.
+pub(crate) fn leave_rings(members: Members<'_>, reason: Reason) {
+    members(&mut |conn, fd| begin(conn, fd, reason));
+    let leaving = |work: &mut dyn FnMut(&'static Conn, &ConnView, c_int)| {
+        members(&mut |conn, fd| {
+            if let Some(view) = conn
+                .view()
+                .filter(|_| conn.leaves.load(Ordering::Relaxed) != 0)
+            {
+                work(conn, view, fd);
+            }
+        });
+    };
+    wait_for_all(&leaving, &is_flushed);
+    leaving(&mut |conn, view, fd| {
+        if !is_flushed(conn, view, fd) {
+            break_conn(conn, view, reason);
+            reset_broken(conn, view, fd);
+        }
+    });
+    leaving(&mut |conn, view, fd| leave_receiving(conn, view, fd, reason));
+    wait_for_all(&leaving, &|conn, view, _| relayed::is_settled(conn, view));
+    leaving(&mut |conn, view, fd| {
+        conn.leaves.store(0, Ordering::Relaxed);
+        if relayed::is_unconfirmed(conn, view) {
+            break_unconfirmed(conn, view, fd, reason);
+        }
+        kick::wake_all(conn, view);
+        contexts::ring_own(&view.mine.waits);
+        epoll::on_change(conn, fd);
+    });
+}
+
+/// Vetoes the connection, and asks for the direction that this end sends.
+fn begin(conn: &'static Conn, fd: c_int, reason: Reason) {
     conn.veto(reason);
     let Some(view) = conn.view() else { return };
     if !ready::involves_ring(conn) {
@@ -52,11 +94,24 @@ pub(crate) fn leave_ring(conn: &'static Conn, fd: c_int, reason: Reason) {
         }
     }
     trace::event(Level::Info, conn, "goes back to TCP:", reason.name());
+    conn.leaves.store(1, Ordering::Relaxed);
     leave_sending(conn, view, fd, reason);
-    leave_receiving(conn, view, fd, reason);
-    kick::wake_all(conn, view);
-    contexts::ring_own(&view.mine.waits);
-    epoll::on_change(conn, fd);
+}
+
+/// As [`Members`], of those that have been on a ring.
+type Leaving<'a> = &'a dyn Fn(&mut dyn FnMut(&'static Conn, &ConnView, c_int));
+
+/// Waits until all are done, but not for ever.
+fn wait_for_all(leaving: Leaving<'_>, is_done: &dyn Fn(&'static Conn, &ConnView, c_int) -> bool) {
+    let deadline = control::monotonic_ns() + FLUSH_NS;
+    loop {
+        let mut all = true;
+        leaving(&mut |conn, view, fd| all &= is_done(conn, view, fd));
+        if all || control::monotonic_ns() >= deadline {
+            return;
+        }
+        let _ = ready::kernel_poll(&mut [], Some(NAP_NS));
+    }
 }
 
 /// Directions that are in the kernel stay there.
@@ -76,7 +131,8 @@ fn settle_in_kernel(conn: &Conn) {
     }
 }
 
-/// The direction that this end sends goes back after the last byte of its ring.
+/// The direction that this end sends goes back after the last byte of its ring, as soon as it is
+/// [flushed](is_flushed).
 pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let tx = &conn.slot().tx;
     if lock::take_tx(conn).is_err() {
@@ -84,7 +140,7 @@ pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, rea
     }
     match tx.state() {
         TxState::Ring if conn.is_relayed() => {
-            // False: the backend has answered already. Otherwise it will; see `flush`.
+            // False: the backend has answered already. Otherwise it will.
             let _ = view.mine.state.cancel();
             kick::wake_all(conn, view);
         }
@@ -102,13 +158,11 @@ pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, rea
         TxState::Switching | TxState::Done | TxState::Returning | TxState::Returned => {}
     }
     lock::free(&tx.lock);
-    if !flush(conn, view, fd) {
-        break_conn(conn, view, reason);
-        reset_broken(conn, view, fd);
-    }
+    service(conn, view, fd);
 }
 
-/// The direction that this end receives is left where it stands.
+/// The direction that this end receives is left where it stands. That of a relayed connection has yet to be
+/// [confirmed](relayed::is_unconfirmed).
 pub(crate) fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let rx = &conn.slot().rx;
     if lock::take_rx(conn).is_err() {
@@ -125,22 +179,19 @@ pub(crate) fn leave_receiving(conn: &'static Conn, view: &ConnView, fd: c_int, r
     }
     lock::free(&rx.lock);
     match left {
-        Left::Lost => {
-            break_conn(conn, view, reason);
-            // What comes by the kernel must not be taken for the next bytes of the stream.
-            kernel::abort(fd);
-        }
-        Left::Ring if conn.is_relayed() => {
-            kick::wake_all(conn, view);
-            if !relayed::is_confirmed(conn, view) {
-                break_conn(conn, view, reason);
-                kernel::abort(fd);
-            }
-        }
+        Left::Lost => break_unconfirmed(conn, view, fd, reason),
+        Left::Ring if conn.is_relayed() => kick::wake_all(conn, view),
         // Its sender may sleep where the library does not see it.
         Left::Ring if is_sent_to => lifecycle::tell_retracted(conn),
         Left::Ring | Left::Nothing => {}
     }
+}
+
+/// Nobody sends what this end has left in its ring, or nobody has said so in time.
+pub(crate) fn break_unconfirmed(conn: &Conn, view: &ConnView, fd: c_int, reason: Reason) {
+    break_conn(conn, view, reason);
+    // What comes by the kernel must not be taken for the next bytes of the stream.
+    kernel::abort(fd);
 }
 
 /// Whether the socket is still read through the library only: what lies in a ring whose sender has left can
@@ -284,21 +335,23 @@ fn work_off(conn: &'static Conn, view: &ConnView, fd: c_int) {
     }
 }
 
+/// Whether everything that the far end left in the ring has been sent, and nothing is to be waited for. Sends what the kernel
+/// takes now.
+pub(crate) fn is_flushed(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
+    service(conn, view, fd);
+    conn.slot().tx.state() != TxState::Returning && !relayed::has_to_wait(conn, view)
+}
+
 /// Sends everything that the far end left in the ring, waiting for the kernel a little. False: it does not
 /// take it.
 pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
-    let tx = &conn.slot().tx;
     let deadline = control::monotonic_ns() + FLUSH_NS;
-    loop {
-        service(conn, view, fd);
-        let awaits = relayed::has_to_wait(conn, view);
-        if tx.state() != TxState::Returning && !awaits {
-            return true;
-        }
+    while !is_flushed(conn, view, fd) {
         let mut left = deadline.saturating_sub(control::monotonic_ns());
         if left == 0 {
             return false;
         }
+        let awaits = relayed::has_to_wait(conn, view);
         if awaits {
             left = left.min(NAP_NS);
         }
@@ -309,4 +362,5 @@ pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
         }];
         let _ = ready::kernel_poll(&mut entry, Some(left));
     }
+    true
 }

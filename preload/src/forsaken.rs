@@ -19,8 +19,8 @@ use rustix::thread::Timespec;
 
 use crate::conn::{Conn, conn};
 use crate::control::{self, Peer, SESSIONS, Session};
-use crate::downgrade::{leave_receiving, leave_sending};
-use crate::ops::recv::reset_broken;
+use crate::downgrade::{break_unconfirmed, is_flushed, leave_receiving, leave_sending};
+use crate::ops::recv::{break_conn, reset_broken};
 use crate::ops::{epoll, lock};
 use crate::trace::{self, Level};
 use crate::{contexts, errno, fds, kick, relayed, renew};
@@ -129,12 +129,7 @@ fn take_back() {
         if !session.has_ended() {
             continue;
         }
-        let mut stepped = step_back(session);
-        if stepped == Stepped::Half {
-            let _ = rustix::thread::nanosleep(&MOMENT);
-            stepped = step_back(session);
-        }
-        let all = stepped == Stepped::Back;
+        let all = step_back_all(session) == Stepped::Back;
         if all {
             session.set_in_guest(false);
         }
@@ -146,28 +141,41 @@ fn take_back() {
     STATE.store(state, Ordering::SeqCst);
 }
 
-/// Has all connections step back that depended on the daemon of a session: what is not there yet.
-fn step_back(session: &Session) -> Stepped {
+/// Has all connections step back that depended on the daemon of a session. Their backends are asked at once, and all have
+/// the same time to answer, however many they are.
+fn step_back_all(session: &Session) -> Stepped {
+    let since = control::monotonic_ns();
+    loop {
+        let now = control::monotonic_ns().saturating_sub(since);
+        let stepped = step_back(session, now);
+        if stepped != Stepped::Soon {
+            return stepped;
+        }
+        let _ = rustix::thread::nanosleep(&MOMENT);
+    }
+}
+
+/// As [`step_back_all`], what is possible after `waited` nanoseconds.
+fn step_back(session: &Session, waited: u64) -> Stepped {
     let mut all = Stepped::Back;
     fds::each(0, u32::MAX, |fd, entry| {
         if let Some(index) = entry.as_conn()
             && depends(conn(index), session)
         {
-            match (step_back_one(conn(index), fd), all) {
-                (Stepped::Half, _) => all = Stepped::Half,
-                (Stepped::Later, Stepped::Back) => all = Stepped::Later,
-                _ => {}
-            }
+            all = all.max(step_back_one(conn(index), fd, waited));
         }
     });
     all
 }
 
-/// Between the two halves of stepping back.
+/// Between two looks at what has been asked for.
 const MOMENT: Timespec = Timespec {
     tv_sec: 0,
-    tv_nsec: STILL_NS.cast_signed(),
+    tv_nsec: 500_000,
 };
+/// So long is the backend's word on the direction that an end receives waited for, and then on the other one.
+const CONFIRMATION_NS: u64 = 2_000_000_000;
+const GRANT_NS: u64 = 2 * CONFIRMATION_NS;
 
 /// Whether the far end of a connection is outside, and woke us through the daemon of this session.
 fn depends(conn: &Conn, session: &Session) -> bool {
@@ -180,36 +188,36 @@ fn depends(conn: &Conn, session: &Session) -> bool {
         && is_outside_guest(own, far.unwrap_or(u32::MAX))
 }
 
-/// What stepping back has come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// What stepping back has come to; of several connections, the last of these.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Stepped {
     /// Both directions are off the ring, or soon will be by themselves.
     Back,
-    /// One is, just now; the other one is a moment later.
-    Half,
     /// Something has to happen first.
     Later,
+    /// A backend or the kernel has been asked, or the far end has been told just now.
+    Soon,
 }
 
-/// Both directions of a connection go back for a time.
-/// The caller comes again until they have.
+/// Both directions of a connection go back for a time. The caller comes again until they have; it has `waited` so many
+/// nanoseconds.
 ///
 /// The direction that this end receives goes first, once the program has read what lies in the ring. Only when nothing
 /// can be left behind there does the other one follow: as long as the far end reads its ring, it waits where it can be
 /// woken to send again.
-fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
+fn step_back_one(conn: &'static Conn, fd: c_int, waited: u64) -> Stepped {
     let Some(view) = conn.view() else {
         return Stepped::Back;
     };
     let slot = conn.slot();
-    let begins = conn.stepped_at.load(Ordering::Relaxed) == 0;
-    if begins && renew::is_off(slot) {
-        // The daemon did that before it left, and has given the memory back.
+    let since = conn.stepped_at.load(Ordering::Relaxed);
+    let begins = since == 0;
+    // The daemon did that before it left, and has given the memory back; or it has been done.
+    if begins && renew::is_off(slot) || since == DONE {
         renew::let_go(conn);
         return Stepped::Back;
     }
     if relayed::is_broken(view) {
-        note_begin(conn);
         return step_back_broken(conn, view, fd);
     }
     if !lock::try_both(conn) {
@@ -226,14 +234,23 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
         leave_receiving(conn, view, fd, Reason::Drained);
         tell_all(conn, view, fd);
     }
-    if is_behind(conn, view) {
-        return if begins {
-            Stepped::Half
-        } else {
-            Stepped::Later
-        };
+    if relayed::is_unconfirmed(conn, view) {
+        if waited < CONFIRMATION_NS {
+            return Stepped::Soon;
+        }
+        break_unconfirmed(conn, view, fd, Reason::Drained);
+        return step_back_broken(conn, view, fd);
+    }
+    if let Some(stepped) = lags_behind(conn, view) {
+        return stepped;
     }
     leave_sending(conn, view, fd, Reason::Drained);
+    if !is_flushed(conn, view, fd) {
+        if waited < GRANT_NS {
+            return Stepped::Soon;
+        }
+        break_conn(conn, view, Reason::Drained);
+    }
     if relayed::is_broken(view) {
         return step_back_broken(conn, view, fd);
     }
@@ -245,6 +262,7 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
         Ordering::Relaxed,
         Ordering::Relaxed,
     );
+    conn.stepped_at.store(DONE, Ordering::Relaxed);
     tell_all(conn, view, fd);
     renew::let_go(conn);
     Stepped::Back
@@ -252,6 +270,7 @@ fn step_back_one(conn: &'static Conn, fd: c_int) -> Stepped {
 
 /// The connection is broken: whoever waits for it, in the kernel too, here or at the far end, is to hear of it.
 fn step_back_broken(conn: &Conn, view: &ConnView, fd: c_int) -> Stepped {
+    conn.stepped_at.store(DONE, Ordering::Relaxed);
     reset_broken(conn, view, fd);
     contexts::ring_own(&view.mine.waits);
     Stepped::Back
@@ -296,24 +315,27 @@ fn has_unread(conn: &Conn, view: &ConnView) -> bool {
         && Consumer::of(view).refresh(&mut rx.cursor()).unwrap_or(0) > 0
 }
 
-/// Whether the far end may have something to send once more, of what it put into the ring that this end has left. The
-/// backend of a relayed connection has said that it has not.
-fn is_behind(conn: &Conn, view: &ConnView) -> bool {
+/// What is to be waited for if the far end may have something to send once more, of what it put into the ring that this end
+/// has left. The backend of a relayed connection has said that it has not.
+fn lags_behind(conn: &Conn, view: &ConnView) -> Option<Stepped> {
     let rx = &conn.slot().rx;
     if conn.is_relayed() || !view.mine.state.has_left_ring() {
-        return false;
+        return None;
     }
     let since = conn.stepped_at.load(Ordering::Relaxed);
     if control::monotonic_ns().saturating_sub(since) < STILL_NS {
         // It may have been about to put something there.
-        return true;
+        return Some(Stepped::Soon);
     }
     let tail = view.rx_words.tail.load(Ordering::Acquire);
     let left = tail.saturating_sub(rx.cursor().head);
     let came = rx.tcp_bytes.load(Ordering::Relaxed);
-    came.saturating_sub(conn.stepped_bytes.load(Ordering::Relaxed)) < left
+    let still = came.saturating_sub(conn.stepped_bytes.load(Ordering::Relaxed)) < left;
+    still.then_some(Stepped::Later)
 }
 
+/// In [`Conn::stepped_at`]: this end has stepped back, or is broken.
+const DONE: u64 = u64::MAX;
 /// A far end that is sending as its receiver leaves has noticed that by then.
 const STILL_NS: u64 = 5_000_000;
 

@@ -115,18 +115,20 @@ pub(crate) fn is_unconfirmed(conn: &Conn, view: &ConnView) -> bool {
         && view.theirs.state.ended_at() != Some(conn.slot().rx.cursor().head)
 }
 
+/// Whether nothing more is to be waited for after this end has left its ring.
+pub(crate) fn is_settled(conn: &Conn, view: &ConnView) -> bool {
+    !is_unconfirmed(conn, view) || is_broken(view)
+}
+
 /// Waits, if need be, until the far backend has said that the far program sends what this end has left behind in its
 /// ring. False: nobody does, or nobody says so in time.
 #[cold]
 pub(crate) fn is_confirmed(conn: &Conn, view: &ConnView) -> bool {
     let deadline = monotonic_ns() + CONFIRMATION_NS;
-    while is_unconfirmed(conn, view) {
-        if is_broken(view) || monotonic_ns() >= deadline {
-            return false;
-        }
+    while !is_settled(conn, view) && monotonic_ns() < deadline {
         let _ = ready::kernel_poll(&mut [], Some(NAP_NS));
     }
-    true
+    !is_unconfirmed(conn, view)
 }
 
 /// Whether this end has to wait for that word: it does not come where nobody reads any more.

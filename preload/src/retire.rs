@@ -83,9 +83,5 @@ pub(crate) fn before_seccomp() {
 }
 
 fn all_to_kernel(reason: Reason) {
-    fds::each(0, u32::MAX, |fd, entry| {
-        if let Some(index) = entry.as_conn() {
-            lifecycle::to_kernel(conn(index), fd, reason);
-        }
-    });
+    lifecycle::all_to_kernel(|_| true, reason);
 }

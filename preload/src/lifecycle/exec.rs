@@ -1,6 +1,5 @@
 //! Other programs in place of this one or beside it: exec, posix_spawn, and the orderly exit.
 
-use core::ffi::c_int;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_core::Reason;
@@ -9,7 +8,7 @@ use rdma_core::slot::Stage;
 use super::any_known;
 use super::close::take_out;
 use super::fork::{each_conn, is_own_memory};
-use super::leave::{to_kernel, unregister};
+use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
 use crate::{downgrade, errno, fds, holders, kernel, pins};
 
@@ -75,32 +74,46 @@ pub(crate) fn before_exec() {
                 }
             }
         });
-        fds::each(0, u32::MAX, |fd, entry| {
+        fds::each(0, u32::MAX, |_, entry| {
+            if let Some(conn) = entry.as_conn().map(conn)
+                && goes_to_program(conn)
+            {
+                conn.exec.fetch_or(GIVEN_TO_EXEC, Ordering::Relaxed);
+            }
+        });
+        let is_given = |conn: &Conn| conn.exec.load(Ordering::Relaxed) & GIVEN_TO_EXEC != 0;
+        all_to_kernel(is_given, Reason::Exec);
+        fds::each(0, u32::MAX, |_, entry| {
             if let Some(index) = entry.as_conn() {
-                give_to_program(conn(index), fd);
+                give_to_program(conn(index));
             }
         });
     });
 }
 
 /// Bits of [`Conn::exec`]: it has a descriptor; one that exec keeps; one that the new program will use; it
-/// was left to the new program, among others or alone.
+/// was left to the new program, among others or alone; the new program is to find it in the kernel.
 const KNOWN_TO_EXEC: u32 = 1;
 const KEPT_BY_EXEC: u32 = 2;
 const USED_BY_EXEC: u32 = 4;
 const LEFT_TO_EXEC: u32 = 8;
 const LEFT_A_STRANGER: u32 = 16;
+const GIVEN_TO_EXEC: u32 = 32;
 
-fn give_to_program(conn: &'static Conn, fd: c_int) {
+fn goes_to_program(conn: &'static Conn) -> bool {
+    let bits = conn.exec.load(Ordering::Relaxed);
+    bits & KEPT_BY_EXEC != 0
+        && bits & LEFT_TO_EXEC == 0
+        && (holders::is_alone(conn) || bits & USED_BY_EXEC != 0 || conn.view().is_none())
+}
+
+fn give_to_program(conn: &'static Conn) {
     let slot = conn.slot();
     let bits = conn.exec.load(Ordering::Relaxed);
     if bits & KNOWN_TO_EXEC == 0 || bits & LEFT_TO_EXEC != 0 {
         return;
     }
     let shared = !holders::is_alone(conn);
-    if bits & KEPT_BY_EXEC != 0 && (!shared || bits & USED_BY_EXEC != 0 || conn.view().is_none()) {
-        to_kernel(conn, fd, Reason::Exec);
-    }
     if !shared {
         if bits & KEPT_BY_EXEC != 0 {
             forget_before_exec(conn);

@@ -8,6 +8,7 @@ use rdma_core::control::{Message, SlotRef};
 use rdma_core::slot::{Slot, Stage};
 
 use crate::conn::{Conn, conn};
+use crate::downgrade::Members;
 use crate::{control, downgrade, errno, fds, upgrade};
 
 pub(crate) fn unregister(conn: &Conn, slot: &Slot, index: u32) {
@@ -53,10 +54,17 @@ pub(crate) fn tell(session: Option<&control::Session>, message: &Message<'_>) {
 /// Tries of 10 ms each to tell a busy daemon something.
 const TELL_TRIES: u32 = 20;
 
-/// A descriptor is passed to another process, which may not have the library: its connection stays on
-/// TCP or goes back there.
-pub(crate) fn passed_on(fd: c_int) {
-    leave_to_others(fd, Reason::FdPassed);
+/// Descriptors are passed to another process, which may not have the library: their connections stay on
+/// TCP or go back there.
+pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
+    let members = |each: &mut dyn FnMut(&'static Conn, c_int)| {
+        all(&mut |fd| {
+            if let Some(index) = fds::lookup(fd).as_conn() {
+                each(conn(index), fd);
+            }
+        });
+    };
+    members_to_kernel(&members, Reason::FdPassed);
 }
 
 /// A descriptor is wrapped into a stdio stream, whose reads and writes we do not see.
@@ -79,9 +87,29 @@ fn leave_to_others(fd: c_int, reason: Reason) {
 /// The connection must be the kernel's from now on, for `reason`.
 #[cold]
 pub(crate) fn to_kernel(conn: &'static Conn, fd: c_int, reason: Reason) {
+    members_to_kernel(&|each| each(conn, fd), reason);
+}
+
+/// The same for all connections that are `meant`.
+pub(crate) fn all_to_kernel(meant: impl Fn(&'static Conn) -> bool, reason: Reason) {
+    let members = |each: &mut dyn FnMut(&'static Conn, c_int)| {
+        fds::each(0, u32::MAX, |fd, entry| {
+            if let Some(conn) = entry.as_conn().map(conn)
+                && meant(conn)
+            {
+                each(conn, fd);
+            }
+        });
+    };
+    members_to_kernel(&members, reason);
+}
+
+/// The same for several.
+#[cold]
+fn members_to_kernel(members: Members<'_>, reason: Reason) {
     errno::preserved(|| {
-        withdraw(conn, reason);
-        downgrade::leave_ring(conn, fd, reason);
+        members(&mut |conn, _| withdraw(conn, reason));
+        downgrade::leave_rings(members, reason);
     });
 }
 

@@ -20,6 +20,7 @@
 //! patience I MS       -> ok           SO_RCVTIMEO and SO_SNDTIMEO
 //! limit WHAT N        -> ok           WHAT is nofile or as
 //! fds                 -> N N N        open descriptors
+//! step-back           -> ok           has the library take everything back to TCP, as io_uring makes it
 //! jam                 -> ret N        fills its N eventfds, for good, so that whoever writes to them waits
 //! ```
 
@@ -129,6 +130,11 @@ impl Agent {
             }
             "fds" => return fds(),
             "jam" => return jam(),
+            "step-back" => {
+                // SAFETY: refused, for there are no parameters.
+                unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, 0) };
+                return done();
+            }
             _ => {}
         }
         let index = number(0);

@@ -320,6 +320,61 @@ fn a_wire_that_is_cut_for_too_long() {
     assert_eq!(duo.server.answer(), timed_out);
 }
 
+/// As many as would take longer than any test if each waited for the far backend alone.
+const MANY: usize = 40;
+
+/// A program with many connections that goes back to TCP with bytes unread in both directions loses none of them.
+#[test]
+fn many_connections_go_back_at_once() {
+    let linked = Linked::start(TIMEOUT_S);
+    let mut duo = relayed(&linked);
+    for index in 1..MANY {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+    }
+    for index in 0..MANY {
+        for agent in [&mut duo.client, &mut duo.server] {
+            assert_eq!(agent.ask(&format!("send {index} 1000")), "ret 1000");
+        }
+    }
+    settle();
+    assert_eq!(duo.client.ask("step-back"), "ok");
+    for index in 0..MANY {
+        for agent in [&mut duo.client, &mut duo.server] {
+            let mut left = 1000;
+            while left > 0 {
+                let answer = agent.ask(&format!("recv {index} {left}"));
+                let got = answer.strip_prefix("ret ").map(str::parse::<usize>);
+                let Some(Ok(got @ 1..)) = got else {
+                    panic!("{answer}: {left} are left");
+                };
+                left -= got;
+            }
+        }
+        duo.warm_up(index, Way::Kernel);
+    }
+}
+
+/// All wait for the far backend at the same time.
+#[test]
+fn many_connections_go_back_while_the_wire_is_cut() {
+    let linked = Linked::start(TIMEOUT_S);
+    let mut duo = relayed(&linked);
+    for index in 1..MANY {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+    }
+    linked.wire.cut(true);
+    assert_eq!(duo.client.ask("step-back"), "ok");
+    linked.wire.cut(false);
+    for index in 0..MANY {
+        for agent in [&mut duo.client, &mut duo.server] {
+            let answer = agent.ask(&format!("recv {index} 1"));
+            assert_eq!(answer, format!("err {}", libc::ECONNRESET), "{index}");
+        }
+    }
+}
+
 #[test]
 fn a_daemon_that_is_back_alone() {
     let mut linked = Linked::start(2);

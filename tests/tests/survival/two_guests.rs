@@ -19,6 +19,8 @@ use crate::revoked::{revoke, revoke_at};
 const MIB: usize = 1 << 20;
 const ONE: &[&str] = &["blue", "blue"];
 const TWO: &[&str] = &["blue", "red"];
+/// As many as would take longer than any test if each waited for the far backend alone.
+const MANY: usize = 40;
 /// What an agent can sleep in; the first takes the byte that comes.
 const WAITS: [&str; 5] = ["recv 0 1", "poll 0", "select 0", "epoll 0", "epoll-level 0"];
 
@@ -282,6 +284,29 @@ fn programs_go_on_when_the_daemon_of_their_guest_is_killed() {
         assert_eq!(duo.server.ask("recv 0 1"), "ret 0");
         drop(device);
     }
+}
+
+/// Programs with many connections, whose host does not say anything when the daemon of their guest dies.
+#[test]
+fn a_program_with_many_connections_does_not_wait_for_each() {
+    let mut guests = Guests::start(TWO, &[]);
+    let mut duo = joined(&guests);
+    for index in 1..MANY {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+    }
+    duo.server.tell("recv 0 1");
+    settle();
+    let Ok(relay) = Held::thread(guests.host.pid(), "viaduct-relay") else {
+        return skipped("threads cannot be held up here");
+    };
+    let device = guests.guests[1].abandon();
+    assert_eq!(duo.server.answer(), reset());
+    for index in 1..MANY {
+        let answer = duo.server.ask(&format!("recv {index} 1"));
+        assert_eq!(answer, reset(), "{index}");
+    }
+    drop((relay, device));
 }
 
 /// What had not been read when the daemon died comes first.

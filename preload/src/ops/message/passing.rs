@@ -24,7 +24,7 @@ pub(super) unsafe fn note_passed(msg: *const msghdr) {
     };
     if header.msg_controllen <= CONTROL_MAX && is_there(header.msg_control, header.msg_controllen) {
         // SAFETY: the control data was found readable.
-        unsafe { each_descriptor(&header, lifecycle::passed_on) };
+        lifecycle::passed_on(|found| unsafe { each_descriptor(&header, found) });
     }
 }
 
@@ -32,7 +32,7 @@ pub(super) unsafe fn note_passed(msg: *const msghdr) {
 ///
 /// # Safety
 /// The control data can be read.
-unsafe fn each_descriptor(header: &msghdr, found: impl Fn(c_int)) {
+unsafe fn each_descriptor(header: &msghdr, mut found: impl FnMut(c_int)) {
     if header.msg_control.is_null() {
         return;
     }
