@@ -137,6 +137,23 @@ pub fn reserve(bytes: usize) -> Result<Region, Errno> {
     region(base, bytes)
 }
 
+/// Puts private zero memory in the place of a mapping, which holds its file no more. Whoever uses it still, uses what
+/// nobody else sees.
+///
+/// # Errors
+/// Those of mmap(2).
+///
+/// # Safety
+/// The region is a mapping of [`map`], whose memory only ever was what others write.
+pub unsafe fn vacate(region: &Region) -> Result<(), Errno> {
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED | MapFlags::NORESERVE;
+    let base = region.base().as_ptr().cast();
+    // SAFETY: by contract the mapping is ours to replace, and whoever uses it expects any contents.
+    unsafe { mmap_anonymous(base, region.len(), protection, flags) }?;
+    Ok(())
+}
+
 /// Removes a mapping.
 ///
 /// # Safety
@@ -188,6 +205,23 @@ mod tests {
             [0, 1, 2].map(|page| unsafe { at(region, page).read_volatile() })
         };
         assert_eq!((all(&region), all(&other)), ([7, 0, 7], [7, 7, 7]));
+    }
+
+    #[test]
+    fn a_mapping_that_is_vacated_is_zeros_of_its_own() {
+        let fd = create(c"viaduct-test", 8192).unwrap();
+        let [region, other] = [0; 2].map(|at| map(&fd, at, 8192).unwrap());
+        let last = |region: &Region| {
+            // SAFETY: the last word of a mapping of two pages.
+            unsafe { region.base().cast::<u64>().add(1023) }
+        };
+        // SAFETY: mapped, and nobody else's.
+        unsafe { last(&region).write_volatile(7) };
+        // SAFETY: nothing but these words is used.
+        unsafe { vacate(&region) }.unwrap();
+        // SAFETY: as above.
+        let words = [&region, &other].map(|region| unsafe { last(region).read_volatile() });
+        assert_eq!(words, [0, 7]);
     }
 
     #[test]

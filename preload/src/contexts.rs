@@ -216,11 +216,6 @@ impl RegionCell {
         );
     }
 
-    /// Nobody is to find the mapping any more; it stays.
-    pub(crate) fn hide(&self) {
-        self.base.store(0, Ordering::Release);
-    }
-
     /// Forgets the mapping.
     pub(crate) fn clear(&self) {
         self.device.store(0, Ordering::Release);

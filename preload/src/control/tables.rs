@@ -7,7 +7,7 @@ use core::time::Duration;
 use std::os::fd::{AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::OnceLock;
 
-use frontend_drv::client::{Client, Fds, ReceiveError};
+use frontend_drv::client::{BUFFER_BYTES, Client, Fds, ReceiveError};
 use frontend_drv::descriptor::lift;
 use frontend_drv::memory;
 use rdma_core::control::{self as wire, Message};
@@ -158,6 +158,25 @@ impl Session {
         let _ = self
             .state
             .compare_exchange(LIVE, ENDED, Ordering::AcqRel, Ordering::Relaxed);
+    }
+
+    /// It has ended, and no connection of it is left: its memory and that of its peers is let go of.
+    fn let_go(&self) {
+        // What was not read of the daemon's messages may bring memory along.
+        let mut buffer = [0u8; BUFFER_BYTES];
+        while self.receive(&mut buffer).is_ok() {}
+        if let Some(region) = self.events.get() {
+            self.events.clear();
+            // SAFETY: nobody finds it any more; whoever has found it takes what is there for what others wrote.
+            let _ = unsafe { memory::vacate(&region) };
+        }
+        let its = u64::from(self.index() + 1);
+        for peer in &PEERS {
+            let key = peer.key.load(Ordering::Relaxed);
+            if key >> 32 == its && key != GONE {
+                peer.leave();
+            }
+        }
     }
 
     /// The program wants this number for a descriptor of its own: the control socket moves.
@@ -374,6 +393,8 @@ struct Arena {
     users: AtomicU32,
     /// When the process at the far end had left (monotonic nanoseconds); 0 while it is there.
     gone_at: AtomicU64,
+    /// Not 0: the mapping is there still, but holds no memory of others.
+    vacated: AtomicU32,
 }
 
 static ARENAS: [Arena; ARENA_COUNT] = [const {
@@ -383,6 +404,7 @@ static ARENAS: [Arena; ARENA_COUNT] = [const {
         peer: AtomicU32::new(0),
         users: AtomicU32::new(0),
         gone_at: AtomicU64::new(0),
+        vacated: AtomicU32::new(0),
     }
 }; ARENA_COUNT];
 
@@ -415,6 +437,7 @@ pub(super) fn use_arena(
             arena.region.set_from(&region, &fd);
             arena.peer.store(paired.peer, Ordering::Relaxed);
             arena.gone_at.store(0, Ordering::Relaxed);
+            arena.vacated.store(0, Ordering::Relaxed);
             arena.key.store(key, Ordering::Release);
             (index, region)
         }
@@ -454,12 +477,12 @@ pub(super) fn abandon_arenas(session: u32, process: u32, now: u64) {
     reclaim_arenas();
 }
 
-/// Sessions have ended: no new connection will lie in their arenas.
+/// Sessions have ended: no new connection will lie in their arenas. What no connection uses is let go of, for others may
+/// wait for it: in a container, the memory of a daemon that has gone is nobody else's before.
 pub(super) fn abandon_ended(now: u64) {
-    // Event memory that may be another program's by now is not looked at any more.
     for session in &SESSIONS {
         if session.state.load(Ordering::Relaxed) == ENDED && !is_used(session.index()) {
-            session.events.hide();
+            session.let_go();
         }
     }
     for arena in &ARENAS {
@@ -498,12 +521,21 @@ pub(crate) fn is_device_ring_at(address: usize) -> bool {
     cells.any(|cell| cell.is_device_at(address))
 }
 
-/// Unmaps what nobody can use any more; under the control lock.
+/// Lets go of what no connection uses any more, and unmaps what nobody can use; under the control lock.
 fn reclaim_arenas() {
     let now = super::monotonic_ns();
     for arena in &ARENAS {
         let gone_at = arena.gone_at.load(Ordering::Acquire);
-        if gone_at == 0 || now < gone_at + GRACE_NS || arena.users.load(Ordering::Acquire) != 0 {
+        if gone_at == 0 || arena.users.load(Ordering::Acquire) != 0 {
+            continue;
+        }
+        if arena.vacated.swap(1, Ordering::Relaxed) == 0
+            && let Some(region) = arena.region.get()
+        {
+            // SAFETY: no connection lies in it; a thread on its way out takes what it finds for what others wrote.
+            let _ = unsafe { memory::vacate(&region) };
+        }
+        if now < gone_at + GRACE_NS {
             continue;
         }
         if arena.key.swap(0, Ordering::AcqRel) != 0

@@ -597,24 +597,42 @@ fn the_daemon_of_the_host_leaves_no_socket_behind() {
     retry("the daemon ends", || guests.host.end());
 }
 
-/// Its programs have the memory of every device that they have seen, so there are only so many.
+/// A program lets go of the memory of a daemon that has gone when it meets the next one, if it has closed what it had by
+/// it, however many there are.
 #[test]
-fn programs_outlive_some_daemons_of_their_container() {
+fn a_program_outlives_the_daemons_of_its_container() {
     let mut guests = Guests::start(ONE, &[]);
     let mut duo = joined(&guests);
-    for index in 1..=4 {
+    for index in 1..=8 {
         guests.guests[1].kill();
+        for agent in [&mut duo.client, &mut duo.server] {
+            assert_eq!(agent.ask(&format!("close {}", index - 1)), "ok");
+        }
         guests.guests[1].restart();
         duo.connect(index);
         duo.warm_up(index, Way::Ring);
         duo.stream(index, MIB);
+    }
+}
+
+/// Programs that do nothing have the memory of the device that they have seen, so there are only so many.
+#[test]
+fn programs_outlive_some_daemons_of_their_container() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duos = vec![joined(&guests)];
+    for _ in 1..=4 {
+        guests.guests[1].kill();
+        guests.guests[1].restart();
+        let mut duo = joined(&guests);
+        duo.stream(0, MIB);
+        duos.push(duo);
     }
     guests.guests[1].kill();
     let device = guests.guests[1].device();
     let mut next = UnixStream::connect(device).expect("the host listens");
     let told = next.read(&mut [0; 8]).expect("an answer");
     assert_eq!(told, 0, "turned away");
-    drop(duo);
+    drop(duos);
     guests.guests[1].restart();
     let mut duo = joined(&guests);
     duo.stream(0, MIB);
