@@ -48,12 +48,12 @@ fn look(
 ) -> Step {
     let tx = &conn.slot().tx;
     if tx.state() != TxState::Kernel {
-        if relayed::is_broken(view) {
-            return broken(conn, view, fd);
-        }
         let error = conn.take_error();
         if error != 0 {
             return Step::Error(error);
+        }
+        if relayed::is_broken(view) {
+            return broken(conn, view, fd);
         }
         if conn.is_dead() {
             return Step::Error(libc::EPIPE);
