@@ -29,19 +29,14 @@ pub struct Guest {
 impl Guest {
     /// A guest whose device is at `device`, and which serves programs at `socket`.
     fn start(device: &Path, socket: &Path, more: &[&str]) -> Self {
+        let whom = (!more.contains(&"--uid")).then_some("--any-user");
         let mut child = Command::new(build::viaduct_guest())
             .arg("--device")
             .arg(format!("socket:{}", device.display()))
             .arg("--socket")
             .arg(socket)
-            .args([
-                "--shared-network",
-                "--any-user",
-                "--log",
-                "warn",
-                "--ready-fd",
-                "1",
-            ])
+            .args(whom)
+            .args(["--shared-network", "--log", "warn", "--ready-fd", "1"])
             .args(more)
             .env_remove("NOTIFY_SOCKET")
             .stdin(Stdio::null())
@@ -127,14 +122,19 @@ pub struct Guests {
 }
 
 impl Guests {
-    /// A guest of each of these tenants. `more` are arguments of their daemons.
+    /// A guest of each of these tenants. `more` are arguments of their daemons, which serve everybody unless those say
+    /// whom.
     pub fn start(tenants: &[&str], more: &[&str]) -> Self {
         Self::configured(tenants, "1 GiB", more)
     }
 
     /// The same, with regions of another size.
     pub fn configured(tenants: &[&str], memory: &str, more: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory");
+        // Other users' programs come to the sockets in it.
+        let directory = tempfile::Builder::new()
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+            .tempdir()
+            .expect("a temporary directory");
         let device = |index: usize| directory.path().join(format!("vm-{index}.sock"));
         let config: String = (0..tenants.len())
             .map(|index| {

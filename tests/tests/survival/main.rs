@@ -10,6 +10,7 @@ mod daemon_gone;
 mod drained;
 mod duo;
 mod environment;
+mod guest_users;
 mod holder_killed;
 mod hostile;
 mod idle;
