@@ -86,6 +86,8 @@ pub(crate) struct Conn {
     pub stepped_bytes: AtomicU64,
     /// Not 0: this process takes it [back to the kernel](crate::downgrade) just now.
     pub leaves: AtomicU32,
+    /// Bytes that it leaves unread there, and that the far end sends once more.
+    pub owed: AtomicU64,
     /// Not 0: a backend relays the connection.
     relayed: AtomicU32,
     /// A duplicate kept for threads that are blocked (see [`crate::pins`]).
@@ -136,6 +138,7 @@ impl Conn {
             stepped_at: AtomicU64::new(0),
             stepped_bytes: AtomicU64::new(0),
             leaves: AtomicU32::new(0),
+            owed: AtomicU64::new(0),
             relayed: AtomicU32::new(0),
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],

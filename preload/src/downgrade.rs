@@ -24,7 +24,12 @@ use crate::{contexts, control, kernel, kick, lifecycle, relayed};
 /// How long a program that is about to close, exec or give the socket away waits for the kernel to take
 /// what the far end left in the ring. Longer than any far end that reads at all needs.
 const FLUSH_NS: u64 = 2_000_000_000;
-/// Between two looks at whether a backend has answered.
+/// How long whoever gives a socket to a user who does not see rings waits for the kernel to have again what was there
+/// to be read. A far end that does not run makes it no longer.
+const RESENT_NS: u64 = 1_000_000_000;
+/// As long as nothing more comes, though something has: no more fits.
+const RESENT_STALL_NS: u64 = 20_000_000;
+/// Between two looks at whether a backend or a far end has answered.
 const NAP_NS: u64 = 200_000;
 
 /// What sending ring bytes by the kernel has come to.
@@ -72,7 +77,6 @@ pub(crate) fn leave_rings(members: Members<'_>, reason: Reason) {
     leaving(&mut |conn, view, fd| leave_receiving(conn, view, fd, reason));
     wait_for_all(&leaving, &|conn, view, _| relayed::is_settled(conn, view));
     leaving(&mut |conn, view, fd| {
-        conn.leaves.store(0, Ordering::Relaxed);
         if relayed::is_unconfirmed(conn, view) {
             break_unconfirmed(conn, view, fd, reason);
         }
@@ -80,6 +84,10 @@ pub(crate) fn leave_rings(members: Members<'_>, reason: Reason) {
         contexts::ring_own(&view.mine.waits);
         epoll::on_change(conn, fd);
     });
+    if !sees_reads(reason) {
+        await_resent(&leaving);
+    }
+    leaving(&mut |conn, _, _| conn.leaves.store(0, Ordering::Relaxed));
 }
 
 /// Vetoes the connection, and asks for the direction that this end sends.
@@ -95,6 +103,7 @@ fn begin(conn: &'static Conn, fd: c_int, reason: Reason) {
     }
     trace::event(Level::Info, conn, "goes back to TCP:", reason.name());
     conn.leaves.store(1, Ordering::Relaxed);
+    conn.owed.store(0, Ordering::Relaxed);
     leave_sending(conn, view, fd, reason);
 }
 
@@ -112,6 +121,38 @@ fn wait_for_all(leaving: Leaving<'_>, is_done: &dyn Fn(&'static Conn, &ConnView,
         }
         let _ = ready::kernel_poll(&mut [], Some(NAP_NS));
     }
+}
+
+/// What was there to be read is there for the new users too, who may not wait for it: returns once the kernel has it again,
+/// or as much as fits, unless the far ends take too long.
+fn await_resent(leaving: Leaving<'_>) {
+    let deadline = control::monotonic_ns() + RESENT_NS;
+    let (mut last, mut since) = (0, 0);
+    loop {
+        let (mut all, mut there) = (true, 0);
+        leaving(&mut |conn, view, fd| {
+            // The far end may wait for the same.
+            service(conn, view, fd);
+            let readable = kernel::readable(fd).unwrap_or(u64::MAX);
+            let owed = conn.owed.load(Ordering::Relaxed);
+            all &= readable >= owed || is_over(view, fd);
+            there += readable.min(owed);
+        });
+        let now = control::monotonic_ns();
+        if there > last {
+            (last, since) = (there, now);
+        }
+        if all || now >= deadline || last > 0 && now - since > RESENT_STALL_NS {
+            return;
+        }
+        let _ = ready::kernel_poll(&mut [], Some(NAP_NS));
+    }
+}
+
+/// Whether nothing more can come.
+fn is_over(view: &ConnView, fd: c_int) -> bool {
+    let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
+    view.theirs.state.broken().is_some() || kernel::poll_now(fd, libc::POLLRDHUP) & ends != 0
 }
 
 /// Directions that are in the kernel stay there.
@@ -227,14 +268,18 @@ fn leave_at_head(conn: &Conn, view: &ConnView, now: bool) -> Left {
     let last = conn.final_tail.load(Ordering::Acquire);
     let end = far.ended_at().or((last != NO_FINAL).then_some(last));
     let mut cursor = rx.cursor();
-    let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1) > 0;
-    if end.is_some() && unread && !now {
+    let unread = Consumer::of(view).refresh(&mut cursor).unwrap_or(1);
+    let ends_behind = end.is_some() && unread > 0;
+    if ends_behind && !now {
         return Left::Nothing;
     }
     let left = match view.mine.state.retract(far, cursor.head) {
         // The far end will not send anything again.
-        Ok(()) if end.is_some() && unread => Left::Lost,
-        Ok(()) => Left::Ring,
+        Ok(()) if ends_behind => Left::Lost,
+        Ok(()) => {
+            conn.owed.store(unread, Ordering::Relaxed);
+            Left::Ring
+        }
         Err(at) if at == cursor.head => Left::Nothing,
         Err(_) if !now => return Left::Nothing,
         Err(_) => Left::Lost,

@@ -25,8 +25,7 @@ pub(crate) use fork::{
     any_on_ring, before_fork, fork_failed, in_forked_child, is_own_memory, own_pid,
 };
 pub(crate) use leave::{
-    all_to_kernel, passed_on, tell, tell_retracted, to_kernel, to_stdio, to_threads_of_libc,
-    unregister,
+    all_to_kernel, passed_on, tell, tell_retracted, to_kernel, to_stdio, unregister,
 };
 
 use crate::conn::Numbers;

@@ -82,7 +82,7 @@ reasons! {
     PeekOffset = 20, "peek_offset";
     /// SO_ZEROCOPY or MSG_ZEROCOPY is in use.
     ZeroCopy = 21, "zerocopy";
-    /// The descriptor is used by stdio (fdopen, dprintf).
+    /// The descriptor is read or written by libc itself (fdopen, dprintf, aio_read).
     Stdio = 22, "stdio";
     /// The descriptor was passed to another process (SCM_RIGHTS).
     FdPassed = 23, "fd_passed";

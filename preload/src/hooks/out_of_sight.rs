@@ -62,7 +62,7 @@ extern "C" fn submitting(request: *const c_int) {
     }
     // SAFETY: any bytes are a number.
     if let Some(fd) = unsafe { probe::read(request) } {
-        lifecycle::to_threads_of_libc(fd);
+        lifecycle::to_stdio(fd);
     }
 }
 

@@ -67,14 +67,10 @@ pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
     members_to_kernel(&members, Reason::FdPassed);
 }
 
-/// A descriptor is wrapped into a stdio stream, whose reads and writes we do not see.
+/// A descriptor is wrapped into a stdio stream or given to POSIX's asynchronous I/O: libc's own reads and writes we do not
+/// see.
 pub(crate) fn to_stdio(fd: c_int) {
     leave_to_others(fd, Reason::Stdio);
-}
-
-/// A descriptor is given to POSIX's asynchronous I/O: threads of libc wait on it unseen.
-pub(crate) fn to_threads_of_libc(fd: c_int) {
-    leave_to_others(fd, Reason::UnseenWaiter);
 }
 
 fn leave_to_others(fd: c_int, reason: Reason) {

@@ -46,7 +46,6 @@ pub(crate) use shared::after_fork;
 pub(crate) use wait::wait;
 
 use crate::conn::conn;
-use crate::ops::ready::involves_ring;
 use crate::{errno, fds, lifecycle, probe, real};
 use connection::engage;
 use set::{Set, set_of};
@@ -121,14 +120,9 @@ fn add(set: &'static Set, epfd: c_int, fd: c_int, asked: epoll_event) -> c_int {
     }
     let known = membership::find(set, fd).is_some();
     let Some((_, interest)) = membership::new_interest(set, fd, asked) else {
-        // No room: the kernel serves this registration, and the connection stays there.
+        // No room: the kernel serves this registration, and the connection stays there or goes back.
         if let Some(index) = fds::lookup(fd).as_conn() {
-            let conn = conn(index);
-            if involves_ring(conn) {
-                errno::set(libc::ENOMEM);
-                return -1;
-            }
-            conn.veto(Reason::Waiters);
+            lifecycle::to_kernel(conn(index), fd, Reason::Waiters);
         }
         let mut event = asked;
         // SAFETY: a local event.
