@@ -55,10 +55,13 @@ pub(crate) struct End {
     pub(crate) fd: i32,
     pub(crate) form: Form,
     /// The epoll set of the form; -1 if it has none.
+    pub(crate) set: i32,
+    /// An epoll set of the case's own; -1 if it has none.
     pub(crate) epfd: i32,
     /// More descriptors of the case.
     pub(crate) more: Vec<i32>,
-    asked: i32,
+    /// What the form asks of the socket, once it is prepared for it; `None`: not yet.
+    asked: Option<i32>,
     /// The connection was upgraded before the case began: no edge of the upgrade itself can come.
     pub(crate) settled: bool,
 }
@@ -69,59 +72,107 @@ impl End {
             side,
             fd: -1,
             form,
+            set: -1,
             epfd: -1,
             more: Vec::new(),
-            asked: 0,
+            asked: None,
             settled: false,
         }
     }
 
+    /// Another socket from now on; the form has it from the first call that waits.
+    pub(crate) const fn hold(&mut self, fd: i32) {
+        self.fd = fd;
+        self.asked = None;
+    }
+
     /// Takes a connected socket and prepares it for the form.
     pub(crate) fn take(&mut self, fd: i32) {
-        self.fd = fd;
-        if self.form != Form::Blocking {
-            let _ = sys::set_nonblocking(fd, true);
+        self.hold(fd);
+        self.prepare();
+    }
+
+    /// Prepares the socket for the form, unless it is.
+    fn prepare(&mut self) {
+        if self.form == Form::Blocking || self.asked.is_some() {
+            return;
         }
+        let _ = sys::set_nonblocking(self.fd, true);
+        let asked = match self.form {
+            Form::Edge => EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
+            Form::OneShot => EPOLLONESHOT,
+            _ => EPOLLIN,
+        };
+        self.asked = Some(asked);
         if self.form.has_set() {
-            self.epfd = sys::fd_of(sys::epoll_create());
-            self.asked = match self.form {
-                Form::Edge => EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET,
-                Form::OneShot => EPOLLONESHOT,
-                _ => EPOLLIN,
-            };
-            let _ = sys::epoll_ctl(self.epfd, libc::EPOLL_CTL_ADD, fd, self.asked, 7);
+            if self.set == -1 {
+                self.set = sys::fd_of(sys::epoll_create());
+            }
+            let added = sys::epoll_ctl(self.set, libc::EPOLL_CTL_ADD, self.fd, asked, 7);
+            if added == Err(libc::EEXIST) {
+                let _ = sys::epoll_ctl(self.set, libc::EPOLL_CTL_MOD, self.fd, asked, 7);
+            }
         }
     }
 
-    /// Waits in the form for readability (or writability). False: patience is at its end.
+    /// Takes the socket out of the form's set, until this end waits again.
+    pub(crate) fn leave_set(&mut self) {
+        if self.set != -1 {
+            let _ = sys::close(self.set);
+        }
+        self.set = -1;
+        self.asked = None;
+    }
+
+    /// The same socket for another thread, which waits in the form by itself.
+    pub(crate) const fn another(&self) -> Self {
+        let mut end = Self::new(self.side, self.form);
+        end.fd = self.fd;
+        end
+    }
+
+    /// Waits in the form for readability (or writability), whatever signals come. False: patience is at its end.
     pub(crate) fn wait(&mut self, to_write: bool) -> bool {
         self.wait_for(!to_write, to_write)
     }
 
     /// Waits in the form for either.
     fn wait_for(&mut self, to_read: bool, to_write: bool) -> bool {
+        loop {
+            match self.wait_once(to_read, to_write) {
+                Err(libc::EINTR) => {}
+                waited => return waited == Ok(true),
+            }
+        }
+    }
+
+    /// One call that waits.
+    fn wait_once(&mut self, to_read: bool, to_write: bool) -> Result<bool, i32> {
+        self.prepare();
         let fd = self.fd;
         let wish = |read, write| if to_read { read } else { 0 } | if to_write { write } else { 0 };
         match self.form {
-            Form::Blocking => true,
+            Form::Blocking => Ok(true),
             Form::Poll => {
                 let events = if to_read { POLLIN } else { 0 } | if to_write { POLLOUT } else { 0 };
-                sys::poll(&[(fd, events)], patience()).0 == Ok(1)
+                sys::poll(&[(fd, events)], patience())
+                    .0
+                    .map(|ready| ready > 0)
             }
             Form::Select => {
                 let (read, write) = (to_read.then_some(fd), to_write.then_some(fd));
                 let patience = Some(i64::from(patience()));
                 sys::select(read.as_slice(), write.as_slice(), &[], patience, None)
                     .ret
-                    .is_ok_and(|ready| ready > 0)
+                    .map(|ready| ready > 0)
             }
             Form::Level | Form::OneShot => {
                 let wish = wish(EPOLLIN, EPOLLOUT);
                 let one_shot = self.form == Form::OneShot;
                 let wish = if one_shot { wish | EPOLLONESHOT } else { wish };
-                if self.asked != wish || one_shot {
-                    self.asked = wish;
-                    let _ = sys::epoll_ctl(self.epfd, libc::EPOLL_CTL_MOD, fd, wish, 7);
+                if self.asked != Some(wish) || one_shot {
+                    self.asked = Some(wish);
+                    let _ = sys::epoll_ctl(self.set, libc::EPOLL_CTL_MOD, fd, wish, 7);
                 }
                 self.wait_set()
             }
@@ -129,8 +180,8 @@ impl End {
         }
     }
 
-    fn wait_set(&self) -> bool {
-        sys::epoll_wait(self.epfd, 4, patience()).is_ok_and(|events| !events.is_empty())
+    fn wait_set(&self) -> Result<bool, i32> {
+        sys::epoll_wait(self.set, 4, patience()).map(|events| !events.is_empty())
     }
 
     /// Whether the form waits before it calls.
@@ -148,17 +199,26 @@ impl End {
         self.patiently(true, |fd| sys::send(fd, data, libc::MSG_NOSIGNAL))
     }
 
-    fn patiently(&mut self, to_write: bool, mut call: impl FnMut(i32) -> Ret) -> Ret {
-        if self.waits_first() && !self.wait(to_write) {
-            return Err(libc::ETIMEDOUT);
+    /// A call that waits in the form: before it, or once it has answered that it would block.
+    pub(crate) fn patiently(&mut self, to_write: bool, mut call: impl FnMut(i32) -> Ret) -> Ret {
+        self.prepare();
+        if self.waits_first() {
+            return self.after_waiting(to_write, call);
         }
+        match call(self.fd) {
+            Err(libc::EAGAIN) if self.form != Form::Blocking => self.after_waiting(to_write, call),
+            other => other,
+        }
+    }
+
+    /// Waits in the form and calls, until the call does not say that it would block.
+    fn after_waiting(&mut self, to_write: bool, mut call: impl FnMut(i32) -> Ret) -> Ret {
         loop {
+            if !self.wait(to_write) {
+                return Err(libc::ETIMEDOUT);
+            }
             match call(self.fd) {
-                Err(libc::EAGAIN) if self.form != Form::Blocking => {
-                    if !self.wait(to_write) {
-                        return Err(libc::ETIMEDOUT);
-                    }
-                }
+                Err(libc::EAGAIN) if self.form != Form::Blocking => {}
                 other => return other,
             }
         }
@@ -213,8 +273,20 @@ impl End {
         }
     }
 
+    /// One receive with flags, which waits in the form if it would block.
+    pub(crate) fn recv(&mut self, room: usize, flags: i32) -> String {
+        let waits = flags & (libc::MSG_DONTWAIT | libc::MSG_ERRQUEUE) == 0;
+        let mut buffer = vec![0; room];
+        let mut call = |fd| sys::recv(fd, &mut buffer, flags);
+        let mut ret = call(self.fd);
+        if waits && ret == Err(libc::EAGAIN) && self.form != Form::Blocking {
+            ret = self.after_waiting(false, call);
+        }
+        show::got(ret, &buffer)
+    }
+
     /// One receive with flags, without any waiting of ours.
-    pub(crate) fn recv(&self, room: usize, flags: i32) -> String {
+    pub(crate) fn recv_once(&self, room: usize, flags: i32) -> String {
         let mut buffer = vec![0; room];
         let ret = sys::recv(self.fd, &mut buffer, flags);
         show::got(ret, &buffer)
@@ -337,8 +409,7 @@ impl End {
         if self.form != Form::Blocking {
             return self.duplex_alone(out, back, bytes, seed);
         }
-        let mut writer = Self::new(self.side, self.form);
-        writer.fd = self.fd;
+        let mut writer = self.another();
         std::thread::scope(|scope| {
             let poured = scope.spawn(move || writer.pour(out, bytes, seed));
             let drunk = self.drink(back, bytes, seed + 1);

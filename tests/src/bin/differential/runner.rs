@@ -42,6 +42,8 @@ struct Wishes {
     form: Form,
     side: Option<Side>,
     evidence: Option<String>,
+    /// Every case in every form.
+    every_form: bool,
     jobs: usize,
 }
 
@@ -61,6 +63,7 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
         form: Form::Blocking,
         side: None,
         evidence: None,
+        every_form: false,
         jobs: 1,
     };
     let mut words = words.iter();
@@ -84,6 +87,7 @@ fn parse(words: &[String]) -> Result<Wishes, String> {
                 let number = user.parse().map_err(|_| format!("--user-b {user}"))?;
                 wishes.user_b = Some(number);
             }
+            "--every-form" => wishes.every_form = true,
             "--only" => wishes.only = Some(value()?),
             "--evidence" => wishes.evidence = Some(value()?),
             "--jobs" => {
@@ -164,7 +168,7 @@ pub(crate) fn run(words: &[String]) -> Result<(), String> {
 fn turns(wishes: &Wishes) -> Vec<Turn> {
     let mut turns = Vec::new();
     for case in cases::all().filter(|case| case.fits(wishes.topology)) {
-        for &form in case.forms {
+        for &form in case.forms(wishes.every_form) {
             let name = format!("{}/{}", case.name, form.name());
             if wishes
                 .only

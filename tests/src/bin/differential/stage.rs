@@ -247,6 +247,7 @@ impl Stage {
             }
             std::thread::sleep(core::time::Duration::from_millis(1));
         }
+        crate::print(&format!("{} stays on TCP", self.name));
     }
 
     fn kernel_sent(&mut self) -> [u64; 2] {

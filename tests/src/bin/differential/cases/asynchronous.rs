@@ -3,33 +3,33 @@
 use libc::{F_GETFL, F_SETFL, F_SETOWN, MSG_OOB, O_ASYNC, POLLIN, POLLOUT, POLLPRI, SIGIO, SIGURG};
 
 use super::descriptors::dialogue;
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side, patience};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("async_by_fcntl_fresh", Needs::Processes, |stage| {
+    case("async_by_fcntl_fresh", Needs::Processes, |stage| {
         fresh(stage, by_fcntl);
     }),
-    once("async_by_fcntl_later", Needs::Processes, |stage| {
+    case("async_by_fcntl_later", Needs::Processes, |stage| {
         later(stage, by_fcntl);
     }),
-    once("async_by_ioctl_fresh", Needs::Processes, |stage| {
+    case("async_by_ioctl_fresh", Needs::Processes, |stage| {
         fresh(stage, by_ioctl);
     }),
-    once("async_by_ioctl_later", Needs::Processes, |stage| {
+    case("async_by_ioctl_later", Needs::Processes, |stage| {
         later(stage, by_ioctl);
     }),
-    once("async_received", Needs::Processes, received),
-    once("urgent_signal", Needs::Processes, |stage| {
+    case("async_received", Needs::Processes, received),
+    case("urgent_signal", Needs::Processes, |stage| {
         urgent(stage, false, false);
     }),
-    once("urgent_signal_waitall", Needs::Processes, |stage| {
+    case("urgent_signal_waitall", Needs::Processes, |stage| {
         urgent(stage, false, true);
     }),
-    once("urgent_signal_inline", Needs::Processes, |stage| {
+    case("urgent_signal_inline", Needs::Processes, |stage| {
         urgent(stage, true, false);
     }),
 ];
@@ -86,13 +86,13 @@ fn fresh(stage: &mut Stage, ask: Ask) {
     let listener = stage.listen(Side::B);
     stage.a("catch", |_| show::ret(sys::catch(SIGIO, libc::SA_RESTART)));
     stage.a("ask, connect", |a| {
-        a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
         let asked = ask(a.fd);
         let connected = sys::connect(a.fd, listener.address);
         format!("{} {}", show::ret(asked), show::ret(connected))
     });
     stage.b("accept", |b| {
-        b.fd = fd_of(sys::accept4(listener.fd, 0));
+        b.hold(fd_of(sys::accept4(listener.fd, 0)));
         (b.fd >= 0).to_string()
     });
     dialogue(stage);
@@ -118,7 +118,7 @@ fn received(stage: &mut Stage) {
         let passed = sys::send_fds(here, b"x", &[a.fd]);
         let new = sys::recv_fd(there);
         let closed = a.close();
-        a.fd = new;
+        a.hold(new);
         format!("{} {} {closed}", show::ret(asked), show::ret(passed))
     });
     dialogue(stage);

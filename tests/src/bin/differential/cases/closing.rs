@@ -9,61 +9,61 @@ use libc::{EPOLL_CTL_ADD, EPOLLIN, EPOLLRDHUP, POLLIN, POLLOUT, POLLRDHUP};
 use libc::{SHUT_RD, SHUT_RDWR, SHUT_WR};
 
 use super::signals::{fill, small_buffers};
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, patience};
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("close_while_recv", Needs::Processes, |stage| {
+    case("close_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, |fd| show::ok(sys::close(fd)));
     }),
-    once("close_and_reuse_while_recv", Needs::Processes, |stage| {
+    case("close_and_reuse_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, close_and_reuse);
     }),
-    once("dup2_while_recv", Needs::Processes, |stage| {
+    case("dup2_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, replace);
     }),
-    once("shutdown_wr_while_recv", Needs::Processes, |stage| {
+    case("shutdown_wr_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, |fd| show::ok(sys::shutdown(fd, SHUT_WR)));
     }),
-    once(
+    case(
         "close_all_while_recv",
         Needs::Processes,
         close_all_while_recv,
     ),
-    once(
+    case(
         "close_while_two_recv",
         Needs::Processes,
         close_while_two_recv,
     ),
-    once("close_while_waitall", Needs::Processes, close_while_waitall),
-    once("close_while_recv_times_out", Needs::Processes, times_out),
-    once(
+    case("close_while_waitall", Needs::Processes, close_while_waitall),
+    case("close_while_recv_times_out", Needs::Processes, times_out),
+    case(
         "far_end_closes_after_close",
         Needs::Processes,
         far_end_closes,
     ),
-    once(
+    case(
         "dup2_and_signal_while_recv",
         Needs::Processes,
         dup2_and_signal_while_recv,
     ),
-    once("close_while_send", Needs::Processes, close_while_send),
-    once("shutdown_while_recv", Needs::Processes, shutdown_while_recv),
-    once("shutdown_while_send", Needs::Processes, shutdown_while_send),
-    once(
+    blocking("close_while_send", Needs::Processes, close_while_send),
+    case("shutdown_while_recv", Needs::Processes, shutdown_while_recv),
+    case("shutdown_while_send", Needs::Processes, shutdown_while_send),
+    case(
         "shutdown_while_waiting",
         Needs::Processes,
         shutdown_while_waiting,
     ),
-    once(
+    case(
         "close_while_epoll_wait",
         Needs::Processes,
         close_while_epoll_wait,
     ),
-    once("close_while_poll", Needs::Processes, close_while_poll),
+    case("close_while_poll", Needs::Processes, close_while_poll),
 ];
 
 const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;

@@ -7,7 +7,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::descriptors::{child, dialogue, talk_to_cat};
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side};
 use crate::stage::{Family, Stage};
 use viaduct_tests::rig::compiler;
@@ -15,35 +15,35 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("user_changed_later", Needs::Processes, |stage| {
+    case("user_changed_later", Needs::Processes, |stage| {
         stage.connect();
         confined(stage, sys::become_nobody);
     }),
-    once("user_changed_fresh", Needs::Processes, |stage| {
+    case("user_changed_fresh", Needs::Processes, |stage| {
         stage.connect_cold(Family::V4);
         confined(stage, sys::become_nobody);
     }),
-    once("root_changed_later", Needs::Processes, |stage| {
+    case("root_changed_later", Needs::Processes, |stage| {
         stage.connect();
         confined(stage, || sys::confine(c"/usr/share"));
     }),
-    once("root_changed_fresh", Needs::Processes, |stage| {
+    case("root_changed_fresh", Needs::Processes, |stage| {
         stage.connect_cold(Family::V4);
         confined(stage, || sys::confine(c"/usr/share"));
     }),
-    once("user_namespace_later", Needs::Processes, |stage| {
+    case("user_namespace_later", Needs::Processes, |stage| {
         stage.connect();
         confined(stage, || sys::unshare(libc::CLONE_NEWUSER));
     }),
-    once("user_namespace_fresh", Needs::Processes, |stage| {
+    case("user_namespace_fresh", Needs::Processes, |stage| {
         stage.connect_cold(Family::V4);
         confined(stage, || sys::unshare(libc::CLONE_NEWUSER));
     }),
-    once("worker_of_another_user", Needs::Processes, worker),
-    once("set_user_id_program", Needs::Processes, |stage| {
+    case("worker_of_another_user", Needs::Processes, worker),
+    blocking("set_user_id_program", Needs::Processes, |stage| {
         without_library(stage, set_user_id_cat);
     }),
-    once("static_program", Needs::Processes, |stage| {
+    blocking("static_program", Needs::Processes, |stage| {
         without_library(stage, static_cat);
     }),
 ];
@@ -66,11 +66,11 @@ fn another(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.set_aside();
     stage.a("connect", |a| {
-        a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
         show::ret(sys::connect(a.fd, listener.address))
     });
     stage.b("accept", |b| {
-        b.fd = fd_of(sys::accept4(listener.fd, 0));
+        b.hold(fd_of(sys::accept4(listener.fd, 0)));
         show::ok(sys::close(listener.fd))
     });
     dialogue(stage);
@@ -78,11 +78,13 @@ fn another(stage: &mut Stage) {
     stage.b("end", |b| b.hear(1));
     stage.b("close", End::close);
     stage.a("back", |a| {
-        a.fd = a.more.pop().unwrap_or(-1);
+        let kept = a.more.pop().unwrap_or(-1);
+        a.hold(kept);
         (a.fd >= 0).to_string()
     });
     stage.b("back", |b| {
-        b.fd = b.more.pop().unwrap_or(-1);
+        let kept = b.more.pop().unwrap_or(-1);
+        b.hold(kept);
         (b.fd >= 0).to_string()
     });
 }
@@ -96,7 +98,7 @@ fn worker(stage: &mut Stage) {
         |a| {
             let mut shown = String::new();
             for _ in 0..3 {
-                a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+                a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
                 let connected = sys::connect(a.fd, listener.address);
                 let good =
                     (0..30).filter(|_| a.say("hello") == "sent 5" && a.hear(5) == "\"hello\"");
@@ -110,7 +112,7 @@ fn worker(stage: &mut Stage) {
                 let changed = sys::become_nobody();
                 let mut served = 0;
                 for _ in 0..3 {
-                    b.fd = fd_of(sys::accept4(listener.fd, 0));
+                    b.hold(fd_of(sys::accept4(listener.fd, 0)));
                     while b.hear(5) == "\"hello\"" && b.say("hello") == "sent 5" {
                         served += 1;
                     }

@@ -5,7 +5,7 @@ use libc::{
     POLLOUT, POLLRDHUP, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
 };
 
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, case, in_all_forms};
 use crate::end::{End, Side, patience, settle};
 use crate::stage::{Listener, Stage};
 use viaduct_tests::show;
@@ -13,29 +13,29 @@ use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
     in_all_forms("connect_nonblocking", Needs::Steps, connect_nonblocking),
-    once("connect_refused", Needs::Steps, connect_refused),
-    once(
+    case("connect_refused", Needs::Steps, connect_refused),
+    case(
         "connect_refused_nonblocking",
         Needs::Steps,
         connect_refused_nonblocking,
     ),
-    once("connect_twice", Needs::Steps, connect_twice),
-    once("connect_dissolved", Needs::Steps, connect_dissolved),
-    once("connect_to_itself", Needs::Steps, connect_to_itself),
-    once("epoll_before_connect", Needs::Steps, epoll_before_connect),
-    once(
+    case("connect_twice", Needs::Steps, connect_twice),
+    case("connect_dissolved", Needs::Steps, connect_dissolved),
+    case("connect_to_itself", Needs::Steps, connect_to_itself),
+    case("epoll_before_connect", Needs::Steps, epoll_before_connect),
+    case(
         "epoll_before_connect_edge",
         Needs::Steps,
         epoll_before_connect_edge,
     ),
-    once("accepted_flags", Needs::Steps, accepted_flags),
-    once("accepted_names", Needs::Steps, accepted_names),
-    once("accepted_late", Needs::Steps, accepted_late),
-    once("accept_waits", Needs::Both, accept_waits),
-    once("listener_closed", Needs::Steps, listener_closed),
-    once("no_peer", Needs::Steps, no_peer),
-    once("one_exchange_each", Needs::Both, one_exchange_each),
-    once("many_at_once", Needs::Both, many_at_once),
+    case("accepted_flags", Needs::Steps, accepted_flags),
+    case("accepted_names", Needs::Steps, accepted_names),
+    case("accepted_late", Needs::Steps, accepted_late),
+    case("accept_waits", Needs::Both, accept_waits),
+    case("listener_closed", Needs::Steps, listener_closed),
+    case("no_peer", Needs::Steps, no_peer),
+    case("one_exchange_each", Needs::Both, one_exchange_each),
+    case("many_at_once", Needs::Both, many_at_once),
 ];
 
 const IN_OUT: i16 = POLLIN | POLLOUT;
@@ -84,7 +84,7 @@ fn connect_refused(stage: &mut Stage) {
     let closed = stage.listen(Side::B);
     stage.b("close", |_| show::ret(sys::close(closed.fd)));
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         show::ret(sys::connect(a.fd, closed.address))
     });
     stage.a("send", |a| a.send(b"x", 0));
@@ -101,7 +101,7 @@ fn connect_refused_nonblocking(stage: &mut Stage) {
     let closed = stage.listen(Side::B);
     stage.b("close", |_| show::ret(sys::close(closed.fd)));
     stage.a("connect", |a| {
-        a.fd = tcp(SOCK_NONBLOCK);
+        a.hold(tcp(SOCK_NONBLOCK));
         show::ret(sys::connect(a.fd, closed.address))
     });
     stage.a("ready", |a| a.ready(IN_OUT | POLLRDHUP | POLLERR | POLLHUP));
@@ -114,7 +114,7 @@ fn connect_refused_nonblocking(stage: &mut Stage) {
 fn connect_twice(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.a("connect", |a| {
-        a.fd = tcp(SOCK_NONBLOCK);
+        a.hold(tcp(SOCK_NONBLOCK));
         show::ret(sys::connect(a.fd, listener.address))
     });
     stage.a("ready", |a| a.ready(POLLOUT));
@@ -153,7 +153,7 @@ fn connect_dissolved(stage: &mut Stage) {
 /// Simultaneous open of a socket with itself: what is sent comes back.
 fn connect_to_itself(stage: &mut Stage) {
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         let _ = sys::bind(a.fd, std::net::SocketAddr::from(([127, 0, 0, 1], 0)));
         let own = sys::name(a.fd, false);
         show::ret(own.and_then(|own| sys::connect(a.fd, own)))
@@ -173,7 +173,7 @@ fn soon(end: &End) -> String {
 fn epoll_before_connect(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.a("add", |a| {
-        a.fd = tcp(SOCK_NONBLOCK);
+        a.hold(tcp(SOCK_NONBLOCK));
         a.epfd = fd_of(sys::epoll_create());
         show::ret(sys::epoll_ctl(a.epfd, EPOLL_CTL_ADD, a.fd, EPOLLOUT, 3))
     });
@@ -193,8 +193,8 @@ fn epoll_before_connect(stage: &mut Stage) {
         stage.b("hear", |b| b.hear(5));
         stage.b("say", |b| b.say("world"));
         stage.a("in", |a| soon(a));
-        stage.a("recv", |a| a.recv(9, 0));
-        stage.a("recv", |a| a.recv(9, 0));
+        stage.a("recv", |a| a.recv_once(9, 0));
+        stage.a("recv", |a| a.recv_once(9, 0));
     }
     stage.b("close", End::close);
     stage.a("end", |a| soon(a));
@@ -203,7 +203,7 @@ fn epoll_before_connect(stage: &mut Stage) {
 fn epoll_before_connect_edge(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.a("add", |a| {
-        a.fd = tcp(SOCK_NONBLOCK);
+        a.hold(tcp(SOCK_NONBLOCK));
         a.epfd = fd_of(sys::epoll_create());
         let _ = sys::connect(a.fd, listener.address);
         let events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
@@ -232,7 +232,7 @@ fn accepted_flags(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     for flags in [0, SOCK_NONBLOCK, SOCK_CLOEXEC, SOCK_NONBLOCK | SOCK_CLOEXEC] {
         stage.a("connect", |a| {
-            a.fd = tcp(flags);
+            a.hold(tcp(flags));
             show::ret(sys::connect(a.fd, listener.address).or_else(|error| {
                 if error == libc::EINPROGRESS {
                     Ok(0)
@@ -243,7 +243,7 @@ fn accepted_flags(stage: &mut Stage) {
         });
         stage.b("accept", |b| {
             let _ = settle(listener.fd, POLLIN, POLLIN);
-            b.fd = fd_of(sys::accept4(listener.fd, flags));
+            b.hold(fd_of(sys::accept4(listener.fd, flags)));
             let (status, descriptor) = (
                 sys::fcntl(b.fd, libc::F_GETFL, 0),
                 sys::fcntl(b.fd, libc::F_GETFD, 0),
@@ -264,13 +264,13 @@ fn accepted_flags(stage: &mut Stage) {
 fn accepted_names(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     let own = stage.share(Side::A, |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         let _ = sys::connect(a.fd, listener.address);
         sys::name(a.fd, false).map_or(0, |own| u64::from(own.port()))
     });
     stage.b("accept", |b| {
         let (fd, from) = sys::accept_from(listener.fd);
-        b.fd = fd_of(fd);
+        b.hold(fd_of(fd));
         let port = from.map_or(0, |from| u64::from(from.port()));
         let told = sys::name(b.fd, true).ok() == from;
         format!("{} {} {told}", fd.is_ok(), port == own)
@@ -282,7 +282,7 @@ fn accepted_names(stage: &mut Stage) {
 fn accepted_late(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         show::ret(sys::connect(a.fd, listener.address))
     });
     for _ in 0..20 {
@@ -299,7 +299,7 @@ fn accept_waits(stage: &mut Stage) {
         "accept",
         |a| {
             std::thread::sleep(core::time::Duration::from_millis(60));
-            a.fd = tcp(0);
+            a.hold(tcp(0));
             show::ret(sys::connect(a.fd, listener.address))
         },
         |b| accept(b, listener),
@@ -329,7 +329,7 @@ fn accept_waits(stage: &mut Stage) {
 fn listener_closed(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         show::ret(sys::connect(a.fd, listener.address))
     });
     stage.a("say", |a| a.say("hello"));
@@ -381,7 +381,7 @@ fn one_exchange_each(stage: &mut Stage) {
         |a| {
             let mut good = 0;
             for _ in 0..TIMES {
-                a.fd = tcp(0);
+                a.hold(tcp(0));
                 let connected = sys::connect(a.fd, listener.address);
                 let said = a.say("request");
                 let heard = a.hear(8);
@@ -399,7 +399,7 @@ fn one_exchange_each(stage: &mut Stage) {
         |b| {
             let mut good = 0;
             for _ in 0..TIMES {
-                b.fd = fd_of(sys::accept4(listener.fd, 0));
+                b.hold(fd_of(sys::accept4(listener.fd, 0)));
                 let heard = b.hear(7);
                 good += usize::from(heard == "\"request\"" && b.say("response") == "sent 8");
                 let _ = b.close();
@@ -446,7 +446,7 @@ fn many_at_once(stage: &mut Stage) {
                     let _ = sys::send(fd, message.as_bytes(), 0);
                 }
                 for &fd in &connections {
-                    a.fd = fd;
+                    a.hold(fd);
                     good += usize::from(a.hear(8) == format!("\"{message}\""));
                 }
             }

@@ -4,56 +4,56 @@ use libc::{EPOLL_CTL_ADD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, POLLIN, POLLOU
 use libc::{MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, SHUT_RD, SHUT_RDWR};
 
 use super::descriptors::child;
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::End;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once(
+    case(
         "recvmmsg_tells_the_error_first",
         Needs::Steps,
         recvmmsg_tells_the_error_first,
     ),
-    once(
+    case(
         "reset_after_both_are_shut",
         Needs::Steps,
         reset_after_both_are_shut,
     ),
-    once("reset_is_told_once", Needs::Steps, reset_is_told_once),
-    once("peek_and_trunc", Needs::Steps, peek_and_trunc),
-    once("peek_for_more", Needs::Steps, peek_for_more),
-    once("empty_recv_at_the_end", Needs::Steps, empty_recv_at_the_end),
-    once(
+    case("reset_is_told_once", Needs::Steps, reset_is_told_once),
+    case("peek_and_trunc", Needs::Steps, peek_and_trunc),
+    case("peek_for_more", Needs::Steps, peek_for_more),
+    case("empty_recv_at_the_end", Needs::Steps, empty_recv_at_the_end),
+    case(
         "epoll_after_own_shutdown",
         Needs::Steps,
         epoll_after_own_shutdown,
     ),
-    once("edge_for_space_only", Needs::Steps, edge_for_space_only),
-    once(
+    case("edge_for_space_only", Needs::Steps, edge_for_space_only),
+    case(
         "fork_child_exits_at_once",
         Needs::Processes,
         fork_child_exits_at_once,
     ),
-    once("exit_closes", Needs::Processes, exit_closes),
-    once(
+    case("exit_closes", Needs::Processes, exit_closes),
+    case(
         "exit_with_bytes_unread",
         Needs::Processes,
         exit_with_bytes_unread,
     ),
-    once("killed_closes", Needs::Processes, killed_closes),
-    once(
+    case("killed_closes", Needs::Processes, killed_closes),
+    case(
         "killed_with_bytes_unread",
         Needs::Processes,
         killed_with_bytes_unread,
     ),
-    once(
+    case(
         "killed_while_the_far_end_sends",
         Needs::Processes,
         killed_while_the_far_end_sends,
     ),
-    once("shutdown_in_child", Needs::Processes, shutdown_in_child),
+    case("shutdown_in_child", Needs::Processes, shutdown_in_child),
 ];
 
 const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
@@ -142,7 +142,7 @@ fn empty_recv_at_the_end(stage: &mut Stage) {
     stage.a("timeout", |a| {
         show::ret(sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 20))
     });
-    stage.a("in vain", |a| a.recv(0, 0));
+    stage.a("in vain", |a| a.recv_once(0, 0));
     stage.a("not waiting", |a| a.recv(0, MSG_DONTWAIT));
     stage.a("say", |a| a.say("unread"));
     stage.b("arrived", |b| b.arrived(6));

@@ -2,7 +2,7 @@
 
 use libc::{F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, MSG_DONTWAIT, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side, settle};
 use crate::pattern::Pattern;
 use crate::stage::{Family, Stage};
@@ -10,74 +10,74 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("dup_and_close", Needs::Steps, dup_and_close),
-    once("dup_ways", Needs::Steps, dup_ways),
-    once("dup_errors", Needs::Steps, dup_errors),
-    once("dup2_over_connection", Needs::Steps, dup2_over_connection),
-    once(
+    case("dup_and_close", Needs::Steps, dup_and_close),
+    case("dup_ways", Needs::Steps, dup_ways),
+    case("dup_errors", Needs::Steps, dup_errors),
+    case("dup2_over_connection", Needs::Steps, dup2_over_connection),
+    case(
         "dup2_pipe_over_connection",
         Needs::Steps,
         dup2_pipe_over_connection,
     ),
-    once("number_used_again", Needs::Steps, number_used_again),
-    once("lowest_numbers", Needs::Processes, lowest_numbers),
-    once(
+    case("number_used_again", Needs::Steps, number_used_again),
+    case("lowest_numbers", Needs::Processes, lowest_numbers),
+    case(
         "fork_child_continues",
         Needs::Processes,
         fork_child_continues,
     ),
-    once("fork_child_leaves", Needs::Processes, fork_child_leaves),
-    once("fork_both_write", Needs::Processes, fork_both_write),
-    once(
+    case("fork_child_leaves", Needs::Processes, fork_child_leaves),
+    case("fork_both_write", Needs::Processes, fork_both_write),
+    case(
         "fork_reader_and_writer",
         Needs::Processes,
         fork_reader_and_writer,
     ),
-    once("fork_server", Needs::Processes, |stage| {
+    case("fork_server", Needs::Processes, |stage| {
         fork_server(stage, false);
     }),
-    once("fork_server_slow", Needs::Processes, |stage| {
+    case("fork_server_slow", Needs::Processes, |stage| {
         fork_server(stage, true);
     }),
-    once("inetd", Needs::Processes, inetd),
-    once("exec_later", Needs::Processes, exec_later),
-    once("exec_fails", Needs::Processes, exec_fails),
-    once("helper_closes_by_exec", Needs::Processes, |stage| {
+    blocking("inetd", Needs::Processes, inetd),
+    blocking("exec_later", Needs::Processes, exec_later),
+    case("exec_fails", Needs::Processes, exec_fails),
+    case("helper_closes_by_exec", Needs::Processes, |stage| {
         helper(stage, Helper::ClosesByExec);
     }),
-    once("helper_keeps_open", Needs::Processes, |stage| {
+    case("helper_keeps_open", Needs::Processes, |stage| {
         helper(stage, Helper::KeepsOpen);
     }),
-    once("helper_leaves", Needs::Processes, |stage| {
+    case("helper_leaves", Needs::Processes, |stage| {
         helper(stage, Helper::Leaves);
     }),
-    once("helper_is_killed", Needs::Processes, |stage| {
+    case("helper_is_killed", Needs::Processes, |stage| {
         helper(stage, Helper::IsKilled);
     }),
-    once("left_to_a_stranger", Needs::Processes, left_to_a_stranger),
-    once("pass_fresh_to_child", Needs::Processes, |stage| {
+    case("left_to_a_stranger", Needs::Processes, left_to_a_stranger),
+    case("pass_fresh_to_child", Needs::Processes, |stage| {
         pass_to_child(stage, true);
     }),
-    once("pass_later_to_child", Needs::Processes, |stage| {
+    case("pass_later_to_child", Needs::Processes, |stage| {
         pass_to_child(stage, false);
     }),
-    once("pass_fresh_to_itself", Needs::Steps, |stage| {
+    case("pass_fresh_to_itself", Needs::Steps, |stage| {
         pass_to_itself(stage, true);
     }),
-    once("pass_later_to_itself", Needs::Steps, |stage| {
+    case("pass_later_to_itself", Needs::Steps, |stage| {
         pass_to_itself(stage, false);
     }),
-    once("daemonize_by_loop", Needs::Processes, |stage| {
+    case("daemonize_by_loop", Needs::Processes, |stage| {
         daemonize(stage, CloseAll::Loop);
     }),
-    once("daemonize_by_range", Needs::Processes, |stage| {
+    case("daemonize_by_range", Needs::Processes, |stage| {
         daemonize(stage, CloseAll::Range);
     }),
-    once("daemonize_by_closefrom", Needs::Processes, |stage| {
+    case("daemonize_by_closefrom", Needs::Processes, |stage| {
         daemonize(stage, CloseAll::From);
     }),
-    once("stdio_fresh", Needs::Steps, |stage| stdio(stage, true)),
-    once("stdio_later", Needs::Steps, |stage| stdio(stage, false)),
+    case("stdio_fresh", Needs::Steps, |stage| stdio(stage, true)),
+    case("stdio_later", Needs::Steps, |stage| stdio(stage, false)),
 ];
 
 const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
@@ -93,8 +93,9 @@ fn dup_and_close(stage: &mut Stage) {
         stage.b("hear", |b| b.hear(5));
         stage.b("say", |b| b.say("world"));
         stage.a("recv", |a| {
-            let mut out = [0; 5];
-            let got = sys::recv(a.more[1 - turn], &mut out, libc::MSG_WAITALL);
+            let (mut out, other) = ([0; 5], a.more[1 - turn]);
+            let _ = sys::poll(&[(other, POLLIN)], crate::end::patience());
+            let got = sys::recv(other, &mut out, libc::MSG_WAITALL);
             show::got(got, &out)
         });
     }
@@ -105,7 +106,7 @@ fn dup_and_close(stage: &mut Stage) {
     stage.b("hear", |b| b.hear(5));
     stage.b("say", |b| b.say("last"));
     stage.a("other", |a| {
-        a.fd = a.more[1];
+        a.hold(a.more[1]);
         a.hear(4)
     });
     stage.a("close other", End::close);
@@ -179,6 +180,7 @@ fn dup2_over_connection(stage: &mut Stage) {
     stage.connect();
     stage.a("first over second", |a| {
         let replaced = sys::dup2(a.more[0], a.fd);
+        a.hold(a.fd);
         format!(
             "{} {}",
             replaced == Ok(i64::from(a.fd)),
@@ -190,7 +192,7 @@ fn dup2_over_connection(stage: &mut Stage) {
     stage.a("say on first", |a| a.say("hello"));
     stage.b("first", |b| {
         let _ = sys::close(b.fd);
-        b.fd = b.more[0];
+        b.hold(b.more[0]);
         b.hear(5)
     });
     stage.b("say on first", |b| b.say("world"));
@@ -239,7 +241,7 @@ fn number_used_again(stage: &mut Stage) {
         shown
     });
     stage.a("connection in its place", |a| {
-        a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
         format!(
             "{} {}",
             a.more[0] == a.fd,
@@ -247,7 +249,7 @@ fn number_used_again(stage: &mut Stage) {
         )
     });
     stage.b("accept", |b| {
-        b.fd = fd_of(sys::accept4(listener.fd, 0));
+        b.hold(fd_of(sys::accept4(listener.fd, 0)));
         format!("{}", b.fd >= 0)
     });
     for _ in 0..20 {
@@ -392,7 +394,7 @@ fn fork_server(stage: &mut Stage, slow: bool) {
             for client in 0..CLIENTS {
                 let fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
                 let connected = sys::connect(fd, listener.address);
-                a.fd = fd;
+                a.hold(fd);
                 let mut good = 0;
                 for _ in 0..ROUNDS {
                     let said = a.say("hello from a client");
@@ -406,7 +408,7 @@ fn fork_server(stage: &mut Stage, slow: bool) {
         |b| {
             let mut children = Vec::new();
             for _ in 0..CLIENTS {
-                b.fd = fd_of(sys::accept4(listener.fd, 0));
+                b.hold(fd_of(sys::accept4(listener.fd, 0)));
                 if slow {
                     let_it_sleep(30);
                 }
@@ -589,7 +591,7 @@ fn pass_to_child(stage: &mut Stage, fresh: bool) {
             let pid = child(|| {
                 let _ = sys::close(fd);
                 let _ = sys::write(there, b"x");
-                a.fd = sys::recv_fd(there);
+                a.hold(sys::recv_fd(there));
                 let said = a.say("from the child");
                 said == "sent 14" && a.hear(12) == "\"to the child\""
             });
@@ -617,7 +619,7 @@ fn pass_to_itself(stage: &mut Stage, fresh: bool) {
         let passed = sys::send_fds(here, b"x", &[a.fd]);
         let new = sys::recv_fd(there);
         let closed = a.close();
-        a.fd = new;
+        a.hold(new);
         format!("{} {closed} {}", show::ret(passed), new >= 0)
     });
     for _ in 0..20 {
@@ -645,6 +647,7 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
         "daemon",
         |a| {
             let pid = child(|| {
+                a.leave_set();
                 match how {
                     CloseAll::Loop => (3..1024).for_each(|fd| {
                         let _ = sys::close(fd);
@@ -654,7 +657,7 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
                     }
                     CloseAll::From => sys::closefrom(3),
                 }
-                a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+                a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
                 let connected = sys::connect(a.fd, listener.address);
                 let good = (0..60).all(|_| a.say("hello") == "sent 5" && a.hear(5) == "\"hello\"");
                 a.fd == 3 && connected == Ok(0) && good
@@ -663,14 +666,14 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
         },
         |b| {
             let first = b.fd;
-            b.fd = fd_of(sys::accept4(listener.fd, 0));
+            b.hold(fd_of(sys::accept4(listener.fd, 0)));
             let mut echoed = 0;
             while b.hear(5) == "\"hello\"" {
                 let _ = b.say("hello");
                 echoed += 1;
             }
             let _ = sys::close(b.fd);
-            b.fd = first;
+            b.hold(first);
             format!("echoed {echoed}")
         },
     );
@@ -694,6 +697,7 @@ fn stdio(stage: &mut Stage, fresh: bool) {
         "opened".to_owned()
     });
     stage.b("say", |b| b.say("first line\nsecond line\n"));
+    stage.a("arrived", |a| a.arrived(23));
     stage.a("streams", |_| {
         let Some((input, output)) = streams.take() else {
             return "no streams".to_owned();

@@ -6,7 +6,7 @@ use libc::{
     EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_OOB, POLLIN, POLLOUT, POLLPRI, SHUT_WR,
 };
 
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, blocking, case, in_all_forms};
 use crate::end::{End, Side};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -32,17 +32,17 @@ pub(super) const CASES: &[Case] = &[
         Needs::Both,
         back_while_far_waits,
     ),
-    once("back_with_a_full_ring", Needs::Both, back_with_a_full_ring),
-    once("back_and_shut", Needs::Both, back_and_shut),
-    once("back_and_close", Needs::Both, back_and_close),
-    once("back_after_the_end", Needs::Steps, back_after_the_end),
-    once("back_in_waitall", Needs::Both, back_in_waitall),
-    once("back_in_an_edge_set", Needs::Steps, back_in_an_edge_set),
-    once("back_after_one_shot", Needs::Steps, back_after_one_shot),
-    once("back_by_two_threads", Needs::Both, back_by_two_threads),
-    once("urgent_later", Needs::Steps, urgent_later),
-    once("zerocopy_later", Needs::Steps, zerocopy_later),
-    once("peek_offset_later", Needs::Steps, peek_offset_later),
+    case("back_with_a_full_ring", Needs::Both, back_with_a_full_ring),
+    case("back_and_shut", Needs::Both, back_and_shut),
+    case("back_and_close", Needs::Both, back_and_close),
+    case("back_after_the_end", Needs::Steps, back_after_the_end),
+    blocking("back_in_waitall", Needs::Both, back_in_waitall),
+    case("back_in_an_edge_set", Needs::Steps, back_in_an_edge_set),
+    case("back_after_one_shot", Needs::Steps, back_after_one_shot),
+    case("back_by_two_threads", Needs::Both, back_by_two_threads),
+    case("urgent_later", Needs::Steps, urgent_later),
+    case("zerocopy_later", Needs::Steps, zerocopy_later),
+    case("peek_offset_later", Needs::Steps, peek_offset_later),
 ];
 
 /// Sends the connection of `end` back to TCP, if it is anywhere else.

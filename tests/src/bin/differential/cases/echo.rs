@@ -1,6 +1,6 @@
 //! Bytes there and back, in all sizes and all forms.
 
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, case, in_all_forms};
 use viaduct_tests::sys;
 
 use crate::pattern::Pattern;
@@ -12,14 +12,14 @@ pub(super) const CASES: &[Case] = &[
     in_all_forms("ping_pong", Needs::Steps, ping_pong),
     in_all_forms("both_ways", Needs::Both, both_ways),
     in_all_forms("one_way", Needs::Both, one_way),
-    once("large_both_ways", Needs::Both, large_both_ways),
-    once(
+    case("large_both_ways", Needs::Both, large_both_ways),
+    case(
         "megabyte_before_reading",
         Needs::Steps,
         megabyte_before_reading,
     ),
-    once("over_ipv6", Needs::Steps, |stage| over(stage, Family::V6)),
-    once("over_mapped", Needs::Steps, |stage| {
+    case("over_ipv6", Needs::Steps, |stage| over(stage, Family::V6)),
+    case("over_mapped", Needs::Steps, |stage| {
         over(stage, Family::Mapped);
     }),
 ];

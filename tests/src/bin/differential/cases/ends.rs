@@ -5,7 +5,7 @@ use libc::{
     SHUT_WR, SIGPIPE,
 };
 
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, case, in_all_forms};
 use crate::end::{End, Side, patience};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -19,17 +19,17 @@ pub(super) const CASES: &[Case] = &[
     in_all_forms("half_close_by_b", Needs::Steps, |stage| {
         half_close(stage, Side::B);
     }),
-    once("half_close_both_a_first", Needs::Steps, |stage| {
+    case("half_close_both_a_first", Needs::Steps, |stage| {
         half_close_both(stage, Side::A);
     }),
-    once("half_close_both_b_first", Needs::Steps, |stage| {
+    case("half_close_both_b_first", Needs::Steps, |stage| {
         half_close_both(stage, Side::B);
     }),
-    once("half_close_twice", Needs::Steps, half_close_twice),
-    once("shutdown_rd", Needs::Steps, shutdown_rd),
-    once("shutdown_rd_with_data", Needs::Steps, shutdown_rd_with_data),
-    once("shutdown_rdwr", Needs::Steps, shutdown_rdwr),
-    once(
+    case("half_close_twice", Needs::Steps, half_close_twice),
+    case("shutdown_rd", Needs::Steps, shutdown_rd),
+    case("shutdown_rd_with_data", Needs::Steps, shutdown_rd_with_data),
+    case("shutdown_rdwr", Needs::Steps, shutdown_rdwr),
+    case(
         "shutdown_rdwr_then_peer_writes",
         Needs::Steps,
         shutdown_rdwr_then_peer_writes,
@@ -44,24 +44,24 @@ pub(super) const CASES: &[Case] = &[
         Needs::Steps,
         close_then_peer_writes,
     ),
-    once("close_unread_then_recv", Needs::Steps, |stage| {
+    case("close_unread_then_recv", Needs::Steps, |stage| {
         close_unread(stage, After::Recv);
     }),
-    once("close_unread_then_send", Needs::Steps, |stage| {
+    case("close_unread_then_send", Needs::Steps, |stage| {
         close_unread(stage, After::Send);
     }),
-    once("close_unread_then_so_error", Needs::Steps, |stage| {
+    case("close_unread_then_so_error", Needs::Steps, |stage| {
         close_unread(stage, After::SoError);
     }),
-    once(
+    case(
         "close_unread_nothing_sent",
         Needs::Steps,
         close_unread_nothing_sent,
     ),
     in_all_forms("linger_zero", Needs::Steps, linger_zero),
-    once("linger_zero_with_data", Needs::Steps, linger_zero_with_data),
-    once("sigpipe", Needs::Processes, sigpipe),
-    once("sigpipe_kills", Needs::Processes, sigpipe_kills),
+    case("linger_zero_with_data", Needs::Steps, linger_zero_with_data),
+    case("sigpipe", Needs::Processes, sigpipe),
+    case("sigpipe_kills", Needs::Processes, sigpipe_kills),
     in_all_forms("recv_woken_by_close", Needs::Both, |stage| {
         recv_woken(stage, How::Close);
     }),
@@ -83,13 +83,13 @@ pub(super) const CASES: &[Case] = &[
     in_all_forms("send_woken_by_reading", Needs::Both, |stage| {
         send_woken(stage, How::Data);
     }),
-    once(
+    case(
         "recv_woken_by_own_shutdown",
         Needs::Both,
         recv_woken_by_own_shutdown,
     ),
-    once("recv_twice_after_end", Needs::Steps, recv_twice_after_end),
-    once("exit_without_close", Needs::Processes, exit_without_close),
+    case("recv_twice_after_end", Needs::Steps, recv_twice_after_end),
+    case("exit_without_close", Needs::Processes, exit_without_close),
 ];
 
 const IN_OUT: i16 = POLLIN | POLLOUT;

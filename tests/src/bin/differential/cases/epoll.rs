@@ -5,48 +5,49 @@ use libc::{
     EPOLLONESHOT, EPOLLOUT, EPOLLRDHUP, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR,
 };
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side, patience};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("epoll_level", Needs::Steps, epoll_level),
-    once("epoll_edge", Needs::Steps, epoll_edge),
-    once("epoll_edge_out", Needs::Steps, epoll_edge_out),
-    once("epoll_one_shot", Needs::Steps, epoll_one_shot),
-    once("epoll_mod", Needs::Steps, epoll_mod),
-    once("epoll_errors", Needs::Steps, epoll_errors),
-    once("epoll_del_and_add", Needs::Steps, epoll_del_and_add),
-    once("epoll_two_sets", Needs::Steps, epoll_two_sets),
-    once("epoll_close_removes", Needs::Steps, epoll_close_removes),
-    once("epoll_reset", Needs::Steps, epoll_reset),
-    once("epoll_mixed", Needs::Steps, epoll_mixed),
-    once("epoll_one_at_a_time", Needs::Steps, epoll_one_at_a_time),
-    once("epoll_bad", Needs::Steps, epoll_bad),
-    once("epoll_woken", Needs::Both, epoll_woken),
-    once("epoll_timeouts", Needs::Steps, epoll_timeouts),
-    once("epoll_nested", Needs::Both, epoll_nested),
-    once("epoll_after_fork", Needs::Processes, epoll_after_fork),
-    once(
+    case("epoll_level", Needs::Steps, epoll_level),
+    case("epoll_edge", Needs::Steps, epoll_edge),
+    case("epoll_edge_out", Needs::Steps, epoll_edge_out),
+    case("epoll_one_shot", Needs::Steps, epoll_one_shot),
+    case("epoll_mod", Needs::Steps, epoll_mod),
+    case("epoll_errors", Needs::Steps, epoll_errors),
+    case("epoll_del_and_add", Needs::Steps, epoll_del_and_add),
+    case("epoll_two_sets", Needs::Steps, epoll_two_sets),
+    case("epoll_many_sets", Needs::Both, epoll_many_sets),
+    case("epoll_close_removes", Needs::Steps, epoll_close_removes),
+    case("epoll_reset", Needs::Steps, epoll_reset),
+    case("epoll_mixed", Needs::Steps, epoll_mixed),
+    case("epoll_one_at_a_time", Needs::Steps, epoll_one_at_a_time),
+    case("epoll_bad", Needs::Steps, epoll_bad),
+    case("epoll_woken", Needs::Both, epoll_woken),
+    case("epoll_timeouts", Needs::Steps, epoll_timeouts),
+    case("epoll_nested", Needs::Both, epoll_nested),
+    case("epoll_after_fork", Needs::Processes, epoll_after_fork),
+    case(
         "epoll_shared_by_fork",
         Needs::Processes,
         epoll_shared_by_fork,
     ),
-    once(
+    case(
         "epoll_second_descriptor",
         Needs::Steps,
         epoll_second_descriptor,
     ),
-    once("epoll_polled", Needs::Both, epoll_polled),
-    once(
+    case("epoll_polled", Needs::Both, epoll_polled),
+    case(
         "epoll_woken_by_other_thread",
         Needs::Both,
         epoll_woken_by_other_thread,
     ),
-    once("epoll_in_order", Needs::Steps, epoll_in_order),
-    once(
+    case("epoll_in_order", Needs::Steps, epoll_in_order),
+    case(
         "epoll_in_order_of_answers",
         Needs::Steps,
         epoll_in_order_of_answers,
@@ -334,6 +335,57 @@ fn epoll_two_sets(stage: &mut Stage) {
     stage.a("one", |a| soon(a));
     stage.a("recv", |a| a.recv(20, 0));
     stage.a("one", |a| now(a));
+}
+
+/// One socket in more sets than can be told of a ring; all are told.
+fn epoll_many_sets(stage: &mut Stage) {
+    const SETS: u64 = 6;
+    stage.connect();
+    for number in 0..SETS {
+        stage.a("add", |a| {
+            let set = sys::fd_of(sys::epoll_create());
+            a.more.push(set);
+            show::ret(sys::epoll_ctl(set, EPOLL_CTL_ADD, a.fd, EPOLLIN, number))
+        });
+        stage.b("say", |b| b.say("hello"));
+        stage.a("all", |a| {
+            let told = |set: &i32| show::events(&sys::epoll_wait(*set, 8, patience()));
+            a.more.iter().map(told).collect::<Vec<_>>().join(" ")
+        });
+        stage.a("recv", |a| a.recv(20, 0));
+        stage.a("none", |a| {
+            let told = |set: &i32| show::events(&sys::epoll_wait(*set, 8, 0));
+            a.more.iter().map(told).collect::<Vec<_>>().join(" ")
+        });
+        stage.a("say", |a| a.say("answer"));
+        stage.b("hear", |b| b.hear(6));
+    }
+    stage.both(
+        "each is woken",
+        |a| {
+            let mut woken = Vec::new();
+            for set in a.more.clone() {
+                woken.push(show::events(&sys::epoll_wait(set, 8, patience())));
+                woken.push(a.recv(20, 0));
+                woken.push(a.say("next"));
+            }
+            woken.join(" ")
+        },
+        |b| {
+            let mut said = Vec::new();
+            for _ in 0..SETS {
+                std::thread::sleep(core::time::Duration::from_millis(5));
+                said.push(b.say("hello"));
+                said.push(b.hear(4));
+            }
+            said.join(" ")
+        },
+    );
+    stage.b("shutdown", |b| b.shutdown(SHUT_WR));
+    stage.a("end", |a| {
+        let told = |set: &i32| show::events(&sys::epoll_wait(*set, 8, patience()));
+        a.more.iter().map(told).collect::<Vec<_>>().join(" ")
+    });
 }
 
 fn epoll_close_removes(stage: &mut Stage) {
@@ -773,7 +825,8 @@ fn epoll_in_order_of_answers(stage: &mut Stage) {
         for side in [Side::A, Side::B] {
             stage.one(side, "close", |end| {
                 let closed = end.close();
-                end.fd = end.more.pop().unwrap_or(-1);
+                let kept = end.more.pop().unwrap_or(-1);
+                end.hold(kept);
                 closed
             });
         }

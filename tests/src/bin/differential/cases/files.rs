@@ -2,7 +2,7 @@
 
 use libc::{O_APPEND, O_PATH, O_RDONLY, O_WRONLY, SEEK_CUR, SHUT_WR, SIGPIPE};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::End;
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -10,19 +10,19 @@ use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("sendfile_small", Needs::Steps, sendfile_small),
-    once("sendfile_large", Needs::Both, sendfile_large),
-    once("sendfile_nonblocking", Needs::Both, sendfile_nonblocking),
-    once("sendfile_bad", Needs::Steps, sendfile_bad),
-    once("sendfile_odd_numbers", Needs::Steps, sendfile_odd_numbers),
-    once("sendfile_devices", Needs::Steps, sendfile_devices),
-    once("sendfile_to_a_pipe", Needs::Steps, sendfile_to_a_pipe),
-    once("sendfile_after_end", Needs::Processes, sendfile_after_end),
-    once("sendfile_truncated", Needs::Steps, sendfile_truncated),
-    once("sendfile_cold", Needs::Both, sendfile_cold),
-    once("sendfile_many_small", Needs::Both, sendfile_many_small),
-    once("sendfile_timeout", Needs::Steps, sendfile_timeout),
-    once(
+    case("sendfile_small", Needs::Steps, sendfile_small),
+    case("sendfile_large", Needs::Both, sendfile_large),
+    case("sendfile_nonblocking", Needs::Both, sendfile_nonblocking),
+    case("sendfile_bad", Needs::Steps, sendfile_bad),
+    case("sendfile_odd_numbers", Needs::Steps, sendfile_odd_numbers),
+    case("sendfile_devices", Needs::Steps, sendfile_devices),
+    case("sendfile_to_a_pipe", Needs::Steps, sendfile_to_a_pipe),
+    case("sendfile_after_end", Needs::Processes, sendfile_after_end),
+    case("sendfile_truncated", Needs::Steps, sendfile_truncated),
+    blocking("sendfile_cold", Needs::Both, sendfile_cold),
+    case("sendfile_many_small", Needs::Both, sendfile_many_small),
+    case("sendfile_timeout", Needs::Steps, sendfile_timeout),
+    case(
         "sendfile_no_descriptors",
         Needs::Processes,
         sendfile_no_descriptors,
@@ -71,12 +71,12 @@ fn sendfile_large(stage: &mut Stage) {
             }
             let file = sys::file_with(&data);
             let mut offset = 0;
-            while let (Ok(sent), Some(after)) = sys::sendfile(a.fd, file, Some(offset), BYTES) {
-                if sent == 0 {
-                    break;
-                }
-                offset = after;
-            }
+            let mut send = |fd| {
+                let (sent, after) = sys::sendfile(fd, file, Some(offset), BYTES);
+                offset = after.unwrap_or(offset);
+                sent
+            };
+            while a.patiently(true, &mut send).is_ok_and(|sent| sent > 0) {}
             format!("{offset} {}", a.close())
         },
         |b| format!("{} {}", b.drink(&pattern, BYTES, 3), b.hear(1)),
@@ -275,7 +275,8 @@ fn sendfile_to_a_pipe(stage: &mut Stage) {
     });
     stage.b("close", End::close);
     stage.a("end", |a| {
-        show::ret(sys::sendfile(a.more[1], a.fd, None, 4).0)
+        let write = a.more[1];
+        show::ret(a.patiently(false, |fd| sys::sendfile(write, fd, None, 4).0))
     });
 }
 

@@ -5,33 +5,34 @@ use libc::{
     MSG_WAITFORONE, SHUT_WR,
 };
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::End;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("peek", Needs::Steps, peek),
-    once("peek_waits", Needs::Both, peek_waits),
-    once("waitall", Needs::Both, waitall),
-    once("waitall_cut_short", Needs::Both, waitall_cut_short),
-    once("waitall_timeout", Needs::Steps, waitall_timeout),
-    once("dontwait", Needs::Steps, dontwait),
-    once("trunc", Needs::Steps, trunc),
-    once("zero_length", Needs::Steps, zero_length),
-    once("vectors", Needs::Steps, vectors),
-    once("bad_vectors", Needs::Steps, bad_vectors),
-    once("messages", Needs::Steps, messages),
-    once("batches", Needs::Steps, batches),
-    once("batches_wait", Needs::Both, batches_wait),
-    once("names", Needs::Steps, names),
-    once("null_pointers", Needs::Steps, null_pointers),
-    once("unmapped_pointers", Needs::Steps, unmapped_pointers),
-    once("buffers_that_end", Needs::Steps, buffers_that_end),
-    once("more", Needs::Steps, more),
-    once("rare_flags", Needs::Steps, rare_flags),
-    once("every_call", Needs::Steps, every_call),
+    case("peek", Needs::Steps, peek),
+    case("peek_waits", Needs::Both, peek_waits),
+    blocking("peek_waits_for_all", Needs::Both, peek_waits_for_all),
+    blocking("waitall", Needs::Both, waitall),
+    blocking("waitall_cut_short", Needs::Both, waitall_cut_short),
+    blocking("waitall_timeout", Needs::Steps, waitall_timeout),
+    case("dontwait", Needs::Steps, dontwait),
+    case("trunc", Needs::Steps, trunc),
+    case("zero_length", Needs::Steps, zero_length),
+    case("vectors", Needs::Steps, vectors),
+    case("bad_vectors", Needs::Steps, bad_vectors),
+    case("messages", Needs::Steps, messages),
+    case("batches", Needs::Steps, batches),
+    blocking("batches_wait", Needs::Both, batches_wait),
+    case("names", Needs::Steps, names),
+    case("null_pointers", Needs::Steps, null_pointers),
+    case("unmapped_pointers", Needs::Steps, unmapped_pointers),
+    case("buffers_that_end", Needs::Steps, buffers_that_end),
+    case("more", Needs::Steps, more),
+    case("rare_flags", Needs::Steps, rare_flags),
+    case("every_call", Needs::Steps, every_call),
 ];
 
 fn peek(stage: &mut Stage) {
@@ -74,6 +75,10 @@ fn peek_waits(stage: &mut Stage) {
     stage.connect();
     stage.both("peek", |a| a.recv(5, MSG_PEEK), |b| later(b, "hello"));
     stage.a("recv", |a| a.recv(9, 0));
+}
+
+fn peek_waits_for_all(stage: &mut Stage) {
+    stage.connect();
     stage.both(
         "peek all",
         |a| a.recv(10, MSG_PEEK | MSG_WAITALL),
@@ -322,9 +327,17 @@ fn messages(stage: &mut Stage) {
         show::ret(sys::sendmsg(a.fd, &[b"one ", b"two"], 0))
     });
     stage.b("arrived", |b| b.arrived(7));
-    let receive = |b: &End, room: usize, flags| {
+    let receive = |b: &mut End, room: usize, flags| {
         let mut out = vec![0; room];
-        let (got, header) = sys::recvmsg(b.fd, &mut [&mut out], flags);
+        let mut header = None;
+        let got = b.patiently(false, |fd| {
+            let (got, told) = sys::recvmsg(fd, &mut [&mut out], flags);
+            header = Some(told);
+            got
+        });
+        let Some(header) = header else {
+            return "nothing is reported".to_owned();
+        };
         format!(
             "{} flags {:#x} name {} control {}",
             show::got(got, &out),
@@ -578,7 +591,8 @@ fn every_call(stage: &mut Stage) {
         ("recvfrom", |fd, out| sys::recvfrom(fd, out, 0).0),
         ("recvmsg", |fd, out| sys::recvmsg(fd, &mut [out], 0).0),
         ("recvmmsg", |fd, out| {
-            let (_, lengths) = sys::recvmmsg(fd, &mut [out], 0, None);
+            let (got, lengths) = sys::recvmmsg(fd, &mut [out], 0, None);
+            got?;
             Ok(lengths.first().copied().map_or(-1, i64::from))
         }),
     ];
@@ -587,7 +601,7 @@ fn every_call(stage: &mut Stage) {
             stage.a(sent_by, |a| show::ret(send(a.fd, sent_by.as_bytes())));
             stage.b(received_by, |b| {
                 let mut out = [0; 20];
-                let got = recv(b.fd, &mut out);
+                let got = b.patiently(false, |fd| recv(fd, &mut out));
                 show::got(got, &out)
             });
         }

@@ -1,17 +1,17 @@
 //! One end gives its socket to somebody who does not see rings, while the other end is idle in a call that
 //! has nothing to do with the connection: what the idle end sent before comes all the same.
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side, patience};
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("stdio_beside_idle", Needs::Steps, stdio),
-    once("stdio_beside_idle_much", Needs::Steps, stdio_much),
-    once("exec_beside_idle", Needs::Processes, exec),
-    once("pass_beside_idle", Needs::Processes, pass),
+    case("stdio_beside_idle", Needs::Steps, stdio),
+    case("stdio_beside_idle_much", Needs::Steps, stdio_much),
+    blocking("exec_beside_idle", Needs::Processes, exec),
+    case("pass_beside_idle", Needs::Processes, pass),
 ];
 
 /// Two lines, of which the program has read the first words itself.
@@ -114,7 +114,7 @@ fn pass(stage: &mut Stage) {
         if pid == Ok(0) {
             let _ = sys::close(fd);
             let _ = sys::write(there, b"x");
-            a.fd = sys::recv_fd(there);
+            a.hold(sys::recv_fd(there));
             let heard = a.hear(25) == "\"unread when it was passed\"";
             let said = a.say("heard") == "sent 5";
             sys::exit_now(i32::from(!heard) + 2 * i32::from(!said));

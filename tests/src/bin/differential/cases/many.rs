@@ -4,27 +4,27 @@
 use core::net::SocketAddr;
 
 use super::descriptors::{child, dialogue};
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side};
 use crate::stage::{Family, Stage, target};
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("port_of_several_processes", Needs::Processes, |stage| {
+    case("port_of_several_processes", Needs::Processes, |stage| {
         shared(stage, Shared::Port);
     }),
-    once("listener_of_several_processes", Needs::Processes, |stage| {
+    case("listener_of_several_processes", Needs::Processes, |stage| {
         shared(stage, Shared::Listener);
     }),
-    once("daemon_by_libc", Needs::Processes, daemon_by_libc),
-    once("closed_by_exec", Needs::Processes, |stage| {
+    case("daemon_by_libc", Needs::Processes, daemon_by_libc),
+    case("closed_by_exec", Needs::Processes, |stage| {
         closed_by_exec(stage, false);
     }),
-    once("closed_by_exec_unread", Needs::Processes, |stage| {
+    case("closed_by_exec_unread", Needs::Processes, |stage| {
         closed_by_exec(stage, true);
     }),
-    once("closed_by_execveat", Needs::Processes, closed_by_execveat),
+    case("closed_by_execveat", Needs::Processes, closed_by_execveat),
 ];
 
 /// What the processes of a server have in common.
@@ -77,13 +77,13 @@ fn shared(stage: &mut Stage, shared: Shared) {
         let connection = a.fd;
         let mut good = 0;
         for client in 0..CLIENTS {
-            a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+            a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
             let connected = sys::connect(a.fd, address) == Ok(0);
             let talked = (0..10 + client)
                 .all(|_| a.say("hello from a client") == "sent 19" && a.hear(19).len() == 21);
             good += usize::from(connected && talked && a.close() == "ok");
         }
-        a.fd = connection;
+        a.hold(connection);
         good.to_string()
     });
     dialogue(stage);
@@ -110,7 +110,7 @@ fn reused(address: SocketAddr) -> i32 {
 /// Echoes to one client after the other, until it is killed.
 fn serve(b: &mut End, listener: i32) -> bool {
     loop {
-        b.fd = fd_of(sys::accept4(listener, 0));
+        b.hold(fd_of(sys::accept4(listener, 0)));
         let mut buffer = [0; 100];
         while let Ok(got) = sys::recv(b.fd, &mut buffer, 0) {
             let got = usize::try_from(got).unwrap_or(0);

@@ -5,7 +5,7 @@ use libc::{
     POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR, SIGPIPE, SOL_SOCKET,
 };
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side};
 use crate::pattern::Pattern;
 use crate::stage::{Family, Stage};
@@ -13,43 +13,43 @@ use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("inq", Needs::Steps, inq),
-    once("inq_in_streams", Needs::Both, inq_in_streams),
-    once("timestamps_fresh", Needs::Steps, |stage| {
+    case("inq", Needs::Steps, inq),
+    case("inq_in_streams", Needs::Both, inq_in_streams),
+    case("timestamps_fresh", Needs::Steps, |stage| {
         timestamps(stage, true);
     }),
-    once("timestamps_later", Needs::Steps, |stage| {
+    case("timestamps_later", Needs::Steps, |stage| {
         timestamps(stage, false);
     }),
-    once("control_of_a_sender", Needs::Steps, control_of_a_sender),
-    once("flags_of_a_message", Needs::Steps, flags_of_a_message),
-    once("lengths_of_addresses", Needs::Steps, lengths_of_addresses),
-    once("peek_and_trunc", Needs::Steps, peek_and_trunc),
-    once("receive_batches", Needs::Steps, receive_batches),
-    once(
+    case("control_of_a_sender", Needs::Steps, control_of_a_sender),
+    case("flags_of_a_message", Needs::Steps, flags_of_a_message),
+    case("lengths_of_addresses", Needs::Steps, lengths_of_addresses),
+    case("peek_and_trunc", Needs::Steps, peek_and_trunc),
+    case("receive_batches", Needs::Steps, receive_batches),
+    case(
         "receive_batch_at_the_end",
         Needs::Steps,
         receive_batch_at_the_end,
     ),
-    once(
+    case(
         "receive_batch_after_reset",
         Needs::Steps,
         receive_batch_after_reset,
     ),
-    once("send_batches", Needs::Steps, send_batches),
-    once("send_batch_in_part", Needs::Both, send_batch_in_part),
-    once(
+    case("send_batches", Needs::Steps, send_batches),
+    case("send_batch_in_part", Needs::Both, send_batch_in_part),
+    case(
         "send_batch_after_end",
         Needs::Processes,
         send_batch_after_end,
     ),
-    once("flags_of_vectors", Needs::Steps, flags_of_vectors),
-    once(
+    case("flags_of_vectors", Needs::Steps, flags_of_vectors),
+    case(
         "vector_without_signal",
         Needs::Processes,
         vector_without_signal,
     ),
-    once("at_mark", Needs::Steps, at_mark),
+    case("at_mark", Needs::Steps, at_mark),
 ];
 
 const TCP_INQ: i32 = 36;
@@ -131,7 +131,12 @@ fn inq_in_streams(stage: &mut Stage) {
             let mut done = 0;
             let mut buffer = vec![0; 30_000];
             loop {
-                let (got, beside) = sys::recvmsg_with_control(a.fd, &mut buffer, 0, 64);
+                let mut beside = None;
+                let got = a.patiently(false, |fd| {
+                    let (got, parts) = sys::recvmsg_with_control(fd, &mut buffer, 0, 64);
+                    beside = parts.parts.first().map(|part| part.3);
+                    got
+                });
                 let Ok(got) = got.map(|got| usize::try_from(got).unwrap_or(0)) else {
                     return format!("{done} then {}", show::ret(got));
                 };
@@ -139,7 +144,7 @@ fn inq_in_streams(stage: &mut Stage) {
                     return format!("other bytes between {done} and {}", done + got);
                 }
                 done += got;
-                let left = beside.parts.first().map_or(-1, |part| part.3);
+                let left = beside.unwrap_or(-1);
                 // What is said to be there is there, an end of stream apart.
                 let there = sys::ioctl(a.fd, sys::FIONREAD, -1).1;
                 if there + 1 < left {

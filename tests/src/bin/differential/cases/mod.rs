@@ -77,16 +77,36 @@ pub(crate) enum Needs {
     Processes,
 }
 
+/// In which forms a case is played.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Forms {
+    /// In all, whatever the run.
+    All,
+    /// In all if the run asks for every form, else blocking.
+    Asked,
+    /// Blocking.
+    One,
+}
+
 /// One case.
 #[derive(Debug)]
 pub(crate) struct Case {
     pub(crate) name: &'static str,
-    pub(crate) forms: &'static [Form],
+    forms: Forms,
     needs: Needs,
     pub(crate) play: fn(&mut Stage),
 }
 
 impl Case {
+    /// The forms that it is played in; `every`: the run asks for every form.
+    pub(crate) const fn forms(&self, every: bool) -> &'static [Form] {
+        match self.forms {
+            Forms::All => Form::ALL,
+            Forms::Asked if every => Form::ALL,
+            Forms::Asked | Forms::One => Form::ONE,
+        }
+    }
+
     /// Whether the case can run in `topology`.
     pub(crate) const fn fits(&self, topology: Topology) -> bool {
         match (self.needs, topology) {
@@ -96,21 +116,31 @@ impl Case {
     }
 }
 
-/// A case that runs in every form.
+/// A case that all runs play in every form.
 const fn in_all_forms(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
     Case {
         name,
-        forms: Form::ALL,
+        forms: Forms::All,
         needs,
         play,
     }
 }
 
-/// A case that waits in its own way.
-const fn once(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
+/// A case about sleeping inside a call, or with another program that expects a blocking socket.
+const fn blocking(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
     Case {
         name,
-        forms: Form::ONE,
+        forms: Forms::One,
+        needs,
+        play,
+    }
+}
+
+/// A case that is in every form where the run asks for that.
+const fn case(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
+    Case {
+        name,
+        forms: Forms::Asked,
         needs,
         play,
     }

@@ -2,7 +2,7 @@
 
 use libc::{F_GETFD, F_GETFL, F_SETFL, IPPROTO_TCP, MSG_DONTWAIT, O_NONBLOCK, SOL_SOCKET};
 
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, blocking, case, in_all_forms};
 use crate::end::{End, Side};
 use crate::form::Form;
 use crate::pattern::Pattern;
@@ -11,20 +11,20 @@ use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("queue_lengths", Needs::Steps, queue_lengths),
-    once("nonblocking", Needs::Steps, nonblocking),
-    once("receive_timeout", Needs::Steps, receive_timeout),
-    once("send_timeout", Needs::Steps, send_timeout),
-    once("socket_options", Needs::Steps, socket_options),
-    once("not_a_file", Needs::Steps, not_a_file),
-    once("linger_with_time", Needs::Steps, linger_with_time),
-    once("neutral_options", Needs::Steps, neutral_options),
-    once("kernel_reports", Needs::Steps, kernel_reports),
-    once("zerocopy_receive", Needs::Steps, zerocopy_receive),
-    once("user_timeout", Needs::Steps, |stage| {
+    case("queue_lengths", Needs::Steps, queue_lengths),
+    case("nonblocking", Needs::Steps, nonblocking),
+    blocking("receive_timeout", Needs::Steps, receive_timeout),
+    blocking("send_timeout", Needs::Steps, send_timeout),
+    case("socket_options", Needs::Steps, socket_options),
+    case("not_a_file", Needs::Steps, not_a_file),
+    case("linger_with_time", Needs::Steps, linger_with_time),
+    case("neutral_options", Needs::Steps, neutral_options),
+    case("kernel_reports", Needs::Steps, kernel_reports),
+    case("zerocopy_receive", Needs::Steps, zerocopy_receive),
+    case("user_timeout", Needs::Steps, |stage| {
         user_timeout(stage, true);
     }),
-    once("user_timeout_nonblocking", Needs::Steps, |stage| {
+    case("user_timeout_nonblocking", Needs::Steps, |stage| {
         user_timeout(stage, false);
     }),
     in_all_forms("lowat_waits", Needs::Both, lowat_waits),
@@ -69,12 +69,12 @@ fn nonblocking(stage: &mut Stage) {
     stage.a("flags", |a| format!("{:?}", sys::fcntl(a.fd, F_GETFL, 0)));
     stage.a("set", |a| show::ret(sys::fcntl(a.fd, F_SETFL, O_NONBLOCK)));
     stage.a("flags", |a| format!("{:?}", sys::fcntl(a.fd, F_GETFL, 0)));
-    stage.a("recv", |a| a.recv(4, 0));
+    stage.a("recv", |a| a.recv_once(4, 0));
     stage.a("read", |a| show::ret(sys::read(a.fd, &mut [0; 4])));
     stage.b("say", |b| b.say("hello"));
     stage.a("arrived", |a| a.arrived(5));
-    stage.a("recv", |a| a.recv(9, 0));
-    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("recv", |a| a.recv_once(9, 0));
+    stage.a("recv", |a| a.recv_once(9, 0));
     stage.a("clear by fionbio", |a| {
         show::ret(sys::ioctl(a.fd, sys::FIONBIO, 0).0)
     });
@@ -84,14 +84,14 @@ fn nonblocking(stage: &mut Stage) {
     stage.a("set by fionbio", |a| {
         show::ret(sys::ioctl(a.fd, sys::FIONBIO, 1).0)
     });
-    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("recv", |a| a.recv_once(9, 0));
     stage.a("set on a duplicate", |a| {
         let _ = sys::set_nonblocking(a.fd, false);
         let other = sys::fd_of(sys::dup(a.fd));
         let set = sys::set_nonblocking(other, true);
         format!("{} {}", show::ret(set), show::ret(sys::close(other)))
     });
-    stage.a("recv", |a| a.recv(9, 0));
+    stage.a("recv", |a| a.recv_once(9, 0));
     stage.a("close-on-exec", |a| {
         format!("{:?}", sys::fcntl(a.fd, F_GETFD, 0))
     });
@@ -338,7 +338,7 @@ fn lowat_waits(stage: &mut Stage) {
     stage.connect();
     stage.a("set", |a| {
         // Edges of the past are not what this is about.
-        while a.form == Form::Edge && sys::epoll_wait(a.epfd, 4, 0).is_ok_and(|e| !e.is_empty()) {}
+        while a.form == Form::Edge && sys::epoll_wait(a.set, 4, 0).is_ok_and(|e| !e.is_empty()) {}
         show::ret(sys::setsockopt(a.fd, SOL_SOCKET, libc::SO_RCVLOWAT, 8))
     });
     let pause = || std::thread::sleep(core::time::Duration::from_millis(40));
@@ -378,7 +378,7 @@ fn lowat_beyond_buffers(stage: &mut Stage) {
     let pattern = Pattern::new(61);
     stage.connect();
     stage.a("set", |a| {
-        while a.form == Form::Edge && sys::epoll_wait(a.epfd, 4, 0).is_ok_and(|e| !e.is_empty()) {}
+        while a.form == Form::Edge && sys::epoll_wait(a.set, 4, 0).is_ok_and(|e| !e.is_empty()) {}
         show::ret(sys::setsockopt(
             a.fd,
             SOL_SOCKET,

@@ -3,7 +3,7 @@
 
 use libc::{EPOLL_CTL_ADD, EPOLL_CTL_MOD, EPOLLIN, MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, POLLIN};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -11,23 +11,23 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, Memory, Ret};
 
 pub(super) const CASES: &[Case] = &[
-    once("pointers_of_receives", Needs::Steps, receives),
-    once("pointers_of_sends", Needs::Steps, sends),
-    once("pointers_without_data", Needs::Steps, without_data),
-    once("pointers_cut", Needs::Steps, cut_short),
-    once("pointers_cut_far_out", Needs::Steps, cut_far_out),
-    once("pointers_cut_vectors", Needs::Steps, cut_vectors),
-    once("pointers_of_headers", Needs::Steps, headers),
-    once("pointers_of_batches", Needs::Steps, batches),
-    once("pointers_of_names", Needs::Steps, names),
-    once("pointers_of_polls", Needs::Steps, polls),
-    once("pointers_of_selects", Needs::Steps, selects),
-    once("pointers_of_sets", Needs::Steps, sets),
-    once("pointers_of_events", Needs::Steps, events),
-    once("pointers_of_options", Needs::Steps, options),
-    once("pointers_of_offsets", Needs::Steps, offsets),
-    once("accepted_into_nothing", Needs::Steps, accepted_into_nothing),
-    once("connect_to_nothing", Needs::Steps, connect_to_nothing),
+    case("pointers_of_receives", Needs::Steps, receives),
+    case("pointers_of_sends", Needs::Steps, sends),
+    case("pointers_without_data", Needs::Steps, without_data),
+    case("pointers_cut", Needs::Steps, cut_short),
+    case("pointers_cut_far_out", Needs::Steps, cut_far_out),
+    case("pointers_cut_vectors", Needs::Steps, cut_vectors),
+    case("pointers_of_headers", Needs::Steps, headers),
+    case("pointers_of_batches", Needs::Steps, batches),
+    case("pointers_of_names", Needs::Steps, names),
+    case("pointers_of_polls", Needs::Steps, polls),
+    case("pointers_of_selects", Needs::Steps, selects),
+    case("pointers_of_sets", Needs::Steps, sets),
+    case("pointers_of_events", Needs::Steps, events),
+    case("pointers_of_options", Needs::Steps, options),
+    case("pointers_of_offsets", Needs::Steps, offsets),
+    case("accepted_into_nothing", Needs::Steps, accepted_into_nothing),
+    case("connect_to_nothing", Needs::Steps, connect_to_nothing),
 ];
 
 /// What can be neither read nor written.
@@ -690,7 +690,7 @@ fn accepted_into_nothing(stage: &mut Stage) {
     for (label, address) in [("address", true), ("length", false)] {
         for kind in NO_ROOM {
             stage.a("connect", |a| {
-                a.fd = sys::fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+                a.hold(sys::fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
                 show::ret(sys::connect(a.fd, listener.address))
             });
             stage.b(label, |_| {
@@ -707,12 +707,12 @@ fn accepted_into_nothing(stage: &mut Stage) {
         }
     }
     stage.a("connect", |a| {
-        a.fd = sys::fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        a.hold(sys::fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
         show::ret(sys::connect(a.fd, listener.address))
     });
     stage.b("room for a part of the address", |b| {
         let (room, len) = (sys::good_before(4), sys::memory(Memory::Good, &4u32));
-        b.fd = sys::fd_of(sys::accept_at(listener.fd, room, len));
+        b.hold(sys::fd_of(sys::accept_at(listener.fd, room, len)));
         format!("{} {:?}", b.fd >= 0, sys::bytes_at(len, 4))
     });
     for _ in 0..20 {

@@ -7,29 +7,29 @@ use std::time::{Duration, Instant};
 use libc::{EPOLL_CTL_ADD, EPOLLIN, MSG_DONTWAIT, POLLIN, POLLOUT, SOCK_NONBLOCK, SOCK_STREAM};
 
 use super::descriptors::{child, dialogue};
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::{End, Side, patience};
 use crate::stage::{Family, Stage, target};
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("connect_under_way", Needs::Processes, under_way),
-    once("connect_fast_open", Needs::Processes, fast_open),
-    once("connect_dual_stack", Needs::Processes, dual_stack),
-    once("repair_later", Needs::Processes, repair_later),
-    once("filter_later", Needs::Processes, filter_later),
-    once("flags_of_a_child", Needs::Processes, flags_of_a_child),
-    once("programs_beside", Needs::Processes, programs_beside),
-    once("epoll_exclusive", Needs::Both, |stage| {
+    case("connect_under_way", Needs::Processes, under_way),
+    case("connect_fast_open", Needs::Processes, fast_open),
+    case("connect_dual_stack", Needs::Processes, dual_stack),
+    case("repair_later", Needs::Processes, repair_later),
+    case("filter_later", Needs::Processes, filter_later),
+    case("flags_of_a_child", Needs::Processes, flags_of_a_child),
+    case("programs_beside", Needs::Processes, programs_beside),
+    case("epoll_exclusive", Needs::Both, |stage| {
         stage.connect();
         exclusive(stage);
     }),
-    once("epoll_exclusive_fresh", Needs::Both, |stage| {
+    case("epoll_exclusive_fresh", Needs::Both, |stage| {
         stage.connect_cold(Family::V4);
         exclusive(stage);
     }),
-    once("waits_are_not_early", Needs::Steps, waits_are_not_early),
+    case("waits_are_not_early", Needs::Steps, waits_are_not_early),
 ];
 
 fn tcp(flags: i32) -> i32 {
@@ -43,7 +43,7 @@ fn under_way(stage: &mut Stage) {
     let to = listener.address;
     stage.a("connect", |a| {
         for _ in 0..3 {
-            a.fd = tcp(SOCK_NONBLOCK);
+            a.hold(tcp(SOCK_NONBLOCK));
             a.more.push(a.fd);
             let _ = sys::connect(a.fd, to);
         }
@@ -51,7 +51,7 @@ fn under_way(stage: &mut Stage) {
         show::ret(sys::connect(a.fd, to))
     });
     stage.a("send", |a| a.send(b"x", 0));
-    stage.a("recv", |a| a.recv(1, 0));
+    stage.a("recv", |a| a.recv_once(1, 0));
     stage.a("far name", |a| format!("{:?}", sys::name(a.fd, true)));
     stage.a("poll", |a| {
         let (ret, bits) = sys::poll(&[(a.fd, POLLIN | POLLOUT)], 0);
@@ -83,14 +83,14 @@ fn fast_open(stage: &mut Stage) {
     const TCP_FASTOPEN_CONNECT: i32 = 30;
     let listener = stage.listen(Side::B);
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         let set = sys::setsockopt(a.fd, libc::IPPROTO_TCP, TCP_FASTOPEN_CONNECT, 1);
         let connected = sys::connect(a.fd, listener.address);
         format!("{} {}", show::ret(set), show::ret(connected))
     });
     stage.a("say", |a| a.say("first"));
     stage.b("accept", |b| {
-        b.fd = fd_of(sys::accept4(listener.fd, 0));
+        b.hold(fd_of(sys::accept4(listener.fd, 0)));
         (b.fd >= 0).to_string()
     });
     stage.b("hear", |b| b.hear(5));
@@ -109,12 +109,12 @@ fn dual_stack(stage: &mut Stage) {
     });
     let to = target(Family::V4, u16::try_from(port).unwrap_or(0));
     stage.a("connect", |a| {
-        a.fd = tcp(0);
+        a.hold(tcp(0));
         show::ret(sys::connect(a.fd, to))
     });
     stage.b("accept", |b| {
         let (fd, from) = sys::accept_from(listener);
-        b.fd = fd_of(fd);
+        b.hold(fd_of(fd));
         format!("{:?}", from.map(|from| from.ip()))
     });
     to_the_end(stage);
@@ -156,11 +156,11 @@ fn flags_of_a_child(stage: &mut Stage) {
         sys::wait_for(child(|| sys::set_nonblocking(fd, on).is_ok()))
     };
     stage.a("set", |a| set(a, true));
-    stage.a("recv", |a| a.recv(5, 0));
+    stage.a("recv", |a| a.recv_once(5, 0));
     stage.a("clear", |a| set(a, false));
     stage.both(
         "recv",
-        |a| a.recv(5, 0),
+        |a| a.recv_once(5, 0),
         |b| {
             std::thread::sleep(Duration::from_millis(40));
             b.say("hello")
@@ -268,7 +268,7 @@ fn waits_are_not_early(stage: &mut Stage) {
             show::events(&sys::epoll_pwait2(a.epfd, 4, 1_500_000))
         }),
         // The kernel counts this one in ticks, which may be late at the beginning.
-        ("recv", 10, |a| a.recv(1, 0)),
+        ("recv", 10, |a| a.recv_once(1, 0)),
     ];
     for (label, ms, wait) in waits {
         stage.a(label, |a| {

@@ -2,26 +2,26 @@
 
 use libc::{POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDHUP, SHUT_WR};
 
-use super::{Case, Needs, once};
-use crate::end::{End, patience};
+use super::{Case, Needs, case};
+use crate::end::{End, Side, patience};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("poll_states", Needs::Steps, poll_states),
-    once("poll_asks_little", Needs::Steps, poll_asks_little),
-    once("poll_mixed", Needs::Steps, poll_mixed),
-    once("poll_bad", Needs::Steps, poll_bad),
-    once("poll_full", Needs::Steps, poll_full),
-    once("poll_woken", Needs::Both, poll_woken),
-    once("poll_many", Needs::Both, poll_many),
-    once("select_states", Needs::Steps, select_states),
-    once("select_bad", Needs::Steps, select_bad),
-    once("select_time_left", Needs::Steps, select_time_left),
-    once("select_woken", Needs::Both, select_woken),
-    once("lowat", Needs::Steps, lowat),
+    case("poll_states", Needs::Steps, poll_states),
+    case("poll_asks_little", Needs::Steps, poll_asks_little),
+    case("poll_mixed", Needs::Steps, poll_mixed),
+    case("poll_bad", Needs::Steps, poll_bad),
+    case("poll_full", Needs::Steps, poll_full),
+    case("poll_woken", Needs::Both, poll_woken),
+    case("poll_many", Needs::Both, poll_many),
+    case("select_states", Needs::Steps, select_states),
+    case("select_bad", Needs::Steps, select_bad),
+    case("select_time_left", Needs::Steps, select_time_left),
+    case("select_woken", Needs::Both, select_woken),
+    case("lowat", Needs::Steps, lowat),
 ];
 
 const IN_OUT: i16 = POLLIN | POLLOUT;
@@ -131,50 +131,56 @@ fn poll_bad(stage: &mut Stage) {
     });
 }
 
-/// Sends until nothing fits; whether anything was sent.
-fn fill(end: &End) -> String {
+/// Sends until nothing fits; how much that was.
+fn fill(stage: &mut Stage) -> usize {
     let pattern = Pattern::new(23);
     let mut done = 0;
-    loop {
-        match sys::send(
-            end.fd,
-            pattern.at(done, 65_536),
-            libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
-        ) {
-            Ok(sent) => done += usize::try_from(sent).unwrap_or(0),
-            // The kernel moves bytes on for a while: full is when it says so twice.
-            Err(libc::EAGAIN) => {
-                std::thread::sleep(core::time::Duration::from_millis(30));
-                if sys::send(end.fd, pattern.at(done, 1), libc::MSG_DONTWAIT).is_err() {
-                    return format!("full {}", done > 0);
+    stage.a("fill", |a| {
+        loop {
+            match sys::send(
+                a.fd,
+                pattern.at(done, 65_536),
+                libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL,
+            ) {
+                Ok(sent) => done += usize::try_from(sent).unwrap_or(0),
+                // The kernel moves bytes on for a while: full is when it says so twice.
+                Err(libc::EAGAIN) => {
+                    std::thread::sleep(core::time::Duration::from_millis(30));
+                    if sys::send(a.fd, pattern.at(done, 1), libc::MSG_DONTWAIT).is_err() {
+                        return format!("full {}", done > 0);
+                    }
+                    done += 1;
                 }
-                done += 1;
+                Err(error) => return show::errno(error),
             }
-            Err(error) => return show::errno(error),
         }
-    }
+    });
+    let filled = stage.share(Side::A, |_| done as u64);
+    usize::try_from(filled).unwrap_or(0)
 }
 
-/// Receives until nothing is there for a while.
-fn drain(end: &End) -> String {
+/// Takes all that it was filled with.
+fn drain(end: &End, filled: usize) -> String {
     let mut buffer = vec![0; 1 << 20];
-    loop {
+    let mut done = 0;
+    while done < filled {
         match sys::recv(end.fd, &mut buffer, libc::MSG_DONTWAIT) {
             Ok(0) => return "end".to_owned(),
-            Ok(_) => {}
+            Ok(got) => done += usize::try_from(got).unwrap_or(0),
             Err(libc::EAGAIN) => {
-                if sys::poll(&[(end.fd, POLLIN)], 50).0 == Ok(0) {
-                    return "drained".to_owned();
+                if sys::poll(&[(end.fd, POLLIN)], patience()).0 == Ok(0) {
+                    return format!("{done} of {filled}");
                 }
             }
             Err(error) => return show::errno(error),
         }
     }
+    "drained".to_owned()
 }
 
 fn poll_full(stage: &mut Stage) {
     stage.connect();
-    stage.a("fill", |a| fill(a));
+    let filled = fill(stage);
     stage.a("full", |a| a.ready(0));
     stage.a("full, out, 20 ms", |a| {
         all(sys::poll(&[(a.fd, POLLOUT)], 20))
@@ -185,11 +191,11 @@ fn poll_full(stage: &mut Stage) {
     stage.b("say", |b| b.say("hi"));
     stage.a("full and data", |a| a.ready(POLLIN));
     stage.a("hear", |a| a.hear(2));
-    stage.b("drain", |b| drain(b));
+    stage.b("drain", |b| drain(b, filled));
     stage.a("space", |a| a.ready(POLLOUT));
     stage.a("say", |a| a.say("hello"));
     stage.b("hear", |b| b.hear(5));
-    stage.a("fill", |a| fill(a));
+    let _ = fill(stage);
     stage.b("close", End::close);
     stage.a("reset", |a| a.ready(FIN | POLLHUP | POLLERR));
 }
@@ -218,13 +224,13 @@ fn poll_woken(stage: &mut Stage) {
         },
     );
     stage.a("hear", |a| a.hear(1));
-    stage.a("fill", |a| fill(a));
+    let filled = fill(stage);
     stage.both(
         "by space",
         |a| all(sys::poll(&[(a.fd, POLLOUT | POLLIN)], patience())),
         |b| {
             let_it_sleep();
-            drain(b)
+            drain(b, filled)
         },
     );
     stage.both(
@@ -373,13 +379,13 @@ fn select_woken(stage: &mut Stage) {
         },
     );
     stage.a("hear", |a| a.hear(1));
-    stage.a("fill", |a| fill(a));
+    let filled = fill(stage);
     stage.both(
         "by space",
         |a| sets(&sys::select(&[a.fd], &[a.fd], &[], None, None)),
         |b| {
             let_it_sleep();
-            drain(b)
+            drain(b, filled)
         },
     );
     stage.both(

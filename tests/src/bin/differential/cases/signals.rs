@@ -2,28 +2,28 @@
 
 use libc::{EPOLL_CTL_ADD, EPOLLIN, MSG_WAITALL, POLLIN, SA_RESTART, SIGALRM};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, patience};
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("recv_interrupted", Needs::Processes, recv_interrupted),
-    once("recv_restarted", Needs::Processes, recv_restarted),
-    once(
+    blocking("recv_interrupted", Needs::Processes, recv_interrupted),
+    blocking("recv_restarted", Needs::Processes, recv_restarted),
+    blocking(
         "recv_with_timeout_interrupted",
         Needs::Processes,
         recv_with_timeout_interrupted,
     ),
-    once("waitall_interrupted", Needs::Processes, waitall_interrupted),
-    once("send_interrupted", Needs::Processes, send_interrupted),
-    once("send_restarted", Needs::Processes, send_restarted),
-    once("waits_interrupted", Needs::Processes, waits_interrupted),
-    once("waits_with_masks", Needs::Processes, waits_with_masks),
-    once("signal_ignored", Needs::Processes, signal_ignored),
-    once("handler_of_old", Needs::Processes, handler_of_old),
-    once("storm_of_signals", Needs::Processes, storm_of_signals),
+    blocking("waitall_interrupted", Needs::Processes, waitall_interrupted),
+    blocking("send_interrupted", Needs::Processes, send_interrupted),
+    blocking("send_restarted", Needs::Processes, send_restarted),
+    case("waits_interrupted", Needs::Processes, waits_interrupted),
+    case("waits_with_masks", Needs::Processes, waits_with_masks),
+    case("signal_ignored", Needs::Processes, signal_ignored),
+    blocking("handler_of_old", Needs::Processes, handler_of_old),
+    case("storm_of_signals", Needs::Processes, storm_of_signals),
 ];
 
 /// Runs `work` while SIGALRM comes every 40 ms.

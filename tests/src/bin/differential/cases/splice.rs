@@ -2,23 +2,23 @@
 
 use libc::{F_SETFL, O_APPEND, O_NONBLOCK, O_RDWR, SIGALRM, SPLICE_F_MOVE, SPLICE_F_NONBLOCK};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::End;
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("splice_fresh", Needs::Steps, |stage| splice(stage, true)),
-    once("splice_later", Needs::Steps, |stage| splice(stage, false)),
-    once("splice_refused", Needs::Steps, splice_refused),
-    once(
+    case("splice_fresh", Needs::Steps, |stage| splice(stage, true)),
+    case("splice_later", Needs::Steps, |stage| splice(stage, false)),
+    case("splice_refused", Needs::Steps, splice_refused),
+    case(
         "splice_both_ways_opened",
         Needs::Steps,
         splice_both_ways_opened,
     ),
-    once("splice_pages", Needs::Steps, splice_pages),
-    once("splice_forked", Needs::Processes, splice_forked),
+    case("splice_pages", Needs::Steps, splice_pages),
+    case("splice_forked", Needs::Processes, splice_forked),
 ];
 
 pub(super) fn let_it_sleep() {

@@ -6,20 +6,20 @@ use libc::{
 };
 
 use super::splice::{contents, fill, kept, let_it_sleep, pipe_of, with_alarm};
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::End;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("splice_in_parts", Needs::Steps, splice_in_parts),
-    once("splice_in_full_pipe", Needs::Steps, splice_in_full_pipe),
-    once("splice_in_no_reader", Needs::Processes, splice_in_no_reader),
-    once("splice_in_ends", Needs::Steps, splice_in_ends),
-    once("splice_in_lowat", Needs::Steps, splice_in_lowat),
-    once("splice_in_waits", Needs::Both, splice_in_waits),
-    once(
+    case("splice_in_parts", Needs::Steps, splice_in_parts),
+    case("splice_in_full_pipe", Needs::Steps, splice_in_full_pipe),
+    case("splice_in_no_reader", Needs::Processes, splice_in_no_reader),
+    case("splice_in_ends", Needs::Steps, splice_in_ends),
+    case("splice_in_lowat", Needs::Steps, splice_in_lowat),
+    blocking("splice_in_waits", Needs::Both, splice_in_waits),
+    blocking(
         "splice_in_interrupted",
         Needs::Processes,
         splice_in_interrupted,

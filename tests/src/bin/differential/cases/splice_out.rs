@@ -6,7 +6,7 @@ use libc::{
 };
 
 use super::splice::{contents, fill, kept, let_it_sleep, pipe_of, with_alarm};
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -14,24 +14,24 @@ use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("splice_out_parts", Needs::Steps, splice_out_parts),
-    once("splice_out_waits", Needs::Both, splice_out_waits),
-    once(
+    case("splice_out_parts", Needs::Steps, splice_out_parts),
+    blocking("splice_out_waits", Needs::Both, splice_out_waits),
+    blocking(
         "splice_out_interrupted",
         Needs::Processes,
         splice_out_interrupted,
     ),
-    once(
+    case(
         "splice_out_after_end",
         Needs::Processes,
         splice_out_after_end,
     ),
-    once(
+    case(
         "splice_out_full_socket",
         Needs::Steps,
         splice_out_full_socket,
     ),
-    once("splice_out_timeout", Needs::Steps, splice_out_timeout),
+    case("splice_out_timeout", Needs::Steps, splice_out_timeout),
 ];
 
 fn splice_out_parts(stage: &mut Stage) {

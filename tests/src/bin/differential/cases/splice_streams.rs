@@ -3,7 +3,7 @@
 use libc::{F_GETPIPE_SZ, F_SETPIPE_SZ, SHUT_WR, SPLICE_F_MORE, SPLICE_F_MOVE, SPLICE_F_NONBLOCK};
 
 use super::splice::{let_it_sleep, pipe_of};
-use super::{Case, Needs, in_all_forms, once};
+use super::{Case, Needs, case, in_all_forms};
 use crate::end::End;
 use crate::form::Form;
 use crate::pattern::Pattern;
@@ -14,9 +14,9 @@ use viaduct_tests::sys;
 pub(super) const CASES: &[Case] = &[
     in_all_forms("splice_stream_in", Needs::Both, splice_stream_in),
     in_all_forms("splice_stream_out", Needs::Both, splice_stream_out),
-    once("splice_proxy", Needs::Both, splice_proxy),
-    once("splice_large_pipe", Needs::Both, splice_large_pipe),
-    once("splice_shared_pipe", Needs::Both, splice_shared_pipe),
+    case("splice_proxy", Needs::Both, splice_proxy),
+    case("splice_large_pipe", Needs::Both, splice_large_pipe),
+    case("splice_shared_pipe", Needs::Both, splice_shared_pipe),
 ];
 
 /// Splices what comes into a pipe and reads that, waiting in the form; A's stream, as B sees it.
@@ -127,7 +127,8 @@ fn splice_proxy(stage: &mut Stage) {
             let (read, write) = pipe_of(b);
             let mut total = 0;
             loop {
-                let got = sys::splice(b.fd, write, 1 << 20, SPLICE_F_NONBLOCK);
+                let splice = |fd| sys::splice(fd, write, 1 << 20, SPLICE_F_NONBLOCK);
+                let got = b.patiently(false, splice);
                 let mut left = match got {
                     Ok(0) => return format!("echoed {total}"),
                     Ok(got) => got,
@@ -135,12 +136,8 @@ fn splice_proxy(stage: &mut Stage) {
                 };
                 total += left;
                 while left > 0 {
-                    match sys::splice(
-                        read,
-                        b.fd,
-                        usize::try_from(left).unwrap_or(0),
-                        SPLICE_F_MORE,
-                    ) {
+                    let most = usize::try_from(left).unwrap_or(0);
+                    match b.patiently(true, |fd| sys::splice(read, fd, most, SPLICE_F_MORE)) {
                         Ok(sent) if sent > 0 => left -= sent,
                         other => return format!("{total} then out {}", show::ret(other)),
                     }
@@ -216,10 +213,10 @@ fn splice_shared_pipe(stage: &mut Stage) {
         },
         |b| {
             let (read, write) = pipe_of(b);
-            let fd = b.fd;
-            let work = move || {
+            let work = move |mut end: End| {
                 let mut total = 0;
-                while let Ok(got) = sys::splice(fd, write, 30_000, 0) {
+                let splice = |fd| sys::splice(fd, write, 30_000, 0);
+                while let Ok(got) = end.patiently(false, splice) {
                     if got == 0 {
                         break;
                     }
@@ -244,7 +241,8 @@ fn splice_shared_pipe(stage: &mut Stage) {
                 }
                 (count, sum)
             });
-            let others = [std::thread::spawn(work), std::thread::spawn(work)];
+            let ends = [b.another(), b.another()];
+            let others = ends.map(|end| std::thread::spawn(move || work(end)));
             let moved: i64 = others.into_iter().map(|t| t.join().unwrap_or(-1)).sum();
             let _ = sys::close(write);
             let (count, sum) = reader.join().unwrap_or_default();

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 
 use libc::{MSG_NOSIGNAL, MSG_WAITALL, POLLIN, POLLOUT};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::End;
 use crate::pattern::Random;
 use crate::stage::Stage;
@@ -14,10 +14,10 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, Ret, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    once("records_of_threads", Needs::Both, |stage| {
+    case("records_of_threads", Needs::Both, |stage| {
         records(stage, false);
     }),
-    once("records_while_duplicated", Needs::Both, |stage| {
+    case("records_while_duplicated", Needs::Both, |stage| {
         records(stage, true);
     }),
 ];
@@ -41,7 +41,6 @@ const LONGEST: usize = 60_000;
 
 /// What is common to the threads of one end.
 struct Shared {
-    fd: i32,
     /// Held for one record, so that records are not mixed. That is the program's business.
     writing: Mutex<()>,
     reading: Mutex<Read>,
@@ -58,16 +57,18 @@ struct Read {
 
 fn records(stage: &mut Stage, duplicated: bool) {
     stage.connect();
-    let play = |end: &mut End| play(end.fd, duplicated);
+    let play = |end: &mut End| play(end, duplicated);
     stage.both("records", play, play);
     stage.a("close", End::close);
     stage.b("close", End::close);
 }
 
 /// All threads of one end.
-fn play(fd: i32, duplicated: bool) -> String {
+fn play(end: &mut End, duplicated: bool) -> String {
+    let fd = end.fd;
+    // As many sets as threads then, which is what a connection on rings can be in.
+    end.leave_set();
     let shared = Shared {
-        fd,
         writing: Mutex::default(),
         reading: Mutex::default(),
     };
@@ -75,10 +76,8 @@ fn play(fd: i32, duplicated: bool) -> String {
     let written: Vec<u64> = std::thread::scope(|scope| {
         let readers: Vec<_> = (0..READERS)
             .map(|which| {
-                scope.spawn({
-                    let shared = &shared;
-                    move || while read_one(shared, which) {}
-                })
+                let (shared, mut end) = (&shared, end.another());
+                scope.spawn(move || while read_one(shared, &mut end, which) {})
             })
             .collect();
         if duplicated {
@@ -91,8 +90,8 @@ fn play(fd: i32, duplicated: bool) -> String {
         }
         let writers: Vec<_> = (0..WRITERS)
             .map(|which| {
-                let shared = &shared;
-                scope.spawn(move || write_all(shared, which))
+                let (shared, mut end) = (&shared, end.another());
+                scope.spawn(move || write_all(shared, &mut end, which))
             })
             .collect();
         let sums = writers
@@ -112,7 +111,7 @@ fn play(fd: i32, duplicated: bool) -> String {
 }
 
 /// Sends the records of one writer; their checksums, added up.
-fn write_all(shared: &Shared, which: u32) -> u64 {
+fn write_all(shared: &Shared, end: &mut End, which: u32) -> u64 {
     let mut random = Random(u64::from(which) + 77);
     let mut sum = 0_u64;
     for number in 0..records_each() {
@@ -129,7 +128,7 @@ fn write_all(shared: &Shared, which: u32) -> u64 {
         header[4..8].copy_from_slice(&len.to_le_bytes());
         header[8..].copy_from_slice(&check.to_le_bytes());
         let _one_at_a_time = shared.writing.lock();
-        if !send_record(shared.fd, &header, &body, number) {
+        if !send_record(end, &header, &body, number) {
             break;
         }
     }
@@ -137,13 +136,13 @@ fn write_all(shared: &Shared, which: u32) -> u64 {
 }
 
 /// Sends one record, by a call of several kinds; the rest of one that was cut short by plain sends.
-fn send_record(fd: i32, header: &[u8], body: &[u8], number: u32) -> bool {
-    let ret = match number % 4 {
+fn send_record(end: &mut End, header: &[u8], body: &[u8], number: u32) -> bool {
+    let ret = end.patiently(true, |fd| match number % 4 {
         0 => sys::sendmsg(fd, &[header, body], MSG_NOSIGNAL),
         1 => sys::writev(fd, &[header, body]),
         2 => sys::send(fd, header, MSG_NOSIGNAL),
         _ => sys::write(fd, header),
-    };
+    });
     let Some(mut done) = moved(ret) else {
         return false;
     };
@@ -152,7 +151,7 @@ fn send_record(fd: i32, header: &[u8], body: &[u8], number: u32) -> bool {
             Some(rest) => rest,
             None => body.get(done - header.len()..).unwrap_or_default(),
         };
-        match moved(sys::send(fd, rest, MSG_NOSIGNAL)) {
+        match moved(end.send_some(rest)) {
             Some(more) => done += more,
             None => return false,
         }
@@ -161,7 +160,7 @@ fn send_record(fd: i32, header: &[u8], body: &[u8], number: u32) -> bool {
 }
 
 /// Receives one record; false if there are no more.
-fn read_one(shared: &Shared, which: u32) -> bool {
+fn read_one(shared: &Shared, end: &mut End, which: u32) -> bool {
     let Ok(mut read) = shared.reading.lock() else {
         return false;
     };
@@ -169,7 +168,7 @@ fn read_one(shared: &Shared, which: u32) -> bool {
         return false;
     }
     let mut header = [0; HEADER];
-    match receive(shared.fd, &mut header, which) {
+    match receive(end, &mut header, which) {
         HEADER => {}
         0 => {
             read.ended = true;
@@ -188,7 +187,7 @@ fn read_one(shared: &Shared, which: u32) -> bool {
         .rev()
         .fold(0, |sum, byte| sum << 8 | u64::from(*byte));
     let mut body = vec![0; len.min(LONGEST)];
-    let got = receive(shared.fd, &mut body, which + 1);
+    let got = receive(end, &mut body, which + 1);
     let expected = read.numbers.get(writer).copied().unwrap_or(0);
     let is_good = got == len
         && u32::from(number) == expected % 65_536
@@ -205,17 +204,17 @@ fn read_one(shared: &Shared, which: u32) -> bool {
 }
 
 /// Receives until the buffer is full, by a call of several kinds; how much came before the end.
-fn receive(fd: i32, out: &mut [u8], which: u32) -> usize {
+fn receive(end: &mut End, out: &mut [u8], which: u32) -> usize {
     let mut done = 0;
     while let Some(rest) = out.get_mut(done..).filter(|rest| !rest.is_empty()) {
-        let ret = match which % 3 {
+        let ret = end.patiently(false, |fd| match which % 3 {
             0 => sys::recv(fd, rest, MSG_WAITALL),
             1 => sys::read(fd, rest),
             _ => {
                 let (first, second) = rest.split_at_mut(rest.len() / 2);
                 sys::readv(fd, &mut [first, second])
             }
-        };
+        });
         match moved(ret) {
             Some(got) if got > 0 => done += got,
             _ => break,

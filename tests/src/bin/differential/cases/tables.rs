@@ -4,28 +4,28 @@ use std::thread;
 use std::time::Duration;
 
 use super::descriptors::child;
-use super::{Case, Needs, once};
+use super::{Case, Needs, case};
 use crate::end::End;
 use crate::stage::Stage;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("own_table", Needs::Processes, |stage| {
+    case("own_table", Needs::Processes, |stage| {
         own_table(stage, leave_by_unshare, false);
     }),
-    once("own_table_meanwhile", Needs::Processes, |stage| {
+    case("own_table_meanwhile", Needs::Processes, |stage| {
         own_table(stage, leave_by_unshare, true);
     }),
-    once("own_table_by_range", Needs::Processes, |stage| {
+    case("own_table_by_range", Needs::Processes, |stage| {
         own_table(stage, leave_by_range, false);
     }),
-    once("own_table_by_range_meanwhile", Needs::Processes, |stage| {
+    case("own_table_by_range_meanwhile", Needs::Processes, |stage| {
         own_table(stage, leave_by_range, true);
     }),
-    once("own_table_alone", Needs::Processes, own_table_alone),
-    once("range_on_exec", Needs::Steps, range_on_exec),
-    once("range_errors", Needs::Steps, range_errors),
+    case("own_table_alone", Needs::Processes, own_table_alone),
+    case("range_on_exec", Needs::Steps, range_on_exec),
+    case("range_errors", Needs::Steps, range_errors),
 ];
 
 const ROUNDS: usize = 20;

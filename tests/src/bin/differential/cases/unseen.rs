@@ -6,41 +6,41 @@
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::process::{Command, Stdio};
 
-use super::{Case, Needs, once};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, patience};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
 pub(super) const CASES: &[Case] = &[
-    once("calls_by_number", Needs::Steps, calls_by_number),
-    once("more_by_number", Needs::Steps, more_by_number),
-    once("waits_by_number", Needs::Steps, waits_by_number),
-    once("other_names", Needs::Steps, other_names),
-    once("dissolved_by_number", Needs::Steps, dissolved_by_number),
-    once("asked_by_number", Needs::Processes, asked_by_number),
-    once("numbers_handed_out", Needs::Processes, numbers_handed_out),
-    once("fetched_from_itself", Needs::Processes, fetched_from_itself),
-    once("fork_by_number", Needs::Processes, fork_by_number),
-    once("printed_unseen", Needs::Steps, printed_unseen),
-    once("asynchronous_io", Needs::Steps, asynchronous_io),
-    once("polled_unseen", Needs::Steps, polled_unseen),
-    once("beside_io_uring", Needs::Processes, beside_io_uring),
-    once("sandboxed", Needs::Processes, |stage| {
+    case("calls_by_number", Needs::Steps, calls_by_number),
+    case("more_by_number", Needs::Steps, more_by_number),
+    case("waits_by_number", Needs::Steps, waits_by_number),
+    case("other_names", Needs::Steps, other_names),
+    case("dissolved_by_number", Needs::Steps, dissolved_by_number),
+    case("asked_by_number", Needs::Processes, asked_by_number),
+    case("numbers_handed_out", Needs::Processes, numbers_handed_out),
+    case("fetched_from_itself", Needs::Processes, fetched_from_itself),
+    case("fork_by_number", Needs::Processes, fork_by_number),
+    case("printed_unseen", Needs::Steps, printed_unseen),
+    case("asynchronous_io", Needs::Steps, asynchronous_io),
+    case("polled_unseen", Needs::Steps, polled_unseen),
+    case("beside_io_uring", Needs::Processes, beside_io_uring),
+    case("sandboxed", Needs::Processes, |stage| {
         sandboxed(stage, false);
     }),
-    once("sandboxed_beside_others", Needs::Processes, |stage| {
+    case("sandboxed_beside_others", Needs::Processes, |stage| {
         sandboxed(stage, true);
     }),
-    once(
+    case(
         "sandboxed_with_a_set",
         Needs::Processes,
         sandboxed_with_a_set,
     ),
-    once("spawned_later", Needs::Processes, |stage| {
+    blocking("spawned_later", Needs::Processes, |stage| {
         spawned(stage, false);
     }),
-    once("spawned_fresh", Needs::Processes, |stage| {
+    blocking("spawned_fresh", Needs::Processes, |stage| {
         spawned(stage, true);
     }),
 ];
@@ -66,14 +66,14 @@ fn calls_by_number(stage: &mut Stage) {
     stage.a("dup", |a| {
         let other = sys::fd_of(sys::raw_dup(a.fd));
         let closed = sys::raw_close(a.fd);
-        a.fd = other;
+        a.hold(other);
         show::ok(closed)
     });
     stage.a("say", |a| a.say("by the duplicate"));
     stage.b("hear", |b| b.hear(16));
     stage.a("close", |a| {
         let closed = sys::raw_close(a.fd);
-        a.fd = -1;
+        a.hold(-1);
         show::ok(closed)
     });
     stage.b("end", |b| b.hear(1));
@@ -300,7 +300,7 @@ fn fetched_from_itself(stage: &mut Stage) {
         let fetched = sys::fetch_from_itself(a.fd);
         if fetched.is_ok() {
             a.more = vec![a.fd];
-            a.fd = sys::fd_of(fetched);
+            a.hold(sys::fd_of(fetched));
         }
         show::ok(fetched)
     });
@@ -344,6 +344,8 @@ fn asked_by_number(stage: &mut Stage) {
     stage.connect();
     for _ in 0..2 {
         stage.b("say", |b| b.say("hello"));
+        // Or else Nagle's algorithm decides whether the kernel is asked before.
+        stage.a("arrived", |a| a.arrived(5));
         stage.a("tells", |a| format!("{:?}", sys::polled_by_number(a.fd)));
         stage.a("hear", |a| a.hear(5));
         stage.a("say", |a| a.say("world"));
@@ -357,6 +359,9 @@ const ALLOWED: &[libc::c_long] = &[
     libc::SYS_write,
     libc::SYS_recvfrom,
     libc::SYS_sendto,
+    libc::SYS_poll,
+    libc::SYS_pselect6,
+    libc::SYS_epoll_ctl,
     libc::SYS_epoll_wait,
     libc::SYS_close,
     libc::SYS_exit,
@@ -448,7 +453,7 @@ fn spawned(stage: &mut Stage, fresh: bool) {
                 let second = sys::fd_of(sys::dup(b.fd));
                 (OwnedFd::from_raw_fd(b.fd), OwnedFd::from_raw_fd(second))
             };
-            b.fd = -1;
+            b.hold(-1);
             let mut cat = Command::new("/bin/cat");
             cat.stdin(Stdio::from(input)).stdout(Stdio::from(output));
             let child = cat.spawn();
