@@ -12,36 +12,21 @@ use core::sync::atomic::Ordering;
 
 use rdma_core::Reason;
 use rdma_core::layout::ConnView;
-use rdma_core::ring::{Consumer, Producer};
+use rdma_core::ring::Consumer;
 use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::recv::{break_conn, reset_broken};
 use crate::ops::{epoll, lock, ready};
+use crate::resend::{self, FLUSH_NS, NAP_NS};
 use crate::trace::{self, Level};
 use crate::{contexts, control, kernel, kick, lifecycle, relayed};
 
-/// How long a program that is about to close, exec or give the socket away waits for the kernel to take
-/// what the far end left in the ring. Longer than any far end that reads at all needs.
-const FLUSH_NS: u64 = 2_000_000_000;
 /// How long whoever gives a socket to a user who does not see rings waits for the kernel to have again what was there
 /// to be read. A far end that does not run makes it no longer.
 const RESENT_NS: u64 = 1_000_000_000;
 /// As long as nothing more comes, though something has: no more fits.
 const RESENT_STALL_NS: u64 = 20_000_000;
-/// Between two looks at whether a backend or a far end has answered.
-const NAP_NS: u64 = 200_000;
-
-/// What sending ring bytes by the kernel has come to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Resent {
-    /// All of them.
-    All,
-    /// The kernel takes no more now.
-    Full,
-    /// An errno that the kernel reported, for the program's next call.
-    Failed(c_int),
-}
 
 /// The connections that go back together: calls what it is given for each, with a descriptor of it.
 pub(crate) type Members<'a> = &'a dyn Fn(&mut dyn FnMut(&'static Conn, c_int));
@@ -67,9 +52,9 @@ pub(crate) fn leave_rings(members: Members<'_>, reason: Reason) {
             }
         });
     };
-    wait_for_all(&leaving, &is_flushed);
+    wait_for_all(&leaving, &resend::is_flushed);
     leaving(&mut |conn, view, fd| {
-        if !is_flushed(conn, view, fd) {
+        if !resend::is_flushed(conn, view, fd) {
             break_conn(conn, view, reason);
             reset_broken(conn, view, fd);
         }
@@ -132,7 +117,7 @@ fn await_resent(leaving: Leaving<'_>) {
         let (mut all, mut there) = (true, 0);
         leaving(&mut |conn, view, fd| {
             // The far end may wait for the same.
-            service(conn, view, fd);
+            resend::service(conn, view, fd);
             let readable = kernel::readable(fd).unwrap_or(u64::MAX);
             let owed = conn.owed.load(Ordering::Relaxed);
             all &= readable >= owed || is_over(view, fd);
@@ -173,7 +158,7 @@ fn settle_in_kernel(conn: &Conn) {
 }
 
 /// The direction that this end sends goes back after the last byte of its ring, as soon as it is
-/// [flushed](is_flushed).
+/// [flushed](resend::is_flushed).
 pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, reason: Reason) {
     let tx = &conn.slot().tx;
     if lock::take_tx(conn).is_err() {
@@ -192,14 +177,14 @@ pub(crate) fn leave_sending(conn: &'static Conn, view: &ConnView, fd: c_int, rea
             if state.give_back(tail) || !state.cancel() && state.give_back(tail) {
                 tx.set_state(TxState::Returned);
             } else {
-                begin_resending(conn, view);
+                resend::begin(conn, view);
             }
         }
         TxState::Kernel => tx.set_state(TxState::Returned),
         TxState::Switching | TxState::Done | TxState::Returning | TxState::Returned => {}
     }
     lock::free(&tx.lock);
-    service(conn, view, fd);
+    resend::service(conn, view, fd);
 }
 
 /// The direction that this end receives is left where it stands. That of a relayed connection has yet to be
@@ -286,126 +271,4 @@ fn leave_at_head(conn: &Conn, view: &ConnView, now: bool) -> Left {
     };
     rx.set_state(RxState::Returned);
     left
-}
-
-/// Under the send lock: the far end has left the ring that this end sends on. False: it has not, or says
-/// nonsense (then the connection is broken).
-pub(crate) fn begin_resending(conn: &'static Conn, view: &ConnView) -> bool {
-    let tx = &conn.slot().tx;
-    if relayed::awaits_grant(conn, view) {
-        return false;
-    }
-    let Some(at) = view.mine.state.retracted_at(&view.theirs.state) else {
-        return false;
-    };
-    let mut cursor = tx.cursor();
-    let known = Producer::of(view).refresh(&mut cursor).is_ok();
-    if !known || at < cursor.head || at > cursor.tail {
-        break_conn(conn, view, Reason::RingCorrupt);
-        return false;
-    }
-    tx.resend.store(at, Ordering::Relaxed);
-    tx.set_state(TxState::Returning);
-    trace::event(Level::Info, conn, "sends by TCP again", "");
-    true
-}
-
-/// Under the send lock: sends what the far end left in the ring, as far as the kernel takes it now.
-pub(crate) fn resend(conn: &Conn, view: &ConnView, fd: c_int) -> Resent {
-    let tx = &conn.slot().tx;
-    let ring = Producer::of(view);
-    let cursor = tx.cursor();
-    loop {
-        let from = tx.resend.load(Ordering::Relaxed);
-        let (bytes, len) = ring.sent_run(&cursor, from);
-        if len == 0 {
-            tx.set_state(TxState::Returned);
-            return Resent::All;
-        }
-        match kernel::send_now(fd, bytes, len) {
-            Ok(sent) => {
-                tx.resend.store(from + sent as u64, Ordering::Relaxed);
-                tx.tcp_bytes.fetch_add(sent as u64, Ordering::Relaxed);
-            }
-            Err(libc::EAGAIN) => return Resent::Full,
-            Err(libc::EINTR) => {}
-            Err(error) => {
-                // The connection is over, and the rest with it.
-                tx.set_state(TxState::Returned);
-                return Resent::Failed(error);
-            }
-        }
-    }
-}
-
-/// Whether the far end has left a ring on which this end still sends: somebody must look.
-#[inline]
-pub(crate) fn is_wanted(conn: &Conn, view: &ConnView) -> bool {
-    conn.slot().tx.state() == TxState::Ring
-        && view.theirs.state.is_reader_gone()
-        && view.mine.state.retracted_at(&view.theirs.state).is_some()
-        && !relayed::awaits_grant(conn, view)
-}
-
-/// Does what the far end's departure from the ring asks of this end, without waiting. For calls that are
-/// not sends, and so would not notice.
-#[inline]
-pub(crate) fn service(conn: &'static Conn, view: &ConnView, fd: c_int) {
-    if is_wanted(conn, view) || conn.slot().tx.state() == TxState::Returning {
-        work_off(conn, view, fd);
-    }
-}
-
-#[cold]
-fn work_off(conn: &'static Conn, view: &ConnView, fd: c_int) {
-    let tx = &conn.slot().tx;
-    if lock::take_tx(conn).is_err() {
-        return;
-    }
-    if tx.state() == TxState::Ring {
-        begin_resending(conn, view);
-    }
-    let begun = tx.state() == TxState::Returning;
-    let resent = if begun {
-        resend(conn, view, fd)
-    } else {
-        Resent::All
-    };
-    lock::free(&tx.lock);
-    if let Resent::Failed(error) = resent {
-        conn.defer_error(error);
-    }
-    if begun {
-        epoll::on_change(conn, fd);
-    }
-}
-
-/// Whether everything that the far end left in the ring has been sent, and nothing is to be waited for. Sends what the kernel
-/// takes now.
-pub(crate) fn is_flushed(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
-    service(conn, view, fd);
-    conn.slot().tx.state() != TxState::Returning && !relayed::has_to_wait(conn, view)
-}
-
-/// Sends everything that the far end left in the ring, waiting for the kernel a little. False: it does not
-/// take it.
-pub(crate) fn flush(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
-    let deadline = control::monotonic_ns() + FLUSH_NS;
-    while !is_flushed(conn, view, fd) {
-        let mut left = deadline.saturating_sub(control::monotonic_ns());
-        if left == 0 {
-            return false;
-        }
-        let awaits = relayed::has_to_wait(conn, view);
-        if awaits {
-            left = left.min(NAP_NS);
-        }
-        let mut entry = [libc::pollfd {
-            fd: if awaits { -1 } else { fd },
-            events: libc::POLLOUT,
-            revents: 0,
-        }];
-        let _ = ready::kernel_poll(&mut entry, Some(left));
-    }
-    true
 }

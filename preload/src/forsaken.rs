@@ -19,9 +19,10 @@ use rustix::thread::Timespec;
 
 use crate::conn::{Conn, conn};
 use crate::control::{self, Peer, SESSIONS, Session};
-use crate::downgrade::{break_unconfirmed, is_flushed, leave_receiving, leave_sending};
+use crate::downgrade::{break_unconfirmed, leave_receiving, leave_sending};
 use crate::ops::recv::{break_conn, reset_broken};
 use crate::ops::{epoll, lock};
+use crate::resend::is_flushed;
 use crate::trace::{self, Level};
 use crate::{contexts, errno, fds, kick, relayed, renew};
 

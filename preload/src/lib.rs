@@ -57,6 +57,7 @@ mod real;
 mod registers;
 mod relayed;
 mod renew;
+mod resend;
 mod retire;
 mod signals;
 mod tls;

@@ -10,7 +10,7 @@ use super::close::take_out;
 use super::fork::{each_conn, is_own_memory};
 use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
-use crate::{downgrade, errno, fds, holders, kernel, pins};
+use crate::{errno, fds, holders, kernel, pins, resend};
 
 /// The process exits in an orderly way, and closes its connections thereby. Those that other threads are
 /// blocked on it holds no more, so that the close of whoever shares them by fork is the last.
@@ -27,7 +27,7 @@ pub(crate) extern "C" fn at_exit() {
             let _ = take_out(fd, Some(fd), false);
         } else if let Some(view) = conn.view() {
             // What a far end left in its ring goes with the rest of what the kernel still has to send.
-            downgrade::service(conn, view, fd);
+            resend::service(conn, view, fd);
         }
     });
     each_conn(|conn| {

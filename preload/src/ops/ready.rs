@@ -25,7 +25,7 @@ pub(crate) use time::{deadline_in, from_timespec, is_past, kernel_poll, to_times
 
 use super::{recv, send};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ, conn};
-use crate::{downgrade, fds, kernel, relayed, upgrade};
+use crate::{fds, kernel, relayed, resend, upgrade};
 
 /// POLLIN and its synonym.
 const READ_BITS: i16 = POLLIN | 0x40;
@@ -140,7 +140,7 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
 fn settle(conn: &'static Conn, view: &ConnView, fd: c_int) -> bool {
     let slot = conn.slot();
     let before = (slot.rx.state(), slot.tx.state());
-    downgrade::service(conn, view, fd);
+    resend::service(conn, view, fd);
     upgrade::notice_switch(conn, view, fd);
     recv::notice_return(conn, view, fd);
     before != (slot.rx.state(), slot.tx.state())

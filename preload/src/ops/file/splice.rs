@@ -22,7 +22,7 @@ use crate::fds::{self, Entry};
 use crate::ops::{lock, recv, send};
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{downgrade, errno, kick, real, tls};
+use crate::{errno, kick, real, resend, tls};
 
 /// Flags that the kernel knows.
 const FLAGS: u32 =
@@ -198,7 +198,7 @@ fn step(conn: &'static Conn, fd: c_int, pipe: &Pipe, len: usize) -> Step {
     let Some(view) = conn.view() else {
         return Step::Native;
     };
-    downgrade::service(conn, view, fd);
+    resend::service(conn, view, fd);
     if lock::take_rx(conn).is_err() {
         return Step::Error(libc::EINTR);
     }

@@ -11,7 +11,7 @@ use rdma_core::slot::RxState;
 use super::ends::back_in_kernel;
 use crate::conn::{Conn, NO_FINAL};
 use crate::ops::lock;
-use crate::{downgrade, kernel, upgrade};
+use crate::{kernel, resend, upgrade};
 
 /// Whether the direction is on the ring or about to be, arming it if it can be: for calls that receive
 /// several times.
@@ -19,7 +19,7 @@ pub(in crate::ops) fn is_on_ring(conn: &'static Conn, fd: c_int, dont_wait: bool
     let Some(view) = conn.view() else {
         return false;
     };
-    downgrade::service(conn, view, fd);
+    resend::service(conn, view, fd);
     let rx = &conn.slot().rx;
     if rx.state() == RxState::Kernel && lock::take_rx(conn).is_ok() {
         if rx.state() == RxState::Kernel {

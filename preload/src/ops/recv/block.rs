@@ -15,7 +15,7 @@ use super::ends::on_kernel_event;
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::pins::Call;
 use crate::wait::{self, Pace, Woken};
-use crate::{control, downgrade, kernel, lifecycle, relayed, tls};
+use crate::{control, kernel, lifecycle, relayed, resend, tls};
 
 /// Waits until there may be `need` bytes more.
 ///
@@ -120,7 +120,7 @@ const NAP_NS: u64 = 1_000_000;
 fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
     let rx = &conn.slot().rx;
     let now = rx.state();
-    if now != state || downgrade::is_wanted(conn, view) {
+    if now != state || resend::is_wanted(conn, view) {
         return true;
     }
     match now {

@@ -18,7 +18,7 @@ use super::{Step, publish};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::ops::{epoll, lock};
 use crate::user::Buffers;
-use crate::{downgrade, errno, kernel, kick, real, relayed, upgrade};
+use crate::{errno, kernel, kick, real, relayed, resend, upgrade};
 
 /// One look at wherever the bytes come from now.
 pub(super) fn step(
@@ -32,7 +32,7 @@ pub(super) fn step(
     let Some(view) = conn.view() else {
         return Step::Native;
     };
-    downgrade::service(conn, view, fd);
+    resend::service(conn, view, fd);
     if lock::take_rx(conn).is_err() {
         return Step::Error(libc::EINTR);
     }

@@ -10,11 +10,11 @@ use rdma_core::slot::TxState;
 
 use super::{Step, publish};
 use crate::conn::Conn;
-use crate::downgrade::{self, Resent};
 use crate::ops::{
     epoll, lock, ready,
     recv::{break_conn, take_break},
 };
+use crate::resend::{self, Resent};
 use crate::user::Buffers;
 use crate::{kernel, kick, relayed, upgrade};
 
@@ -78,7 +78,7 @@ fn look(
         TxState::Ring => {}
     }
     if view.theirs.state.is_reader_gone() {
-        if downgrade::begin_resending(conn, view) {
+        if resend::begin(conn, view) {
             return resend(conn, view, fd);
         }
         if view.mine.state.broken().is_some() {
@@ -142,7 +142,7 @@ fn let_the_end_come(fd: c_int) {
 
 /// As [`look`], for what the far end left in the ring.
 fn resend(conn: &'static Conn, view: &ConnView, fd: c_int) -> Step {
-    match downgrade::resend(conn, view, fd) {
+    match resend::go_on(conn, view, fd) {
         Resent::All => {
             epoll::on_change(conn, fd);
             Step::Native
@@ -164,7 +164,7 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
     let mut locked = false;
     for _ in 0..2 {
         if let Some(fd) = fd
-            && !downgrade::flush(conn, view, fd)
+            && !resend::flush(conn, view, fd)
         {
             // A FIN would say that these were all bytes.
             let reason = if conn.is_relayed() {
@@ -184,7 +184,7 @@ pub(crate) fn end(conn: &'static Conn, fd: Option<c_int>) {
             // Somebody has begun since, the daemon for one.
             TxState::Returning => true,
             TxState::Ring if conn.is_relayed() => !view.mine.state.finish(),
-            _ => downgrade::is_wanted(conn, view),
+            _ => resend::is_wanted(conn, view),
         };
         if fd.is_none() || !locked || !counts {
             break;

@@ -14,7 +14,7 @@ use crate::fds::Entry;
 use crate::ops::{lock, recv::STALE};
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{downgrade, relayed, upgrade};
+use crate::{relayed, resend, upgrade};
 
 /// Whether the direction is on the ring, switching it now if the far end has armed: for calls whose bytes
 /// do not come from the program's memory.
@@ -22,7 +22,7 @@ pub(in crate::ops) fn is_on_ring(conn: &'static Conn, fd: c_int) -> bool {
     let Some(view) = conn.view() else {
         return false;
     };
-    downgrade::service(conn, view, fd);
+    resend::service(conn, view, fd);
     let tx = &conn.slot().tx;
     if tx.state() == TxState::Kernel
         && view.theirs.state.is_armed()
