@@ -151,7 +151,7 @@ fn fill(end: &End) -> String {
 /// Receives until nothing comes for a while.
 fn drain(end: &End) -> String {
     let mut buffer = vec![0; 1 << 20];
-    while sys::poll(&[(end.fd, POLLIN)], 50).0 == Ok(1) {
+    while sys::poll(&[(end.fd, POLLIN)], 500).0 == Ok(1) {
         if sys::recv(end.fd, &mut buffer, libc::MSG_DONTWAIT) == Ok(0) {
             return "end".to_owned();
         }

@@ -138,7 +138,7 @@ fn send_timeout(stage: &mut Stage) {
     });
     stage.b("drain", |b| {
         let mut buffer = vec![0; 1 << 20];
-        while sys::poll(&[(b.fd, libc::POLLIN)], 60).0 == Ok(1) {
+        while sys::poll(&[(b.fd, libc::POLLIN)], 500).0 == Ok(1) {
             let _ = sys::recv(b.fd, &mut buffer, MSG_DONTWAIT);
         }
         "drained".to_owned()

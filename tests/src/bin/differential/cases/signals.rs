@@ -142,7 +142,7 @@ fn in_front_of_full_buffers(end: &End, had_to_wait: &str, send: impl Fn(&End) ->
 
 fn drain(end: &End) -> String {
     let mut buffer = vec![0; 1 << 20];
-    while sys::poll(&[(end.fd, POLLIN)], 100).0 == Ok(1) {
+    while sys::poll(&[(end.fd, POLLIN)], 500).0 == Ok(1) {
         let _ = sys::recv(end.fd, &mut buffer, libc::MSG_DONTWAIT);
     }
     "drained".to_owned()
