@@ -1,12 +1,13 @@
 //! Descriptors and connections: birth, duplication, closing, and what other processes get.
 //!
 //! * This file: the numbers of slots, and whether the process knows of any connection.
-//! * [`mod@adopt`]: a connection becomes a candidate. [`descriptors`]: numbers that name it, and other
+//! * [`births`]: sockets before they are connections. [`mod@adopt`]: a connection becomes a candidate. [`descriptors`]: numbers that name it, and other
 //!   files later. [`close`]: shutdown, and the last close.
 //! * [`fork`], [`exec`]: forked children; other programs, and the process's own end.
 //! * [`leave`]: connections that must be the kernel's for good, and what the daemon is told.
 
 mod adopt;
+mod births;
 mod close;
 mod descriptors;
 mod exec;
@@ -17,9 +18,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_core::slot::SLOTS;
 
-pub(crate) use adopt::{Side, adopt, adopt_inherited, adopt_unknown, move_to_own_arena};
+pub(crate) use adopt::{Side, adopt, adopt_inherited, move_to_own_arena};
+pub(crate) use births::born;
 pub(crate) use close::{after_shutdown, before_dissolve, before_shutdown, begin_close, close_kept};
-pub(crate) use descriptors::{created, duplicated, fetched, is_stale, make_way};
+pub(crate) use descriptors::{created, duplicated, fetched, is_stale, make_way, received};
 pub(crate) use exec::{at_exit, before_exec, exec_failed, forget, spawned, spawning};
 pub(crate) use fork::{
     any_on_ring, before_fork, fork_failed, in_forked_child, is_own_memory, own_pid,

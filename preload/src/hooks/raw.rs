@@ -100,6 +100,16 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             };
             Some(rc.into())
         }
+        libc::SYS_socket => {
+            // SAFETY: no pointers.
+            let fd = unsafe { socket::viaduct_socket(number_of(a), number_of(b), number_of(c)) };
+            Some(fd.into())
+        }
+        // They may carry descriptors, whatever they are called on.
+        libc::SYS_sendmsg | libc::SYS_sendmmsg | libc::SYS_recvmsg | libc::SYS_recvmmsg => {
+            // SAFETY: by contract.
+            unsafe { on_descriptor(number, args) }
+        }
         // SAFETY: no arguments.
         libc::SYS_fork => Some(unsafe { process::fork() }.into()),
         // SAFETY: by contract.

@@ -15,6 +15,7 @@ redhook::hook! {
         // SAFETY: no pointers.
         let fd = unsafe { real::socket(domain, kind, protocol) };
         lifecycle::created(fd);
+        lifecycle::born(fd);
         fd
     }
 }

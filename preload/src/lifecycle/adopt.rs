@@ -8,6 +8,7 @@ use rdma_core::Reason;
 use rdma_core::policy::Verdict;
 use rdma_core::slot::{Slot, Stage};
 
+use super::births;
 use super::descriptors::forget_stale;
 use super::{KNOWN, SLOT_NUMBERS};
 use crate::conn::{CONN_NUMBERS, Conn, conn};
@@ -27,7 +28,7 @@ pub(crate) enum Side {
 }
 
 /// A connection was made (or, for a non-blocking connect, begun): if its far end is a peer, it becomes
-/// a candidate.
+/// a candidate. Not if others may have had the socket before.
 pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
     let Some(config) = config::config() else {
         return;
@@ -55,19 +56,21 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
     } else {
         far
     };
-    match config.policy.judge(judged) {
-        Verdict::Peer(_) => {}
-        Verdict::Plain(reason, _) => {
-            if let Some(arena) = control::arena() {
-                arena.header().counters.count_reason(reason);
-            }
-            if fds::fits(fd) && fds::lookup(fd).is_none() {
-                fds::insert(fd, Entry::PLAIN);
-            }
-            return;
-        }
+    let plain = match config.policy.judge(judged) {
+        Verdict::Peer(_) if side == Side::Connected => births::is_elsewhere(fd),
+        Verdict::Peer(_) => None,
+        Verdict::Plain(reason, _) => Some(reason),
+    };
+    let Some(reason) = plain else {
+        errno::preserved(|| make_candidate(fd, side, nonblocking));
+        return;
+    };
+    if let Some(arena) = control::arena() {
+        arena.header().counters.count_reason(reason);
     }
-    errno::preserved(|| make_candidate(fd, side, nonblocking));
+    if fds::fits(fd) && fds::lookup(fd).is_none() {
+        fds::insert(fd, Entry::PLAIN);
+    }
 }
 
 /// A descriptor came from elsewhere (inherited over exec, received from another process): if it is a

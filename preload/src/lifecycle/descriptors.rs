@@ -5,6 +5,8 @@ use core::sync::atomic::Ordering;
 
 use rdma_core::Reason;
 
+use super::adopt::adopt_unknown;
+use super::births;
 use super::close::take_out;
 use super::fork::is_own_memory;
 use crate::conn::{Conn, conn};
@@ -14,6 +16,9 @@ use crate::{contexts, control, errno, kernel, pins};
 
 /// A descriptor was duplicated by dup, dup2, dup3 or fcntl.
 pub(crate) fn duplicated(old: c_int, new: c_int) {
+    if old != new {
+        births::note_duplicate(old, new);
+    }
     let entry = fds::lookup(old);
     if entry.is_none() && fds::lookup(new).is_none() || !is_own_memory() {
         return;
@@ -45,11 +50,19 @@ pub(crate) fn created(fd: c_int) {
     }
 }
 
+/// A descriptor came from another process, in a message.
+pub(crate) fn received(fd: c_int) {
+    created(fd);
+    births::note_elsewhere(fd);
+    adopt_unknown(fd);
+}
+
 /// A descriptor was duplicated out of some process. If that is this one, and the file one of its connections,
 /// there is one more descriptor of it.
 #[cold]
 pub(crate) fn fetched(new: c_int) {
     created(new);
+    births::note_elsewhere(new);
     if !super::any_known() {
         return;
     }

@@ -39,9 +39,7 @@ pub(crate) extern "C" fn at_exit() {
 /// Another program is started by a call that duplicates all descriptors and that shows us nothing of what
 /// becomes of them: posix_spawn, vfork, system, popen.
 pub(crate) extern "C" fn spawning() {
-    if any_known() {
-        SPAWNED.fetch_add(1, Ordering::Relaxed);
-    }
+    SPAWNED.fetch_add(1, Ordering::Relaxed);
 }
 
 /// How often that has happened.

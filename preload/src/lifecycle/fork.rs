@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use rdma_core::slot::{RxState, TxState};
 
-use super::SLOT_NUMBERS;
+use super::{SLOT_NUMBERS, births};
 use crate::conn::{CONN_NUMBERS, Conn, conn};
 use crate::ops::{epoll, file::relay};
 use crate::{contexts, control, faults, holders, kick, pins, tls};
@@ -13,6 +13,7 @@ use crate::{contexts, control, faults, holders, kick, pins, tls};
 /// Before fork: every connection gets one holder more, so that the parent's close in the meantime is
 /// not the last.
 pub(crate) fn before_fork() {
+    births::note_fork();
     each_conn(|conn| holders::expect_one(conn.slot()));
 }
 

@@ -7,6 +7,7 @@ use rdma_core::Reason;
 use rdma_core::control::{Message, SlotRef};
 use rdma_core::slot::{Slot, Stage};
 
+use super::births;
 use crate::conn::{Conn, conn};
 use crate::downgrade::Members;
 use crate::{control, downgrade, errno, fds, upgrade};
@@ -55,7 +56,7 @@ pub(crate) fn tell(session: Option<&control::Session>, message: &Message<'_>) {
 const TELL_TRIES: u32 = 20;
 
 /// Descriptors are passed to another process, which may not have the library: their connections stay on
-/// TCP or go back there.
+/// TCP or go back there. Those that are not connected yet will stay there.
 pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
     let members = |each: &mut dyn FnMut(&'static Conn, c_int)| {
         all(&mut |fd| {
@@ -65,6 +66,7 @@ pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
         });
     };
     members_to_kernel(&members, Reason::FdPassed);
+    all(&mut births::note_elsewhere);
 }
 
 /// A descriptor is wrapped into a stdio stream or given to POSIX's asynchronous I/O: libc's own reads and writes we do not

@@ -160,9 +160,17 @@ unsafe fn send_one(fd: c_int, msg: *const msghdr, flags: c_int) -> (isize, bool)
     let native = move || unsafe { real::sendmsg(fd, msg, flags) };
     let entry = fds::lookup(fd);
     let Some(index) = entry.as_conn() else {
-        // SAFETY: by contract.
-        unsafe { passing::note_passed(msg) };
-        return (native(), true);
+        let before = passing::is_before();
+        if before {
+            // SAFETY: by contract.
+            unsafe { passing::note_passed(msg) };
+        }
+        let sent = native();
+        if !before && sent >= 0 {
+            // SAFETY: by contract.
+            unsafe { passing::note_passed(msg) };
+        }
+        return (sent, true);
     };
     // SAFETY: any bytes are a header of numbers and addresses.
     let Some(header) = (unsafe { probe::read(msg) }) else {

@@ -173,6 +173,33 @@ pub fn recvmmsg(
 
 /// Sends `data` with descriptors beside it over a Unix socket.
 pub fn send_fds(fd: c_int, data: &[u8], fds: &[c_int]) -> Ret {
+    with_fds(data, fds, |message| {
+        // SAFETY: a header whose parts live as long as this call.
+        long(unsafe { libc::sendmsg(fd, message, 0) })
+    })
+}
+
+/// The same with one descriptor, by sendmmsg.
+pub fn send_fd_in_a_batch(fd: c_int, data: &[u8], passed: c_int) -> Ret {
+    with_fds(data, &[passed], |&msg_hdr| {
+        let mut batch = [mmsghdr {
+            msg_hdr,
+            msg_len: 0,
+        }];
+        // SAFETY: a header whose parts live as long as this call.
+        ret(unsafe { libc::sendmmsg(fd, batch.as_mut_ptr(), 1, 0) })
+    })
+}
+
+/// The same with one descriptor, by number.
+pub fn raw_send_fd(fd: c_int, data: &[u8], passed: c_int) -> Ret {
+    with_fds(data, &[passed], |message| {
+        // SAFETY: a header whose parts live as long as this call.
+        ret(unsafe { libc::syscall(libc::SYS_sendmsg, fd, core::ptr::from_ref(message), 0) })
+    })
+}
+
+fn with_fds(data: &[u8], fds: &[c_int], send: impl FnOnce(&msghdr) -> Ret) -> Ret {
     let mut control = [0u64; 16];
     let mut part = iovec {
         iov_base: data.as_ptr().cast_mut().cast(),
@@ -195,17 +222,20 @@ pub fn send_fds(fd: c_int, data: &[u8], fds: &[c_int]) -> Ret {
         let out = libc::CMSG_DATA(header);
         core::ptr::copy_nonoverlapping(fds.as_ptr().cast::<u8>(), out, size_of_val(fds));
     }
-    // SAFETY: a header made above.
-    long(unsafe { libc::sendmsg(fd, &raw const message, 0) })
+    send(&message)
 }
 
 /// Receives one descriptor over a Unix socket; -1 if none came.
 pub fn recv_fd(fd: c_int) -> c_int {
+    recv_with_fd(fd, &mut [0]).1
+}
+
+/// Receives data, and a descriptor if one came beside it (else -1), over a Unix socket.
+pub fn recv_with_fd(fd: c_int, out: &mut [u8]) -> (Ret, c_int) {
     let mut control = [0u64; 16];
-    let mut byte = 0u8;
     let mut part = iovec {
-        iov_base: (&raw mut byte).cast(),
-        iov_len: 1,
+        iov_base: out.as_mut_ptr().cast(),
+        iov_len: out.len(),
     };
     // SAFETY: zero is a valid msghdr.
     let mut message: msghdr = unsafe { zeroed() };
@@ -214,12 +244,13 @@ pub fn recv_fd(fd: c_int) -> c_int {
     message.msg_control = control.as_mut_ptr().cast();
     message.msg_controllen = size_of_val(&control);
     // SAFETY: a header made above.
-    let got = unsafe { libc::recvmsg(fd, &raw mut message, 0) };
+    let got = long(unsafe { libc::recvmsg(fd, &raw mut message, 0) });
     // SAFETY: the header was filled by the kernel.
     let header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
-    if got < 0 || header.is_null() {
-        return -1;
+    if got.is_err() || header.is_null() {
+        return (got, -1);
     }
     // SAFETY: a control message of SCM_RIGHTS holds at least one descriptor.
-    unsafe { libc::CMSG_DATA(header).cast::<c_int>().read_unaligned() }
+    let passed = unsafe { libc::CMSG_DATA(header).cast::<c_int>().read_unaligned() };
+    (got, passed)
 }

@@ -166,11 +166,21 @@ pub(crate) unsafe fn send_batch(fd: c_int, msgs: *mut mmsghdr, count: u32, flags
     // SAFETY: by contract.
     let native = move || unsafe { real::sendmmsg(fd, msgs, count, flags) };
     let Some(index) = fds::lookup(fd).as_conn() else {
-        for i in 0..count.min(BATCH_MAX) as usize {
-            // SAFETY: by contract.
-            unsafe { passing::note_passed(&raw const (*msgs.wrapping_add(i)).msg_hdr) };
+        let note = |count: usize| {
+            for i in 0..count {
+                // SAFETY: by contract.
+                unsafe { passing::note_passed(&raw const (*msgs.wrapping_add(i)).msg_hdr) };
+            }
+        };
+        let before = passing::is_before();
+        if before {
+            note(count.min(BATCH_MAX) as usize);
         }
-        return native();
+        let sent = native();
+        if !before {
+            note(usize::try_from(sent).unwrap_or(0));
+        }
+        return sent;
     };
     let conn = conn(index);
     // Calls that never go to a ring are made one by one, and may take the direction back to the kernel.

@@ -9,13 +9,18 @@ use libc::msghdr;
 use super::{CONTROL_MAX, is_there};
 use crate::{config, lifecycle, probe};
 
+/// Whether descriptors are to be looked at before a message is sent. As long as nothing of ours is known they are
+/// looked at after that: only then may a header be touched, of which the kernel has found that it can be read.
+pub(super) fn is_before() -> bool {
+    lifecycle::any_known()
+}
+
 /// Descriptors that are passed to another process stay on TCP.
 ///
 /// # Safety
-/// Nobody changes the header, if it is one.
+/// Nobody changes the header, if it is one; see [`is_before`].
 pub(super) unsafe fn note_passed(msg: *const msghdr) {
-    // Only then may the header be touched, and only then can it carry something of ours.
-    if config::config().is_none() || !lifecycle::any_known() {
+    if config::config().is_none() {
         return;
     }
     // SAFETY: any bytes are a header of numbers and addresses.
@@ -74,8 +79,7 @@ pub(super) unsafe fn note_received(msg: *const msghdr) {
     // SAFETY: the kernel has just written the control data.
     unsafe {
         each_descriptor(&header, |fd| {
-            lifecycle::created(fd);
-            lifecycle::adopt_unknown(fd);
+            lifecycle::received(fd);
         });
     };
 }

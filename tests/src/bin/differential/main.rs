@@ -5,6 +5,7 @@
 //! * [`pattern`]: bytes known by position.
 //! * [`stage`], [`end`], [`form`]: the script of a case, one end, its way of waiting.
 //! * [`cases`]: the cases. [`runner`]: starts the ends and watches over them.
+//! * [`stranger`]: a program without the library, to which cases pass their connections.
 //! * [`replay`]: a random sequence, played both ways.
 
 #![expect(
@@ -19,6 +20,7 @@ mod pattern;
 mod replay;
 mod runner;
 mod stage;
+mod stranger;
 
 use std::process::ExitCode;
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
             agent::serve();
             Ok(())
         }
+        Some("stranger") => stranger::serve(),
         Some("replay") => replay::replay(words.get(1..).unwrap_or_default()),
         _ => Err("usage: differential run [--topology processes|threads|single] [--warm] [--ring] \
                   [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--socket-b PATH] [--user-b UID] \

@@ -7,6 +7,7 @@ mod connecting;
 mod corners;
 mod descriptors;
 mod downgrade;
+mod early;
 mod echo;
 mod ends;
 mod epoll;
@@ -24,6 +25,7 @@ mod splice;
 mod splice_in;
 mod splice_out;
 mod splice_streams;
+mod strangers;
 mod stress;
 mod tables;
 mod threads;
@@ -164,6 +166,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         corners::CASES,
         connecting::CASES,
         descriptors::CASES,
+        strangers::CASES,
+        early::CASES,
         stress::CASES,
         tables::CASES,
         threads::CASES,
