@@ -54,6 +54,7 @@ const PLAIN_CASES: &[&str] = &[
     "forked_before_connect/",
     "duplicated_before_connect/",
     "stranger_fresh/",
+    "ulp_fresh/",
     "polled_unseen/",
     "spawned_fresh/",
     "stdio_fresh/",

@@ -20,6 +20,8 @@ mod unseen;
 
 use libc::{c_int, socklen_t, timespec};
 
+pub use libc::sigset_t;
+
 pub use address::*;
 pub use control::*;
 pub use data::*;

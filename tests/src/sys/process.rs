@@ -269,3 +269,21 @@ pub fn mask(signal: c_int, block: bool) {
     // SAFETY: a local set.
     unsafe { libc::pthread_sigmask(how, &raw const set, null_mut()) };
 }
+
+/// Whether a signal is blocked in this thread.
+pub fn is_masked(signal: c_int) -> bool {
+    let mut set = signal_set(None);
+    // SAFETY: a local set.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, null(), &raw mut set) };
+    // SAFETY: a local set, which was just written.
+    unsafe { libc::sigismember(&raw const set, signal) == 1 }
+}
+
+/// Whether a signal has come that is blocked.
+pub fn is_pending(signal: c_int) -> bool {
+    let mut set = signal_set(None);
+    // SAFETY: a local set.
+    unsafe { libc::sigpending(&raw mut set) };
+    // SAFETY: a local set, which was just written.
+    unsafe { libc::sigismember(&raw const set, signal) == 1 }
+}

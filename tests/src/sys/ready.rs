@@ -211,3 +211,71 @@ pub fn epoll_wait_at(epfd: c_int, at: usize, max: c_int, timeout_ms: c_int) -> R
     // SAFETY: as in `send_at`.
     ret(unsafe { libc::epoll_wait(epfd, events, max, timeout_ms) })
 }
+
+/// Which call [`wait_masked`] waits by.
+#[derive(Clone, Copy, Debug)]
+pub enum Waiting {
+    /// ppoll(2).
+    Poll,
+    /// pselect(2).
+    Select,
+    /// epoll_pwait(2), with the time in whole milliseconds, rounded up.
+    Set,
+    /// epoll_pwait2(2).
+    SetInNs,
+}
+
+/// Waits until `fd`, or what stands in `set`, is readable, with a timeout in nanoseconds and a signal mask.
+pub fn wait_masked(
+    what: Waiting,
+    fd: c_int,
+    set: c_int,
+    ns: Option<i64>,
+    mask: Option<&sigset_t>,
+) -> Ret {
+    let time = ns.map(|ns| timespec {
+        tv_sec: ns / 1_000_000_000,
+        tv_nsec: ns % 1_000_000_000,
+    });
+    wait_by(what, fd, set, time, mask)
+}
+
+/// The same with a time that may be none.
+pub fn wait_for_time(what: Waiting, fd: c_int, set: c_int, tv_sec: i64, tv_nsec: i64) -> Ret {
+    wait_by(what, fd, set, Some(timespec { tv_sec, tv_nsec }), None)
+}
+
+fn wait_by(
+    what: Waiting,
+    fd: c_int,
+    set: c_int,
+    time: Option<timespec>,
+    mask: Option<&sigset_t>,
+) -> Ret {
+    let at = time.as_ref().map_or(null(), core::ptr::from_ref);
+    let mask = mask.map_or(null(), core::ptr::from_ref);
+    let mut events = [epoll_event { events: 0, u64: 0 }; 4];
+    let events = events.as_mut_ptr();
+    match what {
+        Waiting::Poll => {
+            let mut entries = entries_of(&[(fd, libc::POLLIN)]);
+            // SAFETY: one entry; time and mask are null or valid.
+            ret(unsafe { libc::ppoll(entries.as_mut_ptr(), 1, at, mask) })
+        }
+        Waiting::Select => {
+            let mut read = set_of(&[fd]);
+            // SAFETY: a local set; time and mask are null or valid.
+            ret(unsafe { libc::pselect(fd + 1, &raw mut read, null_mut(), null_mut(), at, mask) })
+        }
+        Waiting::Set => {
+            let ms = time.map_or(-1, |time| {
+                time.tv_sec * 1000 + (time.tv_nsec + 999_999) / 1_000_000
+            });
+            let ms = c_int::try_from(ms).unwrap_or(c_int::MAX);
+            // SAFETY: room for four events; the mask is null or valid.
+            ret(unsafe { libc::epoll_pwait(set, events, 4, ms, mask) })
+        }
+        // SAFETY: room for four events; time and mask are null or valid.
+        Waiting::SetInNs => ret(unsafe { libc::epoll_pwait2(set, events, 4, at, mask) }),
+    }
+}

@@ -102,7 +102,10 @@ unsafe fn wait_for_both(
             let end = count + (out.room - count).div_ceil(2);
             kernel(count, end, Some(0))
         } else if count < out.room {
-            kernel(count, out.room, Some(0))
+            // A wait that is over lets in what its mask lets in, as it does from its beginning, unless it never was
+            // one: the kernel looks for signals only if there is any time at all.
+            let lets_in = expired && count == 0 && deadline != Some(0) && !mask.is_null();
+            kernel(count, out.room, Some(u64::from(lets_in)))
         } else {
             0
         };

@@ -15,6 +15,7 @@ mod files;
 mod flags;
 mod idle;
 mod many;
+mod masks;
 mod messages;
 mod options;
 mod pointers;
@@ -30,6 +31,7 @@ mod stress;
 mod tables;
 mod threads;
 mod unseen;
+mod upper;
 
 use std::str::FromStr;
 
@@ -156,11 +158,13 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         messages::CASES,
         idle::CASES,
         options::CASES,
+        upper::CASES,
         pointers::CASES,
         ends::CASES,
         readiness::CASES,
         epoll::CASES,
         signals::CASES,
+        masks::CASES,
         asynchronous::CASES,
         closing::CASES,
         corners::CASES,
