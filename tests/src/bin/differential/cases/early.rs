@@ -191,7 +191,8 @@ fn listener(stage: &mut Stage) {
     stage.b("end", |b| b.hear(1));
     stage.b("the first", |b| {
         let closed = b.close();
-        b.fd = b.more[0];
+        let first = b.more[0];
+        b.take(first);
         closed
     });
     talk(stage, &strange);

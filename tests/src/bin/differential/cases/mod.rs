@@ -14,6 +14,7 @@ mod epoll;
 mod files;
 mod flags;
 mod idle;
+mod leaving;
 mod many;
 mod masks;
 mod messages;
@@ -30,6 +31,7 @@ mod strangers;
 mod stress;
 mod tables;
 mod threads;
+mod uncommon;
 mod unseen;
 mod upper;
 
@@ -172,6 +174,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         descriptors::CASES,
         strangers::CASES,
         early::CASES,
+        leaving::CASES,
+        uncommon::CASES,
         stress::CASES,
         tables::CASES,
         threads::CASES,

@@ -117,7 +117,7 @@ fn before_connect(stage: &mut Stage) {
         b.take(fd_of(sys::accept4(listener.fd, 0)));
         show::ret(sys::close(listener.fd))
     });
-    dialogue(stage);
+    stage.warm_up();
     stage.a("tls", |a| ask(a.fd, "tls", 3));
     dialogue(stage);
     stage.a("close", End::close);
