@@ -52,7 +52,7 @@ const PLAIN_CASES: &[&str] = &[
     "pass_fresh",
     "passed_before_connect/",
     "forked_before_connect/",
-    "duplicated_before_connect/",
+    "duplicated_before_connect",
     "stranger_fresh/",
     "ulp_fresh/",
     "polled_unseen/",

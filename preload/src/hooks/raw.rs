@@ -110,6 +110,15 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             // SAFETY: by contract.
             unsafe { on_descriptor(number, args) }
         }
+        // Of sockets that are no connections yet as well.
+        libc::SYS_dup | libc::SYS_dup2 | libc::SYS_dup3 => {
+            // SAFETY: by contract.
+            unsafe { on_descriptor(number, args) }
+        }
+        libc::SYS_fcntl if matches!(number_of(b), libc::F_DUPFD | libc::F_DUPFD_CLOEXEC) => {
+            // SAFETY: by contract.
+            unsafe { on_descriptor(number, args) }
+        }
         // SAFETY: no arguments.
         libc::SYS_fork => Some(unsafe { process::fork() }.into()),
         // SAFETY: by contract.

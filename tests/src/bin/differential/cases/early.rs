@@ -19,10 +19,17 @@ pub(super) const CASES: &[Case] = &[
         forked_before_connect,
     ),
     case("duplicated_before_connect", Needs::Steps, |stage| {
-        duplicated_before_connect(stage, false);
+        duplicated_before_connect(stage, sys::dup, false);
     }),
+    case(
+        "duplicated_before_connect_by_number",
+        Needs::Steps,
+        |stage| {
+            duplicated_before_connect(stage, sys::raw_dup, false);
+        },
+    ),
     case("moved_before_connect", Needs::Steps, |stage| {
-        duplicated_before_connect(stage, true);
+        duplicated_before_connect(stage, sys::dup, true);
     }),
     case("passed_listener", Needs::Steps, listener),
 ];
@@ -114,12 +121,12 @@ fn forked_before_connect(stage: &mut Stage) {
 }
 
 /// A socket that has two numbers before it is connected, both of which are used; or another number than at first.
-fn duplicated_before_connect(stage: &mut Stage, moved: bool) {
+fn duplicated_before_connect(stage: &mut Stage, dup: fn(i32) -> sys::Ret, moved: bool) {
     let listener = stage.listen(Side::B);
     let mut other = End::new(Side::A, Form::Blocking);
     stage.a("socket", |a| {
         let first = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
-        a.fd = fd_of(sys::dup(first));
+        a.fd = fd_of(dup(first));
         other.fd = first;
         if moved {
             let closed = sys::close(first);
