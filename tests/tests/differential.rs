@@ -50,7 +50,7 @@ const PLAIN_CASES: &[&str] = &[
     "listener_closed/",
     "inetd/",
     "pass_fresh",
-    "passed_before_connect/",
+    "passed_before_connect",
     "forked_before_connect/",
     "duplicated_before_connect",
     "stranger_fresh/",

@@ -14,6 +14,11 @@ use viaduct_tests::sys::{self, fd_of};
 pub(super) const CASES: &[Case] = &[
     case("passed_before_connect", Needs::Steps, before_connect),
     case(
+        "passed_before_connect_watched",
+        Needs::Steps,
+        watched_before_connect,
+    ),
+    case(
         "forked_before_connect",
         Needs::Processes,
         forked_before_connect,
@@ -61,6 +66,42 @@ fn before_connect(stage: &mut Stage) {
     stage.b("no end", |b| b.ready(POLLOUT));
     talk(stage, &strange);
     end(stage, strange);
+}
+
+/// The same with a set that holds the socket from the beginning.
+fn watched_before_connect(stage: &mut Stage) {
+    let mut strange = start(stage, Side::A);
+    let listener = stage.listen(Side::B);
+    stage.a("pass", |a| {
+        a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        a.more = vec![fd_of(sys::epoll_create())];
+        let wishes = libc::EPOLLIN | libc::EPOLLRDHUP;
+        let added = sys::epoll_ctl(a.more[0], libc::EPOLL_CTL_ADD, a.fd, wishes, 5);
+        let given = strange.at().hand_over(a.fd, Form::Blocking);
+        format!("{} {given}", show::ret(added))
+    });
+    connect_to(stage, listener);
+    for _ in 0..30 {
+        stage.a("nothing", |a| {
+            show::events(&sys::epoll_wait(a.more[0], 4, 0))
+        });
+        stage.a("says", |_| strange.at().does("say one"));
+        stage.a("say", |a| a.say(" two"));
+        stage.b("hear", |b| b.hear(7));
+        stage.b("say", |b| b.say("0123456789"));
+        stage.a("wait", |a| {
+            show::events(&sys::epoll_wait(a.more[0], 4, 20_000))
+        });
+        stage.a("arrived", |a| a.arrived(10));
+        stage.a("hears", |_| strange.at().does("hear 5"));
+        stage.a("hear", |a| a.hear(5));
+    }
+    stage.a("leaves", |_| strange.leaves());
+    stage.b("close", End::close);
+    stage.a("wait", |a| {
+        show::events(&sys::epoll_wait(a.more[0], 4, 20_000))
+    });
+    stage.a("end", |a| a.hear(1));
 }
 
 fn connect_to(stage: &mut Stage, listener: Listener) {

@@ -59,7 +59,7 @@ impl Strange {
         self.0.as_ref().expect("the end that started it")
     }
 
-    fn leaves(&mut self) -> String {
+    pub(super) fn leaves(&mut self) -> String {
         self.0.take().map_or_else(String::new, Stranger::leaves)
     }
 }

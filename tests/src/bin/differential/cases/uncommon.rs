@@ -17,6 +17,7 @@ use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
     case("connect_bound", Needs::Processes, connect_bound),
+    case("connect_deferred", Needs::Processes, deferred),
     case("connect_over_mptcp", Needs::Processes, over_mptcp),
     case("listener_shut_and_open", Needs::Both, shut_and_open),
     case("accept_without_numbers", Needs::Processes, without_numbers),
@@ -79,6 +80,26 @@ fn connect_bound(stage: &mut Stage) {
         });
         to_the_end(stage);
     }
+}
+
+/// A connection is accepted only once its first bytes are there.
+fn deferred(stage: &mut Stage) {
+    let listener = stage.listen(Side::B);
+    stage.b("defer", |_| {
+        let set = sys::setsockopt(listener.fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 5);
+        show::ret(set)
+    });
+    stage.a("connect", |a| {
+        a.fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
+        connect(a, listener)
+    });
+    stage.b("nothing yet", |_| {
+        show::ret(sys::poll(&[(listener.fd, POLLIN)], 20).0)
+    });
+    stage.a("say", |a| a.say("first"));
+    stage.b("accept", |b| accept(b, listener));
+    stage.b("hear", |b| b.hear(5));
+    to_the_end(stage);
 }
 
 /// Several paths, or what is left of them; or no such protocol.
