@@ -9,7 +9,7 @@
 #![expect(unsafe_code, reason = "signal handlers are raw addresses")]
 
 use core::ffi::{c_int, c_void};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use libc::{SA_RESTART, SIG_DFL, SIG_IGN, sigaction as SigAction, siginfo_t};
 
@@ -132,10 +132,15 @@ unsafe fn with_trampoline(signal: c_int, new: *const SigAction, old: *mut SigAct
 /// # Safety
 /// As signal itself.
 pub(crate) unsafe fn signal(signal: c_int, handler: usize, flags: c_int) -> usize {
+    let interrupts = INTERRUPTING.load(Ordering::Relaxed) & bit(signal) != 0;
     // SAFETY: zero is a valid action.
     let mut action: SigAction = unsafe { core::mem::zeroed() };
     action.sa_sigaction = handler;
-    action.sa_flags = flags;
+    action.sa_flags = if interrupts {
+        flags & !SA_RESTART
+    } else {
+        flags
+    };
     // SAFETY: zero is a valid action.
     let mut old: SigAction = unsafe { core::mem::zeroed() };
     // SAFETY: two local actions.
@@ -146,3 +151,82 @@ pub(crate) unsafe fn signal(signal: c_int, handler: usize, flags: c_int) -> usiz
         libc::SIG_ERR
     }
 }
+
+/// Signals whose handlers interrupt calls, also those that `signal` installs later (siginterrupt).
+static INTERRUPTING: AtomicU64 = AtomicU64::new(0);
+
+fn bit(signal: c_int) -> u64 {
+    u32::try_from(signal)
+        .ok()
+        .and_then(|signal| 1u64.checked_shl(signal.checked_sub(1)?))
+        .unwrap_or(0)
+}
+
+/// siginterrupt(3).
+///
+/// # Safety
+/// As siginterrupt itself.
+pub(crate) unsafe fn interrupt(signal: c_int, on: bool) -> c_int {
+    // SAFETY: zero is a valid action.
+    let mut action: SigAction = unsafe { core::mem::zeroed() };
+    // SAFETY: a local action.
+    if unsafe { sigaction(signal, core::ptr::null(), &raw mut action) } < 0 {
+        return -1;
+    }
+    if on {
+        INTERRUPTING.fetch_or(bit(signal), Ordering::Relaxed);
+        action.sa_flags &= !SA_RESTART;
+    } else {
+        INTERRUPTING.fetch_and(!bit(signal), Ordering::Relaxed);
+        action.sa_flags |= SA_RESTART;
+    }
+    // SAFETY: the action that was there, but for one flag.
+    unsafe { sigaction(signal, &raw const action, core::ptr::null_mut()) }
+}
+
+/// Instead of a handler: the signal is blocked; and that it was.
+const SIG_HOLD: usize = 2;
+
+/// sigset(3).
+///
+/// # Safety
+/// As sigset itself.
+pub(crate) unsafe fn set(number: c_int, handler: usize) -> usize {
+    let old = if handler == SIG_HOLD {
+        // SAFETY: zero is a valid action.
+        let mut action: SigAction = unsafe { core::mem::zeroed() };
+        // SAFETY: a local action.
+        let rc = unsafe { sigaction(number, core::ptr::null(), &raw mut action) };
+        if rc < 0 {
+            libc::SIG_ERR
+        } else {
+            action.sa_sigaction
+        }
+    } else {
+        // SAFETY: by contract.
+        unsafe { signal(number, handler, 0) }
+    };
+    if old == libc::SIG_ERR {
+        return old;
+    }
+    let how = if handler == SIG_HOLD {
+        libc::SIG_BLOCK
+    } else {
+        libc::SIG_UNBLOCK
+    };
+    let [mut changed, mut before] = [EMPTY; 2];
+    // SAFETY: a local set.
+    unsafe { libc::sigaddset(&raw mut changed, number) };
+    // SAFETY: two local sets.
+    unsafe { libc::pthread_sigmask(how, &raw const changed, &raw mut before) };
+    // SAFETY: a local set.
+    if unsafe { libc::sigismember(&raw const before, number) } == 1 {
+        SIG_HOLD
+    } else {
+        old
+    }
+}
+
+/// A set of no signals.
+// SAFETY: bits of signals, all of them zero.
+const EMPTY: libc::sigset_t = unsafe { core::mem::zeroed() };

@@ -176,6 +176,20 @@ redhook::hook! {
     }
 }
 
+redhook::hook! {
+    unsafe fn siginterrupt(number: c_int, on: c_int) -> c_int => viaduct_siginterrupt {
+        // SAFETY: see the top of the file.
+        unsafe { signals::interrupt(number, on != 0) }
+    }
+}
+
+redhook::hook! {
+    unsafe fn sigset(number: c_int, handler: usize) -> usize => viaduct_sigset {
+        // SAFETY: see the top of the file.
+        unsafe { signals::set(number, handler) }
+    }
+}
+
 // What `signal` is to a program that is compiled for X/Open.
 redhook::hook! {
     unsafe fn __sysv_signal(number: c_int, handler: usize) -> usize => viaduct_dunder_sysv_signal {

@@ -191,8 +191,13 @@ extern "C" fn count_signal(_signal: c_int) {
 /// Catches `signal` and counts it.
 pub fn catch(signal: c_int, flags: c_int) -> Ret {
     CAUGHT.store(0, Ordering::SeqCst);
+    disposition(signal, counter(), flags)
+}
+
+/// The handler that counts.
+pub(super) fn counter() -> usize {
     let handler: extern "C" fn(c_int) = count_signal;
-    disposition(signal, handler as *const () as usize, flags)
+    handler as *const () as usize
 }
 
 /// Default handling of `signal`, or ignoring it.

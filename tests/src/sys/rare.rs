@@ -174,3 +174,62 @@ pub fn limit_descriptors(limit: u64) -> Ret {
     // SAFETY: as above.
     ret(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limits) })
 }
+
+/// How a handler is installed, by [`catch_by`].
+#[derive(Clone, Copy, Debug)]
+pub enum Catching {
+    /// signal(3).
+    Signal,
+    /// sigset(3).
+    Set,
+    /// The X/Open form of signal, which catches once.
+    Old,
+}
+
+unsafe extern "C" {
+    fn sigset(signal: c_int, handler: usize) -> usize;
+    fn siginterrupt(signal: c_int, on: c_int) -> c_int;
+    fn sysv_signal(signal: c_int, handler: usize) -> usize;
+}
+
+/// Catches `signal` and counts it, as [`super::catch`]; what was there: `default`, `ignored`, `blocked`, `caught` or
+/// an error.
+pub fn catch_by(how: Catching, signal: c_int) -> String {
+    let handler = super::counter();
+    // SAFETY: the handler only counts.
+    let old = unsafe {
+        match how {
+            Catching::Signal => libc::signal(signal, handler),
+            Catching::Set => sigset(signal, handler),
+            Catching::Old => sysv_signal(signal, handler),
+        }
+    };
+    told(old)
+}
+
+fn told(old: usize) -> String {
+    match old {
+        libc::SIG_DFL => "default".to_owned(),
+        libc::SIG_IGN => "ignored".to_owned(),
+        2 => "blocked".to_owned(),
+        libc::SIG_ERR => show_errno(),
+        old if old == super::counter() => "caught".to_owned(),
+        _ => "somebody else's".to_owned(),
+    }
+}
+
+fn show_errno() -> String {
+    crate::show::errno(super::errno())
+}
+
+/// sigset(3) with SIG_HOLD: blocks.
+pub fn hold(signal: c_int) -> String {
+    // SAFETY: no handler.
+    told(unsafe { sigset(signal, 2) })
+}
+
+/// siginterrupt(3).
+pub fn interrupt(signal: c_int, on: bool) -> Ret {
+    // SAFETY: no pointers.
+    ret(unsafe { siginterrupt(signal, c_int::from(on)) })
+}

@@ -22,6 +22,7 @@ mod options;
 mod pointers;
 mod rare;
 mod readiness;
+mod restarting;
 mod signals;
 mod splice;
 mod splice_in;
@@ -167,6 +168,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         epoll::CASES,
         signals::CASES,
         masks::CASES,
+        restarting::CASES,
         asynchronous::CASES,
         closing::CASES,
         corners::CASES,
