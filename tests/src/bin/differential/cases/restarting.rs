@@ -1,5 +1,7 @@
 //! Handlers that are installed by the old functions: which of them interrupt a wait and which let it go on.
 
+use std::time::Duration;
+
 use libc::SIGALRM;
 
 use super::{Case, Needs, blocking};
@@ -20,17 +22,29 @@ pub(super) const CASES: &[Case] = &[
     blocking("handlers_told", Needs::Processes, told),
 ];
 
-/// One signal during a receive, and bytes much later.
+/// One signal while a receive sleeps, and bytes after that.
 fn received(stage: &mut Stage, label: &str, prepare: impl FnOnce() -> String) {
     stage.both(
         label,
         |a| {
             let prepared = prepare();
             sys::mask(SIGALRM, false);
-            let before = sys::caught();
-            sys::alarm(30, 0);
             let _ = sys::set_nonblocking(a.fd, false);
-            let first = a.recv(5, 0);
+            let before = sys::caught();
+            let (fd, thread, number) = (a.fd, sys::this_thread(), sys::thread_number());
+            let first = std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    let mut calm = 0;
+                    while calm < 5 {
+                        std::thread::sleep(PAUSE);
+                        calm = if sys::is_asleep(number) { calm + 1 } else { 0 };
+                    }
+                    sys::signal_thread(thread, SIGALRM);
+                    std::thread::sleep(20 * PAUSE);
+                    sys::send(fd, b"go", 0)
+                });
+                a.recv(5, 0)
+            });
             let caught = sys::caught() - before;
             // What was interrupted is asked for again.
             let again = if first.contains("hello") {
@@ -41,11 +55,13 @@ fn received(stage: &mut Stage, label: &str, prepare: impl FnOnce() -> String) {
             format!("{prepared}: {first} {again} caught {caught}")
         },
         |b| {
-            std::thread::sleep(core::time::Duration::from_millis(120));
-            b.say("hello")
+            let heard = b.hear(2);
+            format!("{heard} {}", b.say("hello"))
         },
     );
 }
+
+const PAUSE: Duration = Duration::from_millis(1);
 
 fn each_kind(stage: &mut Stage) {
     let by = |how| sys::catch_by(how, SIGALRM);
