@@ -44,6 +44,16 @@ pub(crate) fn refresh_watched() {
     }
 }
 
+/// What is ours leaves all sets: nobody is there any more who would keep it from the program.
+pub(super) fn withdraw_all() {
+    for set in SET_TABLE.iter().take(SET_NUMBERS.used() as usize) {
+        if set.refs.load(Ordering::Relaxed) == 0 {
+            continue;
+        }
+        set.withdraw();
+    }
+}
+
 /// Some set is watched as a descriptor: polled, selected or nested.
 static WATCHED_SETS: AtomicU32 = AtomicU32::new(0);
 
@@ -100,12 +110,15 @@ impl Set {
         }
     }
 
-    /// Nobody here looks at what the kernel says of the set: the line is not to be in it.
-    pub(super) fn forget_line(&self) {
+    /// Nobody here looks at what the kernel says of the set: nothing of ours is to be in it.
+    pub(super) fn withdraw(&self) {
         let session = self.line.swap(0, Ordering::Relaxed).checked_sub(1);
         let session = session.and_then(control::session);
         if let Some(line) = session.and_then(control::Session::line) {
             self.control_own(libc::EPOLL_CTL_DEL, line, 0);
+        }
+        if let Some(bell) = self.bell() {
+            self.control_own(libc::EPOLL_CTL_DEL, bell, 0);
         }
     }
 

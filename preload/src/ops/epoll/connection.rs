@@ -12,7 +12,7 @@ use super::interest::Interest;
 use super::membership::interests_of;
 use super::set::Set;
 use super::shared::dissolve;
-use super::{interest, membership, news, set};
+use super::{channel, interest, membership, news, set};
 use crate::conn::{Conn, conn};
 use crate::ops::ready::involves_ring;
 use crate::ops::send;
@@ -195,14 +195,14 @@ pub(crate) fn post_edge(conn: &Conn) {
     }
 }
 
-/// Puts the program's own registrations back into the kernel, and forgets all sets.
+/// Puts the program's own registrations back into the kernel, takes what is ours out of it, and forgets all sets.
 pub(crate) fn dissolve_all() {
     interest::each_live(|interest| {
         if let Some(set) = interest.set() {
-            set.forget_line();
             dissolve(set, interest);
         }
     });
+    channel::withdraw_all();
 }
 
 /// Takes the interest's set out of what the far end wakes.

@@ -46,7 +46,6 @@ fn share(set: &'static Set) {
 
 /// Sends every connection of a set back to the kernel, and gives the kernel the program's own data.
 fn leave_rings(set: &'static Set) {
-    set.forget_line();
     each_live(|interest| {
         if !interest
             .set()
@@ -59,6 +58,7 @@ fn leave_rings(set: &'static Set) {
         }
         dissolve(set, interest);
     });
+    set.withdraw();
 }
 
 /// A registration becomes the program's own again, in the kernel alone.
