@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::descriptors::{child, dialogue, talk_to_cat};
-use super::{Case, Needs, case};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side};
 use crate::stage::Stage;
 use crate::stranger::{drink, pour};
@@ -12,8 +12,8 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, Becoming, Leaving, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    case("left_in_each_way", Needs::Processes, left),
-    case("became_in_each_way", Needs::Processes, became),
+    blocking("left_in_each_way", Needs::Processes, left),
+    blocking("became_in_each_way", Needs::Processes, became),
     case("numbers_of_others_closed", Needs::Processes, |stage| {
         numbers_of_others(stage, |fd, _| {
             let _ = sys::close(fd);
