@@ -151,6 +151,20 @@ impl Stage {
         }
     }
 
+    /// An address at which nobody listens: a socket of one end is bound to it, so that nobody else can.
+    pub(crate) fn nobody(&mut self, side: Side) -> SocketAddr {
+        let port = self.share(side, |end| {
+            let fd = sys::fd_of(sys::socket(
+                libc::AF_INET,
+                libc::SOCK_STREAM | libc::SOCK_CLOEXEC,
+            ));
+            end.more.push(fd);
+            assert_eq!(sys::bind(fd, target(Family::V4, 0)), Ok(0), "binding");
+            sys::name(fd, false).map_or(0, |own| own.port()).into()
+        });
+        target(Family::V4, u16::try_from(port).unwrap_or(0))
+    }
+
     /// Puts the connection among the other descriptors of each end, so that another can be made.
     pub(crate) fn set_aside(&mut self) {
         for end in [&mut self.a, &mut self.b] {

@@ -81,11 +81,10 @@ fn connect_nonblocking(stage: &mut Stage) {
 
 fn connect_refused(stage: &mut Stage) {
     let listener = stage.listen(Side::B);
-    let closed = stage.listen(Side::B);
-    stage.b("close", |_| show::ret(sys::close(closed.fd)));
+    let nobody = stage.nobody(Side::B);
     stage.a("connect", |a| {
         a.hold(tcp(0));
-        show::ret(sys::connect(a.fd, closed.address))
+        show::ret(sys::connect(a.fd, nobody))
     });
     stage.a("send", |a| a.send(b"x", 0));
     stage.a("recv", |a| a.recv(1, 0));
@@ -98,11 +97,10 @@ fn connect_refused(stage: &mut Stage) {
 }
 
 fn connect_refused_nonblocking(stage: &mut Stage) {
-    let closed = stage.listen(Side::B);
-    stage.b("close", |_| show::ret(sys::close(closed.fd)));
+    let nobody = stage.nobody(Side::B);
     stage.a("connect", |a| {
         a.hold(tcp(SOCK_NONBLOCK));
-        show::ret(sys::connect(a.fd, closed.address))
+        show::ret(sys::connect(a.fd, nobody))
     });
     stage.a("ready", |a| a.ready(IN_OUT | POLLRDHUP | POLLERR | POLLHUP));
     stage.a("so_error", |a| a.so_error());

@@ -113,7 +113,7 @@ fn numbers_of_others(stage: &mut Stage, take: fn(i32, i32)) {
     for (side, known) in [Side::A, Side::B].into_iter().zip(before) {
         stage.one(side, "take", |end| {
             let (read, write) = sys::pipe();
-            let own = [end.fd, end.epfd, read, write];
+            let own = [end.fd, end.set, read, write];
             for fd in open_numbers() {
                 if !known.contains(&fd) && !own.contains(&fd) {
                     take(fd, fd_of(sys::dup(write)));
