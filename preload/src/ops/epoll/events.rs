@@ -52,6 +52,18 @@ impl Events {
         }
     }
 
+    /// Takes doorbells out of what the kernel has just written; how many events are left.
+    pub(super) fn leave_out_bells(&self) -> usize {
+        let mut kept = 0;
+        for event in (0..self.room).filter_map(|index| self.told(index)) {
+            if !Set::is_bell(event.u64) {
+                self.put_back(kept, event);
+                kept += 1;
+            }
+        }
+        kept
+    }
+
     /// As [`Events::put`] where the kernel has just written: events only move forward.
     fn put_back(&self, index: usize, event: epoll_event) {
         if index < self.room {

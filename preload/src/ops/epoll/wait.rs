@@ -29,7 +29,7 @@ pub(crate) unsafe fn wait(
 ) -> c_int {
     if shared::is_kernels_alone(set) {
         // SAFETY: by contract.
-        return unsafe { kernel_wait(epfd, events, max, timeout_ns, mask) };
+        return unsafe { wait_for_kernel(epfd, events, max, timeout_ns, mask) };
     }
     // SAFETY: by contract.
     let told = unsafe { wait_for_both(set, epfd, events, max, timeout_ns, mask) };
@@ -40,6 +40,42 @@ pub(crate) unsafe fn wait(
     }
     told
 }
+
+/// Waits for the kernel's events alone, in a set that two processes share. The other one's doorbell may be in it until that
+/// notices.
+///
+/// # Safety
+/// As [`wait()`].
+unsafe fn wait_for_kernel(
+    epfd: c_int,
+    events: *mut epoll_event,
+    max: c_int,
+    timeout_ns: Option<u64>,
+    mask: *const sigset_t,
+) -> c_int {
+    let deadline = timeout_ns.map(ready::deadline_in);
+    let mut left = timeout_ns;
+    loop {
+        // SAFETY: by contract.
+        let told = unsafe { kernel_wait(epfd, events, max, left, mask) };
+        let Some(count) = usize::try_from(told).ok().filter(|count| *count > 0) else {
+            return told;
+        };
+        let out = Events {
+            at: events,
+            room: count,
+        };
+        let kept = out.leave_out_bells();
+        if kept > 0 || ready::is_past(deadline) {
+            return number_of(kept);
+        }
+        let _ = ready::kernel_poll(&mut [], Some(BELL_NAP_NS));
+        left = deadline.map(|at| at.saturating_sub(control::monotonic_ns()));
+    }
+}
+
+/// Between two looks at a set of which only a doorbell was told.
+const BELL_NAP_NS: u64 = 200_000;
 
 /// Waits for the kernel's events and the rings'.
 ///
