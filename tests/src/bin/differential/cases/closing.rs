@@ -16,29 +16,29 @@ use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
 
 pub(super) const CASES: &[Case] = &[
-    case("close_while_recv", Needs::Processes, |stage| {
+    blocking("close_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, |fd| show::ok(sys::close(fd)));
     }),
-    case("close_and_reuse_while_recv", Needs::Processes, |stage| {
+    blocking("close_and_reuse_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, close_and_reuse);
     }),
-    case("dup2_while_recv", Needs::Processes, |stage| {
+    blocking("dup2_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, replace);
     }),
     case("shutdown_wr_while_recv", Needs::Processes, |stage| {
         while_receiving(stage, |fd| show::ok(sys::shutdown(fd, SHUT_WR)));
     }),
-    case(
+    blocking(
         "close_all_while_recv",
         Needs::Processes,
         close_all_while_recv,
     ),
-    case(
+    blocking(
         "close_while_two_recv",
         Needs::Processes,
         close_while_two_recv,
     ),
-    case("close_while_waitall", Needs::Processes, close_while_waitall),
+    blocking("close_while_waitall", Needs::Processes, close_while_waitall),
     case("close_while_recv_times_out", Needs::Processes, times_out),
     case(
         "far_end_closes_after_close",
