@@ -1,8 +1,8 @@
 //! Descriptors and connections: birth, duplication, closing, and what other processes get.
 //!
 //! * This file: the numbers of slots, and whether the process knows of any connection.
-//! * [`births`]: sockets before they are connections. [`mod@adopt`]: a connection becomes a candidate. [`descriptors`]: numbers that name it, and other
-//!   files later. [`close`]: shutdown, and the last close.
+//! * [`births`]: sockets before they are connections. [`mod@adopt`]: a connection becomes a candidate.
+//!   [`descriptors`]: numbers that name it, and other files later. [`close`]: shutdown, and the last close.
 //! * [`fork`], [`exec`]: forked children; other programs, and the process's own end.
 //! * [`leave`]: connections that must be the kernel's for good, and what the daemon is told.
 
