@@ -137,7 +137,7 @@ fn await_resent(leaving: Leaving<'_>) {
 /// Whether nothing more can come.
 fn is_over(view: &ConnView, fd: c_int) -> bool {
     let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
-    view.theirs.state.broken().is_some() || kernel::poll_now(fd, libc::POLLRDHUP) & ends != 0
+    relayed::is_broken(view) || kernel::poll_now(fd, libc::POLLRDHUP) & ends != 0
 }
 
 /// Directions that are in the kernel stay there.

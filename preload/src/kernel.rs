@@ -105,6 +105,11 @@ pub(crate) fn cookie(fd: c_int) -> Option<u64> {
     option(fd, libc::SOL_SOCKET, SO_COOKIE, &mut value).map(|_| u64::from_ne_bytes(value))
 }
 
+/// Whether the socket is TCP's.
+pub(crate) fn is_tcp(fd: c_int) -> bool {
+    option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
+}
+
 /// The socket's error, which is taken by being told; 0: none.
 pub(crate) fn take_error(fd: c_int) -> c_int {
     option_int(fd, libc::SOL_SOCKET, libc::SO_ERROR).unwrap_or(0)

@@ -116,7 +116,7 @@ fn try_register(
         Some(2 | 3) => return Err(None),
         _ => return Err(Some(Reason::NotEstablished)),
     }
-    if kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) != Some(libc::IPPROTO_TCP) {
+    if !kernel::is_tcp(fd) {
         return Err(Some(Reason::NotTcp));
     }
     if let Some(reason) = option_in_the_way(conn, fd) {

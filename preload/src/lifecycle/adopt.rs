@@ -58,7 +58,7 @@ pub(crate) fn adopt(fd: c_int, far: SocketAddr, side: Side, nonblocking: bool) {
     };
     let plain = match config.policy.judge(judged) {
         Verdict::Peer(_) if side == Side::Connected => {
-            errno::preserved(|| births::is_elsewhere(fd).filter(|_| is_tcp(fd)))
+            errno::preserved(|| births::is_elsewhere(fd).filter(|_| kernel::is_tcp(fd)))
         }
         Verdict::Peer(_) => None,
         Verdict::Plain(reason, _) => Some(reason),
@@ -82,7 +82,7 @@ pub(crate) fn adopt_unknown(fd: c_int) {
         return;
     };
     errno::preserved(|| {
-        if !is_tcp(fd)
+        if !kernel::is_tcp(fd)
             || fds::lookup(fd).as_conn().is_some()
             || kernel::state(fd) != Some(kernel::TCP_ESTABLISHED)
         {
@@ -110,13 +110,9 @@ pub(crate) fn adopt_inherited() {
 /// Descriptors looked at when the program starts.
 const INHERITED: c_int = 16;
 
-fn is_tcp(fd: c_int) -> bool {
-    kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
-}
-
 fn make_candidate(fd: c_int, side: Side, nonblocking: bool) {
     // What was accepted has a connection; whether it is TCP's is asked when it registers.
-    if !fds::fits(fd) || side == Side::Connected && !is_tcp(fd) {
+    if !fds::fits(fd) || side == Side::Connected && !kernel::is_tcp(fd) {
         return;
     }
     let Some(arena) = control::make_arena() else {

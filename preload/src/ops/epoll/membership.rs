@@ -95,9 +95,7 @@ pub(super) fn drop_interest(interest: &'static Interest) {
 
 /// Whether `fd` is a TCP socket that may be connected later (or listens).
 pub(super) fn is_unconnected_tcp(fd: c_int, entry: Entry) -> bool {
-    entry.is_none()
-        && fds::fits(fd)
-        && kernel::option_int(fd, libc::SOL_SOCKET, libc::SO_PROTOCOL) == Some(libc::IPPROTO_TCP)
+    entry.is_none() && fds::fits(fd) && kernel::is_tcp(fd)
 }
 
 /// Interests of a socket that is no connection: the first stands in its entry, others (in further
