@@ -6,7 +6,7 @@ use libc::{
     EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_OOB, POLLIN, POLLOUT, POLLPRI, SHUT_WR,
 };
 
-use super::{Case, Needs, blocking, case, in_all_forms};
+use super::{Case, Needs, blocking, case, end_in_turn, in_all_forms};
 use crate::end::{End, Side};
 use crate::pattern::Pattern;
 use crate::stage::Stage;
@@ -72,12 +72,7 @@ fn back_at_rest(stage: &mut Stage) {
     talk(stage);
     stage.b("back", |b| back(b));
     talk(stage);
-    stage.a("shut", |a| a.shutdown(SHUT_WR));
-    stage.b("end", |b| b.hear(1));
-    stage.b("say", |b| b.say("last"));
-    stage.a("hear", |a| a.hear(4));
-    stage.b("close", End::close);
-    stage.a("end", |a| a.hear(1));
+    end_in_turn(stage);
 }
 
 /// Bytes that the far end sent by ring and that were not read: they come all the same, in order.

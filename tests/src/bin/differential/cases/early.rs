@@ -4,7 +4,7 @@ use libc::POLLOUT;
 
 use super::descriptors::child;
 use super::strangers::{end, start, talk};
-use super::{Case, Needs, case};
+use super::{Case, Needs, case, rounds};
 use crate::end::{End, Side};
 use crate::form::Form;
 use crate::stage::{Listener, Stage};
@@ -192,12 +192,7 @@ fn duplicated_before_connect(stage: &mut Stage, dup: fn(i32) -> sys::Ret, moved:
     if moved {
         stage.warm_up();
     }
-    for _ in 0..10 {
-        stage.a("say", |a| a.say("hello"));
-        stage.b("hear", |b| b.hear(5));
-        stage.b("say", |b| b.say("world"));
-        stage.a("hear", |a| a.hear(5));
-    }
+    rounds(stage, 10);
     stage.a("close", End::close);
     stage.b("end", |b| b.hear(1));
 }
@@ -229,12 +224,7 @@ fn listener(stage: &mut Stage) {
         show::ret(sys::close(listener.fd))
     });
     stage.warm_up();
-    for _ in 0..10 {
-        stage.a("say", |a| a.say("hello"));
-        stage.b("hear", |b| b.hear(5));
-        stage.b("say", |b| b.say("world"));
-        stage.a("hear", |a| a.hear(5));
-    }
+    rounds(stage, 10);
     stage.a("close", End::close);
     stage.b("end", |b| b.hear(1));
     stage.b("the first", |b| {

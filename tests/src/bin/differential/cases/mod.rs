@@ -38,6 +38,7 @@ mod upper;
 
 use std::str::FromStr;
 
+use crate::end::End;
 use crate::form::Form;
 use crate::stage::Stage;
 
@@ -151,6 +152,26 @@ const fn case(name: &'static str, needs: Needs, play: fn(&mut Stage)) -> Case {
         needs,
         play,
     }
+}
+
+/// Rounds that one thread can play for both ends.
+fn rounds(stage: &mut Stage, count: usize) {
+    for _ in 0..count {
+        stage.a("say", |a| a.say("hello"));
+        stage.b("hear", |b| b.hear(5));
+        stage.b("say", |b| b.say("world"));
+        stage.a("hear", |a| a.hear(5));
+    }
+}
+
+/// A ends its direction first, and B the other one after something more.
+fn end_in_turn(stage: &mut Stage) {
+    stage.a("shutdown", |a| a.shutdown(libc::SHUT_WR));
+    stage.b("end", |b| b.hear(1));
+    stage.b("say", |b| b.say("last"));
+    stage.a("hear", |a| a.hear(4));
+    stage.b("close", End::close);
+    stage.a("end", |a| a.hear(1));
 }
 
 /// All cases.

@@ -9,7 +9,7 @@ use libc::{
 };
 
 use super::descriptors::dialogue;
-use super::{Case, Needs, case};
+use super::{Case, Needs, case, rounds};
 use crate::end::{End, Side};
 use crate::stage::{Listener, Stage};
 use viaduct_tests::show;
@@ -309,14 +309,9 @@ fn as_a_file(stage: &mut Stage) {
     dialogue_of_one(stage);
 }
 
-/// Rounds that one thread can play for both ends.
+/// Some rounds, and the end.
 fn dialogue_of_one(stage: &mut Stage) {
-    for _ in 0..4 {
-        stage.a("say", |a| a.say("hello"));
-        stage.b("hear", |b| b.hear(5));
-        stage.b("say", |b| b.say("world"));
-        stage.a("hear", |a| a.hear(5));
-    }
+    rounds(stage, 4);
     stage.a("close", End::close);
     stage.b("end", |b| b.hear(1));
 }

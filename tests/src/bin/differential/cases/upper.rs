@@ -3,7 +3,7 @@
 use libc::IPPROTO_TCP;
 
 use super::descriptors::dialogue;
-use super::{Case, Needs, case, in_all_forms};
+use super::{Case, Needs, case, end_in_turn, in_all_forms};
 use crate::end::End;
 use crate::pattern::Pattern;
 use crate::stage::{Family, Stage};
@@ -69,12 +69,7 @@ fn asked_for(stage: &mut Stage) {
     dialogue(stage);
     stage.b("tls", |b| ask(b.fd, "tls", 3));
     dialogue(stage);
-    stage.a("shutdown", |a| a.shutdown(libc::SHUT_WR));
-    stage.b("end", |b| b.hear(1));
-    stage.b("say", |b| b.say("last"));
-    stage.a("hear", |a| a.hear(4));
-    stage.b("close", End::close);
-    stage.a("end", |a| a.hear(1));
+    end_in_turn(stage);
 }
 
 /// In the middle of streams.
