@@ -45,9 +45,8 @@ pub(in crate::ops) fn from_kernel(
         return None;
     }
     let waited = &conn.slot().meta.waited;
-    // Asked once per call only until a call has waited.
     let waits = state == RxState::Kernel
-        && waited.load(Ordering::Relaxed) == 0
+        && upgrade::looks_for_a_wait(conn)
         && kernel::readable(fd) == Some(0);
     if state == RxState::Returned
         && let Some(view) = unsound(conn)

@@ -1,6 +1,6 @@
 //! The time of single calls, and of making connections: plain and under Viaduct, in turn.
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use super::lab::{Backend, Under, result_of};
@@ -16,7 +16,7 @@ pub(super) struct Calls {
     pub(super) plain: Option<CallTimes>,
     pub(super) viaduct: Option<CallTimes>,
     /// Share of the bytes of the runs under Viaduct that went by ring, 0 to 1.
-    pub(super) ring_share: Option<f64>,
+    pub(super) ring_share: f64,
 }
 
 /// Connections made and closed without a byte.
@@ -43,11 +43,16 @@ pub(super) fn calls(
     let totals = backend.totals(session)?;
     let ring = (totals.ring_tx_bytes + totals.ring_rx_bytes) as f64;
     let all = ring + (totals.tcp_tx_bytes + totals.tcp_rx_bytes) as f64;
+    // What went by TCP is no measurement of a ring.
+    ensure!(
+        ring > all / 2.0,
+        "only {ring:.0} of {all:.0} bytes went by ring, so these are not the times of its calls: see viaduct doctor"
+    );
     Ok(Calls {
         bytes,
         plain: middle(&plain),
         viaduct: middle(&viaduct),
-        ring_share: (all > 0.0).then(|| ring / all),
+        ring_share: ring / all,
     })
 }
 

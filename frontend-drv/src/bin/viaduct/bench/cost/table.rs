@@ -335,9 +335,7 @@ fn calls(all: &[Calls]) -> Table {
                     plain.map_or_else(none, figure),
                     viaduct.map_or_else(none, figure),
                     ratio.map_or_else(none, |(plain, viaduct)| times(plain / viaduct)),
-                    calls
-                        .ring_share
-                        .map_or_else(none, |share| format!("{:.1} %", share * 100.0)),
+                    format!("{:.1} %", calls.ring_share * 100.0),
                 ],
             );
         }
