@@ -97,6 +97,40 @@ pub(crate) mod addresses {
         lio_listio = c"lio_listio",
         lio_listio64 = c"lio_listio64"
     );
+
+    macro_rules! address_found_from_caller {
+        ($($name:ident = $text:literal),+) => {
+            $(
+                /// The function of this name that `caller` would have found.
+                pub(crate) extern "C" fn $name(caller: *const c_void) -> *mut c_void {
+                    static SYMBOL: Symbol = Symbol::new($text);
+                    SYMBOL.address_for(caller)
+                }
+            )+
+        };
+    }
+    address_found_from_caller!(
+        io_uring_submit = c"io_uring_submit",
+        io_uring_submit_and_wait = c"io_uring_submit_and_wait",
+        io_uring_submit_and_wait_timeout = c"io_uring_submit_and_wait_timeout",
+        io_uring_submit_and_wait_min_timeout = c"io_uring_submit_and_wait_min_timeout",
+        io_uring_submit_and_wait_reg = c"io_uring_submit_and_wait_reg",
+        io_uring_submit_and_get_events = c"io_uring_submit_and_get_events",
+        io_uring_wait_cqes = c"io_uring_wait_cqes",
+        io_uring_wait_cqes_min_timeout = c"io_uring_wait_cqes_min_timeout",
+        io_uring_wait_cqe_timeout = c"io_uring_wait_cqe_timeout",
+        io_uring_register_files = c"io_uring_register_files",
+        io_uring_register_files_tags = c"io_uring_register_files_tags",
+        io_uring_register_files_update = c"io_uring_register_files_update",
+        io_uring_register_files_update_tag = c"io_uring_register_files_update_tag",
+        io_submit = c"io_submit"
+    );
+}
+
+/// Stands for a function that the process does not have, of those that answer a negative number.
+#[cfg(all(target_arch = "x86_64", not(test)))]
+extern "C" fn not_there() -> c_int {
+    -libc::ENOSYS
 }
 
 /// One function.
@@ -121,6 +155,41 @@ impl Symbol {
         } else {
             address
         }
+    }
+
+    /// As `address`, of a function that not every process has. One that came with a library of the caller's own
+    /// (`dlopen` with `RTLD_LOCAL`) is found from there.
+    #[cfg(all(target_arch = "x86_64", not(test)))]
+    fn address_for(&self, caller: *const c_void) -> *mut c_void {
+        let address = self.address();
+        if !address.is_null() {
+            return address;
+        }
+        let found = self.beside(caller);
+        if found.is_null() {
+            return not_there as *mut c_void;
+        }
+        self.address.store(found, Ordering::Relaxed);
+        found
+    }
+
+    /// The symbol as the object at `caller` and its dependencies have it. The object then stays for good.
+    #[cfg(all(target_arch = "x86_64", not(test)))]
+    #[cold]
+    fn beside(&self, caller: *const c_void) -> *mut c_void {
+        // SAFETY: zero is a valid Dl_info.
+        let mut object: libc::Dl_info = unsafe { core::mem::zeroed() };
+        // SAFETY: any address; the place is ours.
+        if unsafe { libc::dladdr(caller, &raw mut object) } == 0 {
+            return core::ptr::null_mut();
+        }
+        // SAFETY: the name of a loaded object, terminated.
+        let handle = unsafe { libc::dlopen(object.dli_fname, libc::RTLD_LAZY | libc::RTLD_NOLOAD) };
+        if handle.is_null() {
+            return handle;
+        }
+        // SAFETY: a valid handle and a terminated name.
+        unsafe { libc::dlsym(handle, self.name.as_ptr()) }
     }
 
     #[cold]

@@ -1,6 +1,6 @@
 //! When the library must step back in this process: before a seccomp filter that would kill the program
-//! for system calls that it does not make itself, when the program sets up io_uring or the kernel's older
-//! asynchronous I/O, by which it can use sockets unseen, and when one of its threads gets descriptors of its own.
+//! for system calls that it does not make itself, when the program sets up io_uring by itself, by which it can use sockets
+//! unseen, and when one of its threads gets descriptors of its own.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -24,12 +24,12 @@ pub(crate) fn has_private_tables() -> bool {
     REFUSAL.load(Ordering::Relaxed) == Reason::PrivateDescriptors.code()
 }
 
-/// In a forked child the parent's io_uring is not used, and its older relative is not there.
+/// In a forked child the parent's io_uring is not used.
 pub(crate) fn after_fork() {
     REFUSAL.store(0, Ordering::Relaxed);
 }
 
-/// The program uses io_uring or its older relative: its connections go back to the kernel and stay there.
+/// The program sets up io_uring: its connections go back to the kernel and stay there.
 pub(crate) fn before_io_uring() {
     if config::config().is_none() {
         return;

@@ -38,8 +38,10 @@ mod aliases;
 mod data;
 mod fd;
 mod numbers;
+#[macro_use]
 mod out_of_sight;
 mod process;
 mod raw;
 mod ready;
 mod socket;
+mod submitted;

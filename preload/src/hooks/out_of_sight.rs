@@ -6,8 +6,9 @@ use core::ffi::c_int;
 
 use crate::{lifecycle, probe};
 
-/// Exports a function that goes on as libc's own in our place, after a call of `$before` with the first
-/// arguments. As `export_in_place`, and for arguments in floating point as well.
+/// Exports a function that goes on as the next one of its name in our place, after a call of `$before` with the first
+/// arguments. As `export_in_place`, and for arguments in floating point as well. Whoever looks the next one up is told
+/// the address that it returns to.
 #[cfg(target_arch = "x86_64")]
 macro_rules! export_after {
     ($before:path: $($name:ident),+) => {
@@ -23,6 +24,7 @@ macro_rules! export_after {
                     "movups [rsp + 64], xmm4", "movups [rsp + 80], xmm5",
                     "movups [rsp + 96], xmm6", "movups [rsp + 112], xmm7",
                     "call {before}",
+                    "mov rdi, [rsp + 184]",
                     "call {real}",
                     "mov r11, rax",
                     "movups xmm0, [rsp]", "movups xmm1, [rsp + 16]",
@@ -40,13 +42,16 @@ macro_rules! export_after {
     };
 }
 
-#[cfg(target_arch = "x86_64")]
+/// Elsewhere these functions are not seen.
+#[cfg(not(target_arch = "x86_64"))]
+macro_rules! export_after {
+    ($before:path: $($name:ident),+) => {};
+}
+
 export_after!(printing: dprintf, vdprintf, __dprintf_chk, __vdprintf_chk);
 
-#[cfg(target_arch = "x86_64")]
 export_after!(submitting: aio_read, aio_write, aio_read64, aio_write64);
 
-#[cfg(target_arch = "x86_64")]
 export_after!(submitting_all: lio_listio, lio_listio64);
 
 extern "C" fn printing(fd: c_int) {

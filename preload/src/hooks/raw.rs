@@ -1,7 +1,7 @@
 //! Calls by number: `syscall` and `prctl`.
 //!
 //! A program that calls a socket function by number through libc's `syscall` means the same as by name. Of
-//! the rest only those matter that end what the library can do in the process: seccomp, io_uring and the
+//! the rest only those matter that end what the library can do in the process, seccomp and io_uring, and requests to the
 //! kernel's older asynchronous I/O.
 
 use core::ffi::{c_int, c_long, c_ulong};
@@ -9,7 +9,7 @@ use core::ptr::with_exposed_provenance_mut as pointer;
 
 use libc::timespec;
 
-use super::{data, fd as descriptors, numbers, process, ready, socket};
+use super::{data, fd as descriptors, numbers, process, ready, socket, submitted};
 use crate::ops::ready::{from_timespec as of_timespec, to_timespec};
 use crate::{control, fds, lifecycle, probe, real, retire};
 
@@ -60,8 +60,12 @@ unsafe fn by_name(number: c_long, args: [usize; 6]) -> Option<c_long> {
             retire::before_private_descriptors();
             None
         }
-        libc::SYS_io_uring_setup | libc::SYS_io_setup => {
+        libc::SYS_io_uring_setup => {
             retire::before_io_uring();
+            None
+        }
+        libc::SYS_io_submit => {
+            submitted::of_context(pointer(a), b.cast_signed() as c_long, pointer(c));
             None
         }
         libc::SYS_pidfd_getfd if lifecycle::any_known() => {

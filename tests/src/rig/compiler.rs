@@ -7,6 +7,18 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+/// Whether the compiler finds these headers.
+pub fn has_headers(names: &[&str]) -> bool {
+    let mut cc = Command::new("cc");
+    cc.args(["-fsyntax-only", "-x", "c"]);
+    for name in names {
+        cc.args(["-include", name]);
+    }
+    cc.arg("/dev/null")
+        .output()
+        .is_ok_and(|output| output.status.success())
+}
+
 /// A program, in a directory of its own; none without a compiler.
 ///
 /// # Panics
@@ -19,8 +31,8 @@ pub fn compile(source: &str, options: &[&str]) -> Option<(TempDir, PathBuf)> {
     );
     std::fs::write(&file, source).expect("a writable directory");
     let mut cc = Command::new("cc");
-    cc.args(options).arg("-pthread").arg("-o").arg(&program);
-    match cc.arg(&file).output() {
+    cc.arg(&file).arg("-o").arg(&program).arg("-pthread");
+    match cc.args(options).output() {
         Ok(output) if output.status.success() => Some((directory, program)),
         Ok(output) => {
             let stderr = String::from_utf8_lossy(&output.stderr);

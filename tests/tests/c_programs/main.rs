@@ -1,8 +1,11 @@
 //! Programs in C that reach what Rust programs do not: the checked variants of libc's calls
-//! (`_FORTIFY_SOURCE`), blocking calls that are left by siglongjmp, and by pthread_cancel.
+//! (`_FORTIFY_SOURCE`), blocking calls that are left by siglongjmp, and by pthread_cancel; and requests by liburing and
+//! libaio.
 //!
 //! The same binary runs on kernel TCP and under the library and prints the same. Without a C compiler
 //! the tests say so and pass.
+
+#![expect(clippy::print_stderr, reason = "tests say what they skip")]
 
 use std::path::{Path, PathBuf};
 
@@ -20,10 +23,19 @@ const CHECKED: &[&str] = &[
     "__ppoll_chk",
 ];
 
-/// The program; none without a compiler.
-fn compile() -> Option<(TempDir, PathBuf)> {
+/// The program that talks; none without a compiler.
+fn talk() -> Option<(TempDir, PathBuf)> {
     let options = ["-O2", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"];
     compiler::compile(include_str!("talk.c"), &options)
+}
+
+/// The program that submits requests; none without a compiler or the two libraries.
+fn uring() -> Option<(TempDir, PathBuf)> {
+    if !compiler::has_headers(&["liburing.h", "libaio.h"]) {
+        eprintln!("skipped: no liburing-dev or no libaio-dev");
+        return None;
+    }
+    compiler::compile(include_str!("uring.c"), &["-O2", "-luring", "-laio"])
 }
 
 /// Runs a scene in a form; code (128 + signal if killed), output and error output.
@@ -36,18 +48,15 @@ fn run(program: &Path, form: &Form, scene: &[&str]) -> (i32, String, String) {
     (code, text(&output.stdout), text(&output.stderr))
 }
 
-/// Plays scenes in both forms; they must end the same way, with this code, and go through the rings.
-fn same(scenes: &[[&str; 2]], code: i32) {
-    let Some((_directory, program)) = compile() else {
-        return;
-    };
+/// Plays scenes in both forms; they must end the same way, with this code, and get so many bytes through the rings.
+fn same(program: &Path, scenes: &[[&str; 2]], code: i32, least: u64) {
     for scene in scenes {
-        let expected = run(&program, &Form::plain(), scene);
+        let expected = run(program, &Form::plain(), scene);
         assert_eq!(expected.0, code, "{scene:?}, plain: {expected:?}");
         for spin in ["50", "0"] {
             let daemon = Daemon::start();
             let form = Form::accelerated(daemon.socket()).with("VIADUCT_SPIN_US", spin);
-            let found = run(&program, &form, scene);
+            let found = run(program, &form, scene);
             assert_eq!(
                 found, expected,
                 "{scene:?}, accelerated (left), plain (right)"
@@ -55,16 +64,22 @@ fn same(scenes: &[[&str; 2]], code: i32) {
             let totals = daemon.totals(SESSION);
             let bytes = totals["ring_rx_bytes"].as_u64();
             assert!(
-                bytes > Some(0),
-                "{scene:?}: no byte went through a ring: {totals}"
+                bytes >= Some(least),
+                "{scene:?}: fewer than {least} bytes came through a ring: {totals}"
             );
         }
     }
 }
 
+fn talks(scenes: &[[&str; 2]], code: i32) {
+    if let Some((_directory, program)) = talk() {
+        same(&program, scenes, code, 1);
+    }
+}
+
 #[test]
 fn the_program_reaches_the_checked_calls() {
-    let Some((_directory, program)) = compile() else {
+    let Some((_directory, program)) = talk() else {
         return;
     };
     let bytes = std::fs::read(&program).expect("the program");
@@ -79,24 +94,45 @@ fn the_program_reaches_the_checked_calls() {
 
 #[test]
 fn checked_calls() {
-    same(&[["calls", ""]], 0);
+    talks(&[["calls", ""]], 0);
 }
 
 /// A buffer that is too small ends the program, as glibc does it, before anything is received.
 #[test]
 fn overflows_are_detected() {
     let scenes = ["read", "recv", "recvfrom", "poll", "ppoll"].map(|call| ["overflow", call]);
-    same(&scenes, 134);
+    talks(&scenes, 134);
 }
 
 #[test]
 fn calls_left_by_siglongjmp() {
     let scenes = ["recv", "poll", "epoll", "send"].map(|call| ["jump", call]);
-    same(&scenes, 0);
+    talks(&scenes, 0);
 }
 
 #[test]
 fn threads_cancelled_in_calls() {
     let scenes = ["recv", "poll", "send"].map(|call| ["cancel", call]);
-    same(&scenes, 0);
+    talks(&scenes, 0);
+}
+
+/// The connection, which calls of libc have put on rings, goes back to the kernel before the kernel is told of it.
+#[test]
+fn requests_of_the_connection() {
+    let Some((_directory, program)) = uring() else {
+        return;
+    };
+    let scenes = [
+        "streams", "late", "half", "poll", "epoll", "files", "update", "splice", "aio",
+    ];
+    same(&program, &scenes.map(|scene| [scene, ""]), 0, 1000);
+}
+
+#[test]
+fn requests_of_something_else() {
+    let Some((_directory, program)) = uring() else {
+        return;
+    };
+    // Two times forty rounds of 64 bytes each way, at both ends, but for the first few.
+    same(&program, &[["beside", ""]], 0, 9000);
 }
