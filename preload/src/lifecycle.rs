@@ -27,7 +27,8 @@ pub(crate) use fork::{
     any_on_ring, before_fork, fork_failed, in_forked_child, is_own_memory, own_pid,
 };
 pub(crate) use leave::{
-    all_to_kernel, passed_on, tell, tell_retracted, to_kernel, to_stdio, unregister,
+    all_to_kernel, members_to_kernel, passed_on, tell, tell_retracted, to_kernel, to_stdio,
+    unregister,
 };
 
 use crate::conn::Numbers;

@@ -104,7 +104,7 @@ pub(crate) fn all_to_kernel(meant: impl Fn(&'static Conn) -> bool, reason: Reaso
 
 /// The same for several.
 #[cold]
-fn members_to_kernel(members: Members<'_>, reason: Reason) {
+pub(crate) fn members_to_kernel(members: Members<'_>, reason: Reason) {
     errno::preserved(|| {
         members(&mut |conn, _| withdraw(conn, reason));
         downgrade::leave_rings(members, reason);

@@ -2,6 +2,7 @@
 
 #![expect(unsafe_code, reason = "epoll_ctl on the program's sets")]
 
+use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
 use rdma_core::Reason;
@@ -9,8 +10,8 @@ use rdma_core::Reason;
 use super::interest::{INTEREST_NUMBERS, Interest, each_live};
 use super::membership::drop_interest;
 use super::set::{SET_NUMBERS, SET_TABLE, Set};
-use crate::conn::CONN_NUMBERS;
-use crate::{control, errno, real};
+use crate::conn::{CONN_NUMBERS, Conn};
+use crate::{control, errno, lifecycle, real};
 
 /// In a forked child: all present sets are the parent's.
 pub(crate) fn after_fork() {
@@ -44,20 +45,27 @@ fn share(set: &'static Set) {
     leave_rings(set);
 }
 
-/// Sends every connection of a set back to the kernel, and gives the kernel the program's own data.
+/// Sends every connection of a set back to the kernel, all at once, and gives the kernel the program's own data.
 fn leave_rings(set: &'static Set) {
-    each_live(|interest| {
-        if !interest
-            .set()
-            .is_some_and(|owner| core::ptr::eq(owner, set))
-        {
-            return;
-        }
-        if let Some(conn) = interest.conn() {
-            crate::lifecycle::to_kernel(conn, interest.fd(), Reason::SharedEpoll);
-        }
-        dissolve(set, interest);
-    });
+    let each_of_set = |work: &mut dyn FnMut(&'static Interest)| {
+        each_live(|interest| {
+            if interest
+                .set()
+                .is_some_and(|owner| core::ptr::eq(owner, set))
+            {
+                work(interest);
+            }
+        });
+    };
+    let members = |each: &mut dyn FnMut(&'static Conn, c_int)| {
+        each_of_set(&mut |interest| {
+            if let Some(conn) = interest.conn() {
+                each(conn, interest.fd());
+            }
+        });
+    };
+    lifecycle::members_to_kernel(&members, Reason::SharedEpoll);
+    each_of_set(&mut |interest| dissolve(set, interest));
     set.withdraw();
 }
 
