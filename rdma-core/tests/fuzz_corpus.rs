@@ -446,7 +446,8 @@ fn link_seeds() -> Seeds {
 #[cfg(feature = "link")]
 fn channel_seeds() -> Seeds {
     use rdma_core::channel::{
-        CHANNEL_VERSION, Down, GUEST_PROCESS_MIN, GuestContext, GuestHello, MESSAGE_BYTES, Up,
+        CHANNEL_VERSION, Down, GUEST_PROCESS_MIN, Grant, GuestContext, GuestHello, MESSAGE_BYTES,
+        Up,
     };
     use rdma_core::layout::LAYOUT_VERSION;
     let process = GUEST_PROCESS_MIN + 1;
@@ -471,6 +472,19 @@ fn channel_seeds() -> Seeds {
         member: 1,
         vector: 2,
         reserved: 0,
+    };
+    let grant = Grant {
+        registration: 3,
+        connection: 9,
+        at: 1 << 20,
+        arena_bytes: 1 << 24,
+        offset: 4096,
+        arena: 2,
+        ring_log2: 20,
+        peer: process,
+        end: 1,
+        relayed: 1,
+        reserved: [0; 2],
     };
     let mut ring = vec![0; 24];
     ring[0] = 40;
@@ -498,7 +512,10 @@ fn channel_seeds() -> Seeds {
             }),
         ),
         ("refused".to_owned(), down(Down::Refused(11))),
-        ("again".to_owned(), down(Down::Again)),
+        ("again".to_owned(), down(Down::Again(1))),
+        ("lost".to_owned(), down(Down::Lost(9))),
+        ("told".to_owned(), up(Up::Told(1))),
+        ("holds".to_owned(), up(Up::Holds(grant))),
         (
             "withdraw".to_owned(),
             down(Down::Withdraw {

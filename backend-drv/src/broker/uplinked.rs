@@ -48,6 +48,11 @@ pub const fn arena_id(host: u32) -> ArenaId {
     ArenaId(host | HOST_ARENAS)
 }
 
+/// The host's number for an arena of its own.
+const fn host_arena(id: ArenaId) -> u32 {
+    id.0 & !HOST_ARENAS
+}
+
 /// Whether an arena is the host's.
 pub const fn is_host_arena(id: ArenaId) -> bool {
     id.0 & HOST_ARENAS != 0
@@ -197,6 +202,37 @@ impl Broker {
         let all = self.connections.iter();
         all.filter(|(_, entry)| entry.uplinked.is_some())
             .map(|(connection, _)| *connection)
+    }
+
+    /// The host's memory that programs of this guest hold, as it was granted, but for the place of the arenas.
+    pub fn held(&self) -> Vec<Grant> {
+        let mut held = Vec::new();
+        for (connection, entry) in &self.connections {
+            let (Some(uplinked), Some(host)) = (entry.uplinked, host_connection(*connection))
+            else {
+                continue;
+            };
+            for (end, registration) in [End::Zero, End::One].into_iter().zip(entry.ends) {
+                if let Some(registration) = registration
+                    && let Some(peer) = entry.processes.get(end.far().index())
+                {
+                    held.push(Grant {
+                        registration: registration.0,
+                        connection: host,
+                        at: 0,
+                        arena_bytes: entry.place.arena_bytes,
+                        offset: entry.place.offset,
+                        arena: host_arena(entry.place.arena),
+                        ring_log2: entry.place.ring_log2,
+                        peer: peer.0,
+                        end: u8::try_from(end.index()).unwrap_or(0),
+                        relayed: (uplinked == Uplinked::Relayed).into(),
+                        reserved: [0; 2],
+                    });
+                }
+            }
+        }
+        held
     }
 
     /// How a connection is served whose far end is outside the guest.

@@ -222,7 +222,6 @@ impl Daemon {
             (keeper, found, survivors, of_vms) = keep_for(listener.path());
             kept = Some(found);
         }
-        let begin = !links.is_empty() || survivors.len() > 0;
         let socket_files = SocketFiles::like(listener.socket())?;
         let mut diag = SockDiag::new();
         if diag.works() == Some(false) {
@@ -271,14 +270,17 @@ impl Daemon {
             drain: None,
             stopping: false,
         };
-        if begin {
+        let restored = daemon.take_over_vms(of_vms);
+        let has_kept = |kept: &Kept| !kept.connections.is_empty();
+        if !links.is_empty()
+            || daemon.kept.as_ref().is_some_and(has_kept)
+            || daemon.survivors.len() > 0
+        {
             daemon.start_relay_with(links)?;
         }
         daemon.watch_survivors();
         daemon.watch_uplink([UPLINK, UPLINK_COMMON, UPLINK_NEWS])?;
-        if !daemon.vms.is_empty() {
-            daemon.take_over_vms(of_vms);
-        }
+        daemon.ask_vms(restored);
         daemon.watch_vms()?;
         Ok(daemon)
     }

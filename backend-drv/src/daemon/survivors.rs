@@ -168,6 +168,7 @@ pub(super) fn sort(keeper: &mut Keeper, items: Vec<Item>) -> (Kept, Survivors) {
     }
     kept.connections = estate.connections;
     kept.records = estate.records;
+    kept.guests = estate.guests;
     (kept, survivors)
 }
 

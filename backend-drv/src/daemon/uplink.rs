@@ -87,7 +87,8 @@ impl Daemon {
                     );
                 }
             }
-            Down::Again => self.begin_again(),
+            Down::Again(run) => self.begin_again(run),
+            Down::Lost(connection) => self.break_one(broker::connection_id(connection)),
             Down::Refused(reason) => tracing::warn!(reason, "the host does not serve this guest"),
             Down::Program { process, at } => {
                 if uplink.add_foreign(Process(process), at) {
@@ -133,23 +134,26 @@ impl Daemon {
         }
     }
 
-    /// The host's daemon has started anew. What it relayed is broken; the rest goes on, and it is told who is here.
-    fn begin_again(&mut self) {
+    /// The host's daemon has started anew. Connections go on, and it is told who is here and what they hold.
+    fn begin_again(&mut self, run: u64) {
         tracing::info!("the host has started anew");
-        self.break_relayed();
         let Some(uplink) = &mut self.uplink else {
             return;
         };
-        // The relay that programs know is no more.
-        for port in uplink.forget_ports() {
-            self.broker.foreign_left(port);
-        }
         uplink.say_hello();
-        for (process, program) in &self.programs {
+        // Of those that have left, connections may be there still.
+        for (process, program) in self.programs.iter().chain(&self.departed) {
             if program.outside {
                 uplink.announce(*process, &program.waiters);
             }
         }
+        for mut grant in self.broker.held() {
+            if let Some(arena) = self.arenas.get(&broker::arena_id(grant.arena)) {
+                grant.at = uplink.place_of(&arena.memory);
+                uplink.send(&Up::Holds(grant));
+            }
+        }
+        uplink.send(&Up::Told(run));
         self.broker.peer_renewed(UPLINK);
     }
 
@@ -402,22 +406,28 @@ impl Daemon {
 
     /// The host relays nothing any more.
     fn break_relayed(&mut self) {
-        let relayed: Vec<(ConnectionId, Ends)> = self
-            .outside()
-            .filter(|(connection, _)| self.broker.uplinked(*connection) == Some(Uplinked::Relayed))
-            .collect();
-        for (connection, ends) in relayed {
-            for (end, occupant) in [End::Zero, End::One].into_iter().zip(ends.occupants) {
-                let arena = self.arenas.get(&ends.place.arena);
-                if occupant.is_none()
-                    && let Some(words) =
-                        arena.and_then(|arena| arena.memory.end(ends.place.offset, end))
-                {
-                    words.state.break_with(Reason::LinkReset);
-                }
-            }
-            self.rouse(connection, [true; 2]);
+        let all: Vec<ConnectionId> = self.broker.uplinked_connections().collect();
+        for connection in all {
+            self.break_one(connection);
         }
+    }
+
+    /// The host does not relay this any more.
+    fn break_one(&mut self, connection: ConnectionId) {
+        let is_relayed = self.broker.uplinked(connection) == Some(Uplinked::Relayed);
+        let Some(ends) = self.broker.ends(connection).filter(|_| is_relayed) else {
+            return;
+        };
+        for (end, occupant) in [End::Zero, End::One].into_iter().zip(ends.occupants) {
+            let arena = self.arenas.get(&ends.place.arena);
+            if occupant.is_none()
+                && let Some(words) =
+                    arena.and_then(|arena| arena.memory.end(ends.place.offset, end))
+            {
+                words.state.break_with(Reason::LinkReset);
+            }
+        }
+        self.rouse(connection, [true; 2]);
     }
 
     /// Whether no program of this guest has anything on a ring whose far end is outside.

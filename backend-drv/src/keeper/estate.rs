@@ -53,6 +53,8 @@ pub struct Estate {
     pub hosts: HashMap<Process, Host>,
     /// Connections, by endpoint.
     pub connections: Vec<(u32, Record, Arc<ConnectionArena>)>,
+    /// Those of guests, whose memory is that of their region.
+    pub guests: Vec<(u32, Record)>,
     /// What is of no use.
     pub rest: Vec<Item>,
 }
@@ -72,6 +74,10 @@ impl Estate {
         });
         let mut arenas: HashMap<ArenaId, Arc<ConnectionArena>> = HashMap::new();
         for (endpoint, record) in records.unwrap_or_default() {
+            if record.guest.is_some() {
+                estate.guests.push((endpoint, record));
+                continue;
+            }
             if !estate.hosts.contains_key(&record.process)
                 && let Some(host) = found.host(&record)
             {

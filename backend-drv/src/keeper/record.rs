@@ -2,7 +2,8 @@
 //! program ever gets. The record of endpoint `n` is the `n`th.
 //!
 //! The relay writes it, in one system call, before the program can know of the connection, and erases it when it
-//! has let go. Of a daemon that was killed in between, a check sum tells a record that is whole.
+//! has let go. Of a daemon that was killed in between, a check sum tells a record that is whole. That of a guest's end
+//! is longer by the places in the guest's region, where all of its memory lies; and its first word is another.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
@@ -27,8 +28,9 @@ const STRIDE: usize = 256;
 const BYTES: usize = STRIDE * Regions::MAX;
 /// Records that are read at once.
 const BATCH: usize = 256;
-/// In front of a record.
+/// In front of a record: of a program of this host, and of a guest's. Another number is one of another version.
 const MAGIC: u32 = 0x5645_4331;
+const MAGIC_OF_GUEST: u32 = 0x5645_4731;
 
 /// Which socket a connection is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,6 +70,30 @@ pub struct Record {
     pub beyond: Beyond,
     /// The socket.
     pub origin: Origin,
+    /// For a program of a guest.
+    pub guest: Option<InRegion>,
+}
+
+/// Where in the guest's region lies what others have as memory of its own.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct InRegion {
+    /// The arena of the connection.
+    pub arena: u64,
+    /// The program's memory for events.
+    pub events: u64,
+    /// That by which the program wakes the relay.
+    pub port: u64,
+}
+
+/// Why there is no record where one should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadRecord {
+    /// Another daemon's.
+    #[error("a record of another version ({0:#x})")]
+    Version(u32),
+    /// Not what was written.
+    #[error("a record that is not whole")]
+    Garbled,
 }
 
 /// Who serves the far end of a connection.
@@ -123,7 +149,17 @@ struct Raw {
     check: U64,
 }
 
-const _: () = assert!(size_of::<Raw>() <= STRIDE);
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
+#[repr(C)]
+struct RawOfGuest {
+    record: Raw,
+    arena_at: U64,
+    events_at: U64,
+    port_at: U64,
+    check: U64,
+}
+
+const _: () = assert!(size_of::<RawOfGuest>() <= STRIDE);
 
 const UDP_V4: u8 = 4;
 const UDP_V6: u8 = 6;
@@ -207,11 +243,9 @@ impl RawAddress {
     }
 }
 
-impl Raw {
-    fn check(&self) -> u64 {
-        let bytes = self.as_bytes();
-        hash(bytes.get(..bytes.len() - size_of::<U64>()).unwrap_or(&[]))
-    }
+/// Of all but the last word, which is to be the same.
+fn check(bytes: &[u8]) -> u64 {
+    hash(bytes.get(..bytes.len() - size_of::<U64>()).unwrap_or(&[]))
 }
 
 impl Record {
@@ -222,7 +256,11 @@ impl Record {
             Beyond::Here => (0, RawAddress::HERE),
         };
         let mut raw = Raw {
-            magic: MAGIC.into(),
+            magic: match self.guest {
+                None => MAGIC,
+                Some(_) => MAGIC_OF_GUEST,
+            }
+            .into(),
             ring_log2: u8::try_from(self.place.ring_log2).unwrap_or(0),
             end: u8::from(self.end == End::One),
             bit: self.bit.into(),
@@ -247,18 +285,61 @@ impl Record {
             far: socket(self.origin.tuple.far),
             check: 0.into(),
         };
-        raw.check = raw.check().into();
+        raw.check = check(raw.as_bytes()).into();
         raw
     }
 
-    fn parse(bytes: &[u8]) -> Option<Self> {
-        let (raw, _) = Raw::read_from_prefix(bytes).ok()?;
+    fn emit_of_guest(&self, places: &InRegion) -> RawOfGuest {
+        let mut raw = RawOfGuest {
+            record: self.emit(),
+            arena_at: places.arena.into(),
+            events_at: places.events.into(),
+            port_at: places.port.into(),
+            check: 0.into(),
+        };
+        raw.check = check(raw.as_bytes()).into();
+        raw
+    }
+
+    /// `None`: there is none.
+    fn parse(bytes: &[u8]) -> Result<Option<Self>, BadRecord> {
+        let magic = U32::read_from_prefix(bytes).map_or(0, |(magic, _)| magic.get());
+        let found = match magic {
+            0 => return Ok(None),
+            MAGIC => Raw::read_from_prefix(bytes)
+                .ok()
+                .and_then(|(raw, _)| raw.parse(None)),
+            MAGIC_OF_GUEST => {
+                let found = RawOfGuest::read_from_prefix(bytes).ok();
+                found.and_then(|(raw, _)| raw.parse())
+            }
+            other => return Err(BadRecord::Version(other)),
+        };
+        found.map(Some).ok_or(BadRecord::Garbled)
+    }
+}
+
+impl RawOfGuest {
+    fn parse(&self) -> Option<Record> {
+        let places = InRegion {
+            arena: self.arena_at.into(),
+            events: self.events_at.into(),
+            port: self.port_at.into(),
+        };
+        let is_whole = self.check.get() == check(self.as_bytes());
+        is_whole.then(|| self.record.parse(Some(places))).flatten()
+    }
+}
+
+impl Raw {
+    fn parse(&self, guest: Option<InRegion>) -> Option<Record> {
+        let raw = self;
         let ring_log2 = u32::from(raw.ring_log2);
-        let is_whole = raw.magic.get() == MAGIC && raw.check.get() == raw.check();
+        let is_whole = raw.check.get() == check(raw.as_bytes());
         if !is_whole || !(RING_LOG2_MIN..=RING_LOG2_MAX).contains(&ring_log2) {
             return None;
         }
-        Some(Self {
+        Some(Record {
             connection: ConnectionId(raw.connection.into()),
             place: Place {
                 arena: ArenaId(raw.arena.into()),
@@ -296,6 +377,7 @@ impl Record {
                     cookie: raw.cookie.into(),
                 },
             },
+            guest,
         })
     }
 }
@@ -338,9 +420,19 @@ impl Records {
     /// It cannot be kept.
     pub fn write(&self, endpoint: u32, record: &Record) -> io::Result<()> {
         let at = Self::offset(endpoint).ok_or(io::ErrorKind::InvalidInput)?;
-        let raw = record.emit();
-        match rustix::io::pwrite(&self.memory, raw.as_bytes(), at)? {
-            written if written == size_of::<Raw>() => Ok(()),
+        let (own, of_guest);
+        let bytes = match &record.guest {
+            None => {
+                own = record.emit();
+                own.as_bytes()
+            }
+            Some(places) => {
+                of_guest = record.emit_of_guest(places);
+                of_guest.as_bytes()
+            }
+        };
+        match rustix::io::pwrite(&self.memory, bytes, at)? {
+            written if written == bytes.len() => Ok(()),
             _ => Err(io::ErrorKind::WriteZero.into()),
         }
     }
@@ -354,7 +446,7 @@ impl Records {
         }
     }
 
-    /// All records that are there, and their endpoints.
+    /// All records that are there, and their endpoints. Those of no use are named in the log, and erased.
     ///
     /// # Errors
     /// They cannot be read.
@@ -367,8 +459,13 @@ impl Records {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
             for record in bytes.chunks_exact(STRIDE) {
-                if let Some(record) = Record::parse(record) {
-                    found.push((endpoint, record));
+                match Record::parse(record) {
+                    Ok(None) => {}
+                    Ok(Some(record)) => found.push((endpoint, record)),
+                    Err(error) => {
+                        tracing::error!(endpoint, %error, "a connection is not gone on with");
+                        self.erase(endpoint);
+                    }
                 }
                 endpoint += 1;
             }
@@ -417,6 +514,18 @@ pub(crate) mod tests {
                     cookie: 1 << 50,
                 },
             },
+            guest: None,
+        }
+    }
+
+    fn of_guest(connection: u64) -> Record {
+        Record {
+            guest: Some(InRegion {
+                arena: 1 << 40,
+                events: 5 << 20,
+                port: 8 << 20,
+            }),
+            ..record(connection, "10.0.0.1:7447")
         }
     }
 
@@ -435,30 +544,65 @@ pub(crate) mod tests {
         let mut here = record(4, "10.0.0.1:7447");
         here.beyond = Beyond::Here;
         let highest = u32::try_from(Regions::MAX - 1).unwrap();
-        let written = [(0, first), (highest, last), (9, other), (10, here)];
+        let guest = of_guest(5);
+        let written = [
+            (0, first),
+            (highest, last),
+            (9, other),
+            (10, here),
+            (11, guest),
+        ];
         for (endpoint, record) in written {
             records.write(endpoint, &record).unwrap();
         }
         records.write(highest + 1, &first).unwrap_err();
         let again = Records::of(records.memory.try_clone().unwrap()).unwrap();
-        let all = [(0, first), (9, other), (10, here), (highest, last)];
+        let all = [
+            (0, first),
+            (9, other),
+            (10, here),
+            (11, guest),
+            (highest, last),
+        ];
         assert_eq!(again.read().unwrap(), all);
         records.erase(9);
-        let rest = [(0, first), (10, here), (highest, last)];
+        let rest = [(0, first), (10, here), (11, guest), (highest, last)];
         assert_eq!(again.read().unwrap(), rest);
         assert!(Records::of(sealed_memory("other", 4096).unwrap()).is_none());
     }
 
     #[test]
-    fn a_record_that_is_not_whole_is_none() {
-        let raw = record(1, "10.0.0.1:7447").emit();
-        let bytes = raw.as_bytes();
-        assert!(Record::parse(bytes).is_some());
-        for at in 0..bytes.len() {
-            let mut bad = bytes.to_vec();
-            bad[at] ^= 1;
-            assert_eq!(Record::parse(&bad), None, "{at}");
-            assert_eq!(Record::parse(&bytes[..at]), None, "{at}");
+    fn a_record_that_is_not_whole_is_refused() {
+        let own = record(1, "10.0.0.1:7447");
+        let guest = of_guest(1);
+        let raw = own.emit();
+        let raw_of_guest = guest.emit_of_guest(&guest.guest.unwrap());
+        let all = [(own, raw.as_bytes()), (guest, raw_of_guest.as_bytes())];
+        for (record, bytes) in all {
+            assert_eq!(Record::parse(bytes), Ok(Some(record)));
+            for at in 0..bytes.len() {
+                let mut bad = bytes.to_vec();
+                bad[at] ^= 1;
+                assert!(Record::parse(&bad).is_err(), "{at}");
+                let cut = Record::parse(&bytes[..at]);
+                assert!(matches!(cut, Ok(None) | Err(_)), "{at}");
+            }
         }
+        // One kind is not taken for the other.
+        let mut bad = raw_of_guest.as_bytes().to_vec();
+        bad[..4].copy_from_slice(&MAGIC.to_le_bytes());
+        assert_eq!(Record::parse(&bad), Err(BadRecord::Garbled));
+    }
+
+    #[test]
+    fn what_is_of_another_version_is_not_looked_at_again() {
+        let records = Records::create().unwrap();
+        records.write(3, &record(1, "10.0.0.1:7447")).unwrap();
+        let at = Records::offset(3).unwrap();
+        rustix::io::pwrite(&records.memory, &0x5645_4332u32.to_le_bytes(), at).unwrap();
+        assert_eq!(records.read().unwrap(), []);
+        let mut magic = [1; 4];
+        rustix::io::pread(&records.memory, &mut magic, at).unwrap();
+        assert_eq!(magic, [0; 4]);
     }
 }

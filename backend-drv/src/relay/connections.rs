@@ -47,6 +47,8 @@ pub(super) struct Connection {
     /// The session of the link has ended, and the far backend may still have the connection.
     pub(super) suspended: Option<Suspended>,
     pub(super) place: Place,
+    /// Where the arena begins in its file.
+    pub(super) arena_at: u64,
     /// The program's end.
     pub(super) end: End,
     pub(super) origin: Origin,
@@ -213,6 +215,7 @@ impl Connections {
             alone: false,
             suspended: None,
             place: parts.place,
+            arena_at: parts.arena.start(),
             end: parts.end,
             origin: parts.origin,
         };

@@ -45,7 +45,7 @@ use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use crate::carving::Place;
 use crate::ids::{ConnectionId, PeerId, Process};
-use crate::keeper::record::{Origin, Record, Records};
+use crate::keeper::record::{Beyond, Origin, Record, Records};
 use crate::shared::ConnectionArena;
 use crate::wake::Waiters;
 
@@ -194,6 +194,10 @@ pub struct Kept {
     pub ports: Vec<KeptPort>,
     /// Their connections, by endpoint.
     pub connections: Vec<(u32, Record, Arc<ConnectionArena>)>,
+    /// Those of guests, before their memory is found.
+    pub guests: Vec<(u32, Record)>,
+    /// Who has the far ends of those that are not gone on with.
+    pub lost: Vec<Beyond>,
 }
 
 /// A domain, as far as links are concerned.

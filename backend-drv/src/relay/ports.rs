@@ -64,6 +64,11 @@ impl Port {
         self.own.process
     }
 
+    /// Where its memory begins in what it is a part of.
+    pub(super) fn place(&self) -> u64 {
+        self.own.events.place()
+    }
+
     fn context(&self) -> Option<&EventContext> {
         self.own.events.context(0)
     }

@@ -439,19 +439,6 @@ impl Uplink {
         self.foreign.remove(&process);
     }
 
-    /// Forgets the relay's ports, as our programs know them; their numbers.
-    pub fn forget_ports(&mut self) -> Vec<Process> {
-        let Some(welcome) = self.welcome else {
-            return Vec::new();
-        };
-        let first = welcome.first_process + welcome.processes / 2;
-        let ports = first..welcome.first_process + welcome.processes;
-        let of_relay = |process: &Process| ports.contains(&process.0);
-        let found: Vec<Process> = self.foreign.keys().copied().filter(of_relay).collect();
-        self.foreign.retain(|process, _| !of_relay(process));
-        found
-    }
-
     /// A process outside.
     pub fn foreign(&self, process: Process) -> Option<&Foreign> {
         self.foreign.get(&process)
@@ -487,6 +474,11 @@ impl Uplink {
     /// An arena of the host's, of `bytes` bytes from `at` on.
     pub fn arena(&self, at: u64, bytes: u64) -> Option<ConnectionArena> {
         ConnectionArena::part(&self.whole(), at, bytes)
+    }
+
+    /// Where an arena lies in the region.
+    pub fn place_of(&self, arena: &ConnectionArena) -> u64 {
+        arena.start() + self.device.memory_start()
     }
 
     /// One connection more lies in an arena. True if it is the first.

@@ -60,12 +60,14 @@ pub enum Holder {
     Local(Half),
     /// A program behind another host's backend, and where that takes bytes, if it has said so.
     Peer(PeerId, Option<FarPlace>),
+    /// Somebody of whom this daemon need not know, or does not know yet: a daemon before us has made the connection.
+    Unknown,
 }
 
 /// A connection with one or two ends in guests.
 #[derive(Clone, Copy, Debug)]
 pub struct Connection {
-    /// How its ends found each other.
+    /// How its ends found each other; [`FlowId::NONE`]: with a daemon before us.
     pub flow: FlowId,
     /// As the leader sees it.
     pub tuple: Tuple,
@@ -130,6 +132,10 @@ impl Connections {
     /// A new connection; its number.
     pub fn insert(&mut self, connection: Connection) -> u64 {
         self.last += 1;
+        // Of a daemon before us.
+        while self.all.contains_key(&self.last) {
+            self.last += 1;
+        }
         self.changes += 1;
         self.by_flow.insert(connection.flow, self.last);
         for half in locals(&connection) {
@@ -137,6 +143,26 @@ impl Connections {
         }
         self.all.insert(self.last, connection);
         self.last
+    }
+
+    /// End `index` of connection `number` has been in use since a daemon before us. `tuple` as this end sees it. False:
+    /// that is not possible.
+    pub fn restore(&mut self, number: u64, index: usize, tuple: Tuple, end: GuestEnd) -> bool {
+        let leader = if index == 0 { tuple } else { tuple.mirrored() };
+        let found = self.all.entry(number).or_insert(Connection {
+            flow: FlowId::NONE,
+            tuple: leader,
+            ends: [Holder::Unknown; 2],
+            ring_log2: end.place.ring_log2,
+        });
+        match found.ends.get_mut(index) {
+            Some(holder) if found.flow == FlowId::NONE && *holder == Holder::Unknown => {
+                *holder = Holder::Guest(end);
+                self.changes += 1;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// A connection.
@@ -288,7 +314,7 @@ impl Connections {
 fn locals(connection: &Connection) -> impl Iterator<Item = ConnectionId> + use<> {
     let local = |holder: Holder| match holder {
         Holder::Local(half) => Some(half.connection),
-        Holder::Guest(_) | Holder::Peer(..) => None,
+        Holder::Guest(_) | Holder::Peer(..) | Holder::Unknown => None,
     };
     connection.ends.into_iter().filter_map(local)
 }

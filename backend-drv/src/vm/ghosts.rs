@@ -122,6 +122,12 @@ impl Ghosts {
         all.any(|ghost| ghost.blocks.contains(&block))
     }
 
+    /// What the member had that a machine has left behind last.
+    pub fn lease_of(&self, vm: VmId) -> Option<Lease> {
+        let mut own = self.members.iter().filter(|ghost| ghost.vm == vm);
+        own.next_back().map(|ghost| ghost.lease)
+    }
+
     /// Members that a machine has left behind.
     pub fn count(&self, vm: VmId) -> usize {
         let own = self.members.iter().filter(|ghost| ghost.vm == vm);

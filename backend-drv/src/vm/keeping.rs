@@ -11,6 +11,7 @@ use std::sync::Arc;
 use rdma_core::channel::{CHANNEL_VERSION, GUEST_PROCESSES, GuestWelcome};
 use serde::{Deserialize, Serialize};
 
+use super::ghosts::Ghost;
 use super::lease::{ENDLESS, Lease};
 use super::region::{Heap, Mark, Region};
 use super::seat::Seat;
@@ -85,9 +86,12 @@ pub struct Notes {
 }
 
 impl Vms {
-    /// Has everything kept that does not change.
+    /// Has everything kept that does not change, and is not kept already.
     pub fn keep_all(&mut self, keeper: &mut Keeper) {
         for (index, tenancy) in self.tenancies.iter().enumerate() {
+            if tenancy.is_restored {
+                continue;
+            }
             keeper.keep(&region_name(index), tenancy.region.memory());
             for part in tenancy.group.parts() {
                 for (vector, bell) in part.bells.iter().enumerate() {
@@ -193,7 +197,7 @@ impl Vms {
     }
 
     /// Goes on with what a daemon before us has left. The machines that are there.
-    pub fn restore(&mut self, items: Vec<Item>) -> Vec<VmId> {
+    pub fn restore(&mut self, items: Vec<Item>, keeper: Option<&mut Keeper>) -> Vec<VmId> {
         let mut items: HashMap<String, OwnedFd> = items.into_iter().collect();
         let Some(state) = items.remove(STATE).and_then(|file| {
             let mut bytes = vec![0; usize::try_from(STATE_BYTES).ok()?];
@@ -236,22 +240,53 @@ impl Vms {
             tracing::error!(%error, "persistent memory that QEMU opens from now on is not the region's");
         }
         let mut restored = Vec::new();
+        let mut left = Vec::new();
         for seat in &state.seats {
-            restored.extend(self.restore_seat(seat));
+            match self.restore_seat(seat) {
+                Some((vm, true)) => restored.push(vm),
+                Some((_, false)) => left.push((seat.region, seat.member)),
+                None => {}
+            }
+        }
+        if let Some(keeper) = keeper {
+            for (region, member) in left {
+                keeper.forget_all(&member_name(region, member));
+            }
         }
         restored
     }
 
-    fn restore_seat(&mut self, known: &SeatState) -> Option<VmId> {
+    /// A machine, and whether it is there still.
+    fn restore_seat(&mut self, known: &SeatState) -> Option<(VmId, bool)> {
         let index = self
             .vms
             .iter()
             .position(|vm| vm.config.name == known.vm && vm.tenancy == known.region)?;
         let vm = VmId(index);
         let tenancy = self.tenancies.get_mut(known.region)?;
-        tenancy.region.note_lease(known.lease);
-        if tenancy.group.is_gone(known.member) {
+        if !tenancy.is_restored {
             return None;
+        }
+        tenancy.region.note_lease(known.lease);
+        for heap in &known.heaps {
+            if !tenancy.region.inherit_heap(*heap) {
+                tracing::warn!(vm = %known.vm, ?heap, "memory for events is not where it could be");
+            }
+        }
+        if tenancy.group.is_gone(known.member) {
+            tracing::info!(vm = vm.0, member = known.member, "device gone meanwhile");
+            tenancy.group.leave(known.member);
+            tenancy.region.clear_control(known.member);
+            self.ghosts.members.push(Ghost {
+                vm,
+                lease: known.lease,
+                heaps: known.heaps.clone(),
+                blocks: known.blocks.clone(),
+            });
+            for block in &known.blocks {
+                self.give_block(*block, vm);
+            }
+            return Some((vm, false));
         }
         let welcome = known.driver.as_ref().and_then(|driver| {
             let heap = known.heaps.last()?;
@@ -275,7 +310,7 @@ impl Vms {
             self.give_block(*block, vm);
         }
         self.vms.get_mut(index)?.seat = Some(seat);
-        Some(vm)
+        Some((vm, true))
     }
 }
 
@@ -301,5 +336,9 @@ fn restore_tenancy(
         }
     }
     let group = Group::restore(Arc::clone(region.memory()), known.vectors, parts).ok()?;
-    Some(Tenancy { region, group })
+    Some(Tenancy {
+        region,
+        group,
+        is_restored: true,
+    })
 }

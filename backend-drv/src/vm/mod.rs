@@ -10,17 +10,19 @@
 //! * [`lease`]: who may have a region's memory still; [`ghosts`]: what is kept for those who may.
 //! * [`switch`]: who looks for whom.
 //! * [`connections`]: memory that guests were given for connections.
-//! * [`keeping`]: what the next daemon needs.
+//! * [`keeping`]: what the next daemon needs; [`resuming`]: connections of the one before.
 //!
 //! Everything a guest writes is hostile until checked. A guest can lose its own connections and its own acceleration,
 //! never those of others; what the VMs of a tenant share is that tenant's.
 
 pub mod connections;
 pub mod ghosts;
+mod inheritance;
 pub mod keeping;
 pub mod lease;
 pub mod persistent;
 pub mod region;
+pub mod resuming;
 pub mod seat;
 pub mod server;
 pub mod switch;
@@ -58,6 +60,9 @@ pub struct VmId(pub usize);
 const BLOCKS_KEPT: usize = 3;
 const BLOCKS_MAX: usize = 8;
 
+/// Programs of guests are no users of this host.
+pub const GUEST_UID: u32 = u32::MAX;
+
 /// Guests are far backends to the broker; their numbers as such have this bit.
 const VM_PEERS: u32 = 1 << 30;
 
@@ -93,6 +98,8 @@ pub struct Tenancy {
     pub region: Region,
     /// The members.
     pub group: Group,
+    /// A daemon before us has made it.
+    pub is_restored: bool,
 }
 
 /// A virtual machine that may come.
@@ -170,7 +177,11 @@ impl Vms {
                     let bytes = bytes.max().unwrap_or(config.memory_bytes);
                     let region = Region::create(number, bytes)?;
                     let group = Group::new(region.memory().clone(), config.vectors)?;
-                    all.tenancies.push(Tenancy { region, group });
+                    all.tenancies.push(Tenancy {
+                        region,
+                        group,
+                        is_restored: false,
+                    });
                     if let Some(name) = config.tenant.as_deref() {
                         by_tenant.insert(name, number);
                     }

@@ -15,6 +15,7 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
+use super::inheritance::Inheritance;
 use super::lease::{Lease, Leases};
 use super::persistent::write_info;
 use crate::carving::{Carving, Couple, Place};
@@ -42,10 +43,10 @@ pub struct Heap {
 }
 
 /// Where an arena lies.
-#[derive(Clone, Copy, Debug)]
-struct Hole {
-    at: u64,
-    bytes: u64,
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Hole {
+    pub(super) at: u64,
+    pub(super) bytes: u64,
 }
 
 /// One region.
@@ -57,6 +58,8 @@ pub struct Region {
     space: Space,
     carving: Carving,
     arenas: HashMap<ArenaId, Hole>,
+    /// Of a daemon before us.
+    inherited: Inheritance,
     /// Everything that was ever given out ends before here.
     used_to: u64,
     /// Event memory that is given out.
@@ -106,6 +109,7 @@ impl Region {
             space: Space::new(HEAP_START, bytes),
             carving,
             arenas: HashMap::new(),
+            inherited: Inheritance::default(),
             used_to: HEAP_START,
             ports: 0,
             changes: 0,
@@ -137,6 +141,7 @@ impl Region {
             space: Space::new(mark.used_to, bytes),
             carving,
             arenas: HashMap::new(),
+            inherited: Inheritance::below(mark.used_to),
             used_to: mark.used_to,
             ports: 0,
             changes: 0,
@@ -175,7 +180,8 @@ impl Region {
     /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared, or
     /// somebody whose driver has gone may have it still.
     pub fn reset(&mut self) {
-        if !self.was_lent || !self.carving.is_empty() || self.ports > 0 || self.leases.any() {
+        let is_used = !self.carving.is_empty() || !self.inherited.is_idle() || self.ports > 0;
+        if !self.was_lent || is_used || self.leases.any() {
             return;
         }
         let emptied = self.punch(0, self.bytes);
@@ -193,6 +199,41 @@ impl Region {
         self.carving = Carving::default();
         self.carving.skip(last);
         self.arenas.clear();
+        self.inherited = Inheritance::default();
+    }
+
+    /// A daemon before us has given out this memory for the connection at `place`, of an arena that begins at `at`.
+    /// `None`: it cannot have, or somebody has it already.
+    pub fn inherit_place(&mut self, at: u64, place: &Place) -> Option<ConnectionArena> {
+        let hole = Hole {
+            at,
+            bytes: place.arena_bytes,
+        };
+        let first = self.carving.last().0 / ARENAS_PER_REGION * ARENAS_PER_REGION;
+        let is_ours = place.arena.0 > first && place.arena <= self.carving.last();
+        let is_known = self.arenas.get(&place.arena);
+        let fits = is_known.is_none_or(|known| *known == hole && self.inherited.has(place.arena));
+        let arena = ConnectionArena::part(&self.whole(), hole.at, hole.bytes)?;
+        if !is_ours || !fits || !self.inherited.claim_place(hole, place) {
+            return None;
+        }
+        self.arenas.insert(place.arena, hole);
+        self.changes += 1;
+        Some(arena)
+    }
+
+    /// The same of memory for events, which is a port's.
+    pub fn inherit_events(&mut self, at: u64) -> Option<EventMemory> {
+        let events = self.events_at(at)?;
+        self.inherited.claim(at, EVENT_BYTES as u64).then_some(())?;
+        self.ports += 1;
+        self.changes += 1;
+        Some(events)
+    }
+
+    /// The same of what a driver has.
+    pub fn inherit_heap(&mut self, heap: Heap) -> bool {
+        self.inherited.claim(heap.at, heap.bytes)
     }
 
     /// What the next daemon has to know.
@@ -368,6 +409,17 @@ impl Region {
 
     /// The memory of a connection is used no more, and has been zeroed or not.
     pub fn release(&mut self, place: &Place, zeroed: bool) {
+        if let Some((bytes, is_last)) = self.inherited.release(place) {
+            let hole = self.arenas.get(&place.arena).copied();
+            if let Some(hole) = hole.filter(|_| zeroed) {
+                self.space.give_back(hole.at + place.offset, bytes);
+            }
+            if is_last {
+                self.arenas.remove(&place.arena);
+            }
+            self.changes += 1;
+            return;
+        }
         if self.carving.release(place, zeroed) {
             self.drop_arena(place.arena);
         }

@@ -8,6 +8,7 @@ use rdma_core::channel::{
 };
 use rdma_core::event::EVENT_BYTES;
 
+use super::GUEST_UID;
 use super::lease::Lease;
 use super::region::{Heap, Region};
 use crate::ids::Process;
@@ -30,6 +31,8 @@ pub struct Program {
     pub knows: BTreeSet<Process>,
     /// The relay, as the program knows it.
     pub port: Option<Port>,
+    /// Its driver has told this daemon of it.
+    pub announced: bool,
 }
 
 /// How a program knows the relay.
@@ -60,6 +63,10 @@ pub struct Seat {
     pub offences: u64,
     /// It broke the rules of the ring, and is not listened to until it starts anew.
     pub fault: Option<Fault>,
+    /// A daemon before us has served it, and it was asked what it has: in which run.
+    pub asked: Option<u64>,
+    /// Ends that it had with that daemon, and has not named yet: connection, and which end.
+    pub unnamed: BTreeSet<(u64, usize)>,
 }
 
 impl Seat {
@@ -76,6 +83,8 @@ impl Seat {
             programs: BTreeMap::new(),
             offences: 0,
             fault: None,
+            asked: None,
+            unnamed: BTreeSet::new(),
         })
     }
 
@@ -115,6 +124,8 @@ impl Seat {
         if let Some(writer) = Writer::new(&memory, self.member, Direction::Down) {
             self.writer = writer;
         }
+        self.asked = None;
+        self.unnamed.clear();
     }
 
     /// Puts a message behind the others. False: the guest has not read for too long.
@@ -145,6 +156,26 @@ impl Seat {
         let fits = inside % EVENT_BYTES as u64 == 0
             && inside.checked_add(EVENT_BYTES as u64)? <= heap.bytes;
         fits.then(|| region.events_at(at)).flatten()
+    }
+
+    /// A program of the driver, with event memory at `at`, which it has told of or not. `None`: that cannot be.
+    pub fn program(&mut self, region: &Region, process: Process, at: u64) -> Option<&mut Program> {
+        let known = self.programs.get(&process).map(|program| program.at);
+        let taken = |program: &Program| program.at == at;
+        let fits = match known {
+            Some(known) => known == at,
+            None => self.may_number(process) && !self.programs.values().any(taken),
+        };
+        let events = fits.then(|| self.events_of(region, at)).flatten()?;
+        let program = self.programs.entry(process);
+        Some(program.or_insert_with(|| Program {
+            waiters: Arc::new(Waiters::new(process, GUEST_UID, events)),
+            at,
+            vectors: BTreeMap::new(),
+            knows: BTreeSet::new(),
+            port: None,
+            announced: false,
+        }))
     }
 
     /// Whether a number is one of those that the driver may give to programs.

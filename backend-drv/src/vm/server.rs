@@ -20,6 +20,7 @@ use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, recv};
 
+use crate::ids::Process;
 use crate::packet;
 
 /// The daemon's own id.
@@ -237,6 +238,11 @@ impl Group {
     /// The memory of the group.
     pub const fn region(&self) -> &Arc<OwnedFd> {
         &self.region
+    }
+
+    /// The vector of ours by which a program of a member wakes the relay.
+    pub fn vector_of_port(&self, process: Process) -> u16 {
+        1 + u16::try_from(process.0 % u32::from(self.vectors - 1)).unwrap_or(0)
     }
 
     /// Vectors of each member.

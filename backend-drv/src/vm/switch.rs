@@ -23,6 +23,9 @@ const FLOWS_MAX: usize = 16_384;
 pub struct FlowId(pub u64);
 
 impl FlowId {
+    /// No flow.
+    pub const NONE: Self = Self(0);
+
     /// The flow that a registration number means; `None` if it is a registration of this host.
     pub const fn of(id: u64) -> Option<Self> {
         if id & FLOWS == 0 {

@@ -136,6 +136,10 @@ pub enum Up {
         /// What is said.
         message: Pairing,
     },
+    /// After [`Down::Again`]: memory of a connection that the guest was given, and has still.
+    Holds(Grant),
+    /// And that is all, to this [`Down::Again`].
+    Told(u64),
     /// The guest's program has let go of a connection's memory.
     Ended(u64),
     /// The guest's program has vanished.
@@ -170,8 +174,11 @@ pub enum Down {
     Welcome(GuestWelcome),
     /// It is not; a [`crate::Reason`] code.
     Refused(u32),
-    /// The backend has started anew, and has forgotten all but the region: say HELLO, and who is there.
-    Again,
+    /// The backend has started anew, and this is the number of its run: say HELLO, who is there, and which memory
+    /// they hold.
+    Again(u64),
+    /// The backend does not serve a connection whose memory the guest [holds](Up::Holds): it is broken.
+    Lost(u64),
     /// A process at a far end.
     Program {
         /// Its number.
@@ -250,6 +257,9 @@ const REFUSED: u32 = 12;
 const GRANT: u32 = 13;
 const AGAIN: u32 = 14;
 const EXAMINE: u32 = 15;
+const HOLDS: u32 = 16;
+const TOLD: u32 = 17;
+const LOST: u32 = 18;
 
 /// A message under construction: kind, a word, body.
 struct Out<'a>(&'a mut [u8; MESSAGE_BYTES]);
@@ -304,6 +314,8 @@ impl Up {
             Self::ProgramGone(process) => out.put(PROGRAM_GONE, 0, &program(process, 0)),
             Self::Context(body) => out.put(CONTEXT, 0, &body),
             Self::Pairing { process, message } => put_pairing(out, process, &message),
+            Self::Holds(body) => out.put(HOLDS, 0, &body),
+            Self::Told(run) => out.put(TOLD, 0, &about(run, 0)),
             Self::Ended(connection) => out.put(ENDED, 0, &about(connection, 0)),
             Self::Departed { connection, held } => {
                 out.put(DEPARTED, 0, &about(connection, held.into()))
@@ -344,6 +356,11 @@ impl Up {
                 process: process_number(whole.word)?,
                 message: Pairing::parse(whole.body)?,
             },
+            HOLDS => Self::Holds(grant_of(whole.body()?)?),
+            TOLD => {
+                let body: About = whole.body()?;
+                Self::Told(body.connection)
+            }
             ENDED => Self::Ended(whole.connection()?.0),
             DEPARTED => {
                 let (connection, held) = whole.connection_and_flag("held")?;
@@ -373,7 +390,8 @@ impl Down {
         match *self {
             Self::Welcome(body) => out.put(WELCOME, 0, &body),
             Self::Refused(reason) => out.put(REFUSED, 0, &about(0, reason)),
-            Self::Again => out.put(AGAIN, 0, &about(0, 0)),
+            Self::Again(run) => out.put(AGAIN, 0, &about(run, 0)),
+            Self::Lost(connection) => out.put(LOST, 0, &about(connection, 0)),
             Self::Program { process, at } => out.put(PROGRAM, 0, &program(process, at)),
             Self::ProgramGone(process) => out.put(PROGRAM_GONE, 0, &program(process, 0)),
             Self::Context(body) => out.put(CONTEXT, 0, &body),
@@ -411,9 +429,10 @@ impl Down {
                 Self::Refused(body.what)
             }
             AGAIN => {
-                let _: About = whole.body()?;
-                Self::Again
+                let body: About = whole.body()?;
+                Self::Again(body.connection)
             }
+            LOST => Self::Lost(whole.connection()?.0),
             PROGRAM => {
                 let (process, at) = whole.program()?;
                 Self::Program { process, at }
@@ -608,6 +627,8 @@ mod tests {
             process,
             message: refusal(),
         });
+        up(Up::Holds(grant()));
+        up(Up::Told(u64::MAX));
         up(Up::Ended(1));
         up(Up::Departed {
             connection: 1,
@@ -638,7 +659,8 @@ mod tests {
             reserved: 0,
         }));
         down(Down::Refused(11));
-        down(Down::Again);
+        down(Down::Again(1 << 63));
+        down(Down::Lost(6));
         down(Down::Program { process, at: 8192 });
         down(Down::ProgramGone(process));
         down(Down::Context(context()));

@@ -37,7 +37,7 @@ use crate::mem::Shared;
 use crate::sync::{AtomicU32, AtomicU64};
 
 /// Version of everything in this module.
-pub const CHANNEL_VERSION: u32 = 2;
+pub const CHANNEL_VERSION: u32 = 3;
 
 /// First word of a region: "VIADUCTR".
 pub const REGION_MAGIC: u64 = u64::from_le_bytes(*b"VIADUCTR");

@@ -130,13 +130,22 @@ impl Guests {
 
     /// The same, with regions of another size.
     pub fn configured(tenants: &[&str], memory: &str, more: &[&str]) -> Self {
+        Self::hosted(tenants, memory, "", more)
+    }
+
+    /// A guest of each of these tenants, whose host has this in its configuration besides.
+    pub fn linked(tenants: &[&str], link: &str) -> Self {
+        Self::hosted(tenants, "1 GiB", link, &[])
+    }
+
+    fn hosted(tenants: &[&str], memory: &str, link: &str, more: &[&str]) -> Self {
         // Other users' programs come to the sockets in it.
         let directory = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
             .tempdir()
             .expect("a temporary directory");
         let device = |index: usize| directory.path().join(format!("vm-{index}.sock"));
-        let config: String = (0..tenants.len())
+        let machines: String = (0..tenants.len())
             .map(|index| {
                 format!(
                     "[[vm]]\nname = \"{index}\"\nsocket = \"{}\"\ntenant = \"{}\"\nmemory = \"{memory}\"\n\
@@ -146,7 +155,7 @@ impl Guests {
                 )
             })
             .collect();
-        let host = Daemon::configured(&config);
+        let host = Daemon::configured(&format!("{link}{machines}"));
         let guests = (0..tenants.len()).map(|index| {
             let socket = directory.path().join(format!("guest-{index}.sock"));
             Guest::start(&device(index), &socket, more)

@@ -90,7 +90,8 @@ impl Agent {
         let done = || Ok("ok".to_owned());
         match verb {
             "listen" => {
-                let listener = TcpListener::bind("127.0.0.1:0")?;
+                let address = words.first().unwrap_or(&"127.0.0.1");
+                let listener = TcpListener::bind((*address, 0))?;
                 let port = listener.local_addr()?.port();
                 self.listener = Some(listener);
                 return Ok(port.to_string());
@@ -103,7 +104,8 @@ impl Agent {
             }
             "connect" => {
                 let port = u16::try_from(number(1)).expect("a port");
-                let stream = TcpStream::connect(("127.0.0.1", port))?;
+                let address = words.get(2).unwrap_or(&"127.0.0.1");
+                let stream = TcpStream::connect((*address, port))?;
                 self.put(number(0), stream);
                 return done();
             }

@@ -44,9 +44,15 @@ impl Duo {
 
     /// Makes connection `index`.
     pub(crate) fn connect(&mut self, index: usize) {
-        let port = self.server.ask("listen");
+        self.connect_to(index, "127.0.0.1");
+    }
+
+    /// The same, to the server at this address.
+    pub(crate) fn connect_to(&mut self, index: usize, address: &str) {
+        let port = self.server.ask(&format!("listen {address}"));
         self.server.tell(&format!("accept {index}"));
-        assert_eq!(self.client.ask(&format!("connect {index} {port}")), "ok");
+        let line = format!("connect {index} {port} {address}");
+        assert_eq!(self.client.ask(&line), "ok");
         assert_eq!(self.server.answer(), "ok");
     }
 

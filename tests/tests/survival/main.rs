@@ -11,6 +11,7 @@ mod drained;
 mod duo;
 mod environment;
 mod guest_users;
+mod guests_resumed;
 mod holder_killed;
 mod hostile;
 mod idle;

@@ -142,20 +142,6 @@ fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
 }
 
 #[test]
-fn what_was_relayed_is_reset_when_the_daemon_of_the_host_is_restarted() {
-    let mut guests = Guests::start(TWO, &[]);
-    let mut duo = joined(&guests);
-    duo.client.tell("recv 0 1");
-    settle();
-    guests.host.kill();
-    guests.host.restart();
-    assert_eq!(duo.client.answer(), reset());
-    duo.connect(1);
-    duo.warm_up(1, Way::Ring);
-    duo.stream(1, MIB);
-}
-
-#[test]
 fn without_interrupts_memory_is_looked_at() {
     let guests = Guests::start(TWO, &["--no-interrupts"]);
     let mut duo = joined(&guests);

@@ -1,9 +1,7 @@
 //! What drivers in guests say.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
 use rdma_core::channel::{Down, GUEST_PROCESSES, GuestHello, GuestWelcome, MESSAGE_BYTES, Up};
 use rdma_core::reason::Reason;
@@ -15,16 +13,12 @@ use crate::ids::{PeerId, Process};
 use crate::relay::Command;
 use crate::vm::connections::relay_id;
 use crate::vm::region::Heap;
-use crate::vm::seat::{Program, Seat};
+use crate::vm::seat::Seat;
 use crate::vm::switch::{FlowId, Side};
 use crate::vm::{Ambiguous, VmId};
-use crate::wake::Waiters;
 
 /// Messages taken from one guest before others get their turn.
 const TURN: usize = 256;
-/// Programs of guests are no users of this host.
-pub(super) const GUEST_UID: u32 = u32::MAX;
-
 /// Drivers of a device, one after the other, whose event memory is not another's.
 const HEAPS_KEPT: usize = 2;
 
@@ -169,6 +163,8 @@ impl Daemon {
                 self.guest_pairs(vm, process, message);
                 Some(())
             }
+            Up::Holds(grant) => self.guest_holds(vm, &grant),
+            Up::Told(run) => self.guest_told(vm, run),
             Up::Ended(number) => {
                 let (index, ..) = self.vms.connections.end_of(number, vm)?;
                 self.guest_let_go(number, index);
@@ -223,20 +219,14 @@ impl Daemon {
         let found = self.vms.vms.get_mut(vm.0)?;
         let region = &self.vms.tenancies.get(found.tenancy)?.region;
         let seat = found.seat.as_mut()?;
-        let taken = seat.programs.contains_key(&process)
-            || seat.programs.values().any(|program| program.at == at);
-        if taken || !seat.may_number(process) {
-            return None;
+        let program = seat.program(region, process, at)?;
+        if std::mem::replace(&mut program.announced, true) {
+            // It may have told the daemon before us, and again.
+            return seat.asked.map(|_| ());
         }
-        let events = seat.events_of(region, at)?;
-        let program = Program {
-            waiters: Arc::new(Waiters::new(process, GUEST_UID, events)),
-            at,
-            vectors: BTreeMap::new(),
-            knows: BTreeSet::new(),
-            port: None,
-        };
-        seat.programs.insert(process, program);
+        if seat.asked.is_some() {
+            self.port_again(vm, process);
+        }
         Some(())
     }
 
@@ -251,12 +241,14 @@ impl Daemon {
         let group = &self.vms.tenancies.get(found.tenancy)?.group;
         let seat = found.seat.as_mut()?;
         let member = seat.member;
+        // The daemon before us may have taken it upon itself to ring, and not have done it.
+        let is_owed = seat.asked.is_some();
         let program = seat.programs.get_mut(&process)?;
         let bell = group.bell(member, vector)?;
         program.vectors.insert(context, vector);
         // Its own copy, so that a port of the relay can be told from others in epoll.
         if let Ok(own) = bell.as_fd().try_clone_to_owned()
-            && program.waiters.add_doorbell(context, own)
+            && program.waiters.add_doorbell(context, own) | is_owed
         {
             doorbell::ring(bell.as_fd());
         }

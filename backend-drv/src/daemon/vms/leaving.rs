@@ -9,19 +9,18 @@ use rdma_core::event::WaitFor;
 use rdma_core::reason::Reason;
 use rdma_core::sync::full_barrier;
 
-use super::hearing::GUEST_UID;
 use crate::broker::Filter;
 use crate::carving::Place;
 use crate::daemon::Daemon;
 use crate::ids::{ConnectionId, Process};
 use crate::pairing::Tuple;
 use crate::relay::Command;
-use crate::vm::VmId;
 use crate::vm::connections::{Connection, Freed, relay_id};
 use crate::vm::ghosts::{Asked, Retired};
 use crate::vm::lease::Lease;
 use crate::vm::region::is_in_region;
 use crate::vm::switch::Side;
+use crate::vm::{GUEST_UID, VmId};
 use crate::workers::Job;
 
 impl Daemon {

@@ -4,6 +4,7 @@ mod connecting;
 mod hearing;
 mod leaving;
 mod relaying;
+mod resuming;
 mod telling;
 
 pub(in crate::daemon) use telling::Telling;
@@ -19,7 +20,6 @@ use rustix::net::SocketFlags;
 
 use super::Daemon;
 use crate::doorbell;
-use crate::keeper::Item;
 use crate::vm::seat::Seat;
 use crate::vm::server::HOST;
 use crate::vm::{Vm, VmId};
@@ -55,31 +55,6 @@ impl Daemon {
             }
         }
         Ok(())
-    }
-
-    /// Goes on with machines of a daemon before us, and has the next one find them.
-    pub(in crate::daemon) fn take_over_vms(&mut self, items: Vec<Item>) {
-        self.vms.number_from(self.ledger.epoch);
-        let restored = self.vms.restore(items);
-        if let Some(keeper) = &mut self.keeper {
-            self.vms.keep_all(keeper);
-        }
-        for vm in restored {
-            let Some(member) = self.vms.seat(vm).map(|seat| seat.member) else {
-                continue;
-            };
-            tracing::info!(vm = vm.0, member, "going on");
-            if let Some(tenancy) = self.vms.tenancy(vm)
-                && let Some(socket) = tenancy.group.socket(member)
-            {
-                let interest = EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP;
-                let event = EpollEvent::new(interest, token(QEMU, vm.0));
-                let _ = self.epoll.add(socket, event);
-            }
-            self.tell_vm(vm, &Down::Again);
-            self.hear_vm(vm);
-        }
-        self.vms.ghosts.note();
     }
 
     /// True if the event was one of ours.

@@ -12,18 +12,17 @@ use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
 
 use super::connecting::tuple_of;
-use super::hearing::GUEST_UID;
 use crate::broker::{Half, Proof};
 use crate::carving::Couple;
 use crate::daemon::Daemon;
 use crate::ids::{ConnectionId, Process};
 use crate::keeper::record::Origin;
 use crate::relay::{Command, Opening};
-use crate::vm::VmId;
 use crate::vm::connections::{Connection, Freed, GuestEnd, Holder, of_relay, relay_id};
 use crate::vm::seat::Port;
 use crate::vm::server::HOST;
 use crate::vm::switch::{Flow, FlowEnd, FlowId, Side};
+use crate::vm::{GUEST_UID, VmId};
 use crate::wake::Waiters;
 
 impl Daemon {
@@ -147,8 +146,7 @@ impl Daemon {
             return Some(number);
         }
         let tenancy = self.vms.tenancy_mut(vm)?;
-        let own = tenancy.group.vectors() - 1;
-        let vector = 1 + u16::try_from(process.0 % u32::from(own)).unwrap_or(0);
+        let vector = tenancy.group.vector_of_port(process);
         let bell = tenancy.group.bell(HOST, vector)?;
         let bell = bell.as_fd().try_clone_to_owned().ok()?;
         let (at, events) = tenancy.region.events()?;
@@ -203,7 +201,7 @@ impl Daemon {
         match holder {
             Holder::Guest(end) => self.guest_opening(number, index, end, flow),
             Holder::Local(half) => self.opening(half),
-            Holder::Peer(..) => None,
+            Holder::Peer(..) | Holder::Unknown => None,
         }
     }
 
@@ -320,6 +318,7 @@ impl Daemon {
                 };
                 self.command(Command::Tell(peer, pair));
             }
+            [_, Holder::Unknown] => {}
         }
         true
     }
@@ -371,6 +370,7 @@ impl Daemon {
                 };
                 self.command(Command::Tell(peer, paired));
             }
+            Holder::Unknown => {}
         }
     }
 

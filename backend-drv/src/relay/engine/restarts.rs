@@ -9,7 +9,7 @@ use rdma_core::reason::Reason;
 
 use super::Engine;
 use crate::keeper::estate::abandon_one;
-use crate::keeper::record::{Beyond, Record, link_number};
+use crate::keeper::record::{Beyond, InRegion, Record, link_number};
 use crate::nic::Address;
 use crate::relay::connections::{Parts, Way};
 use crate::relay::{Kept, KeptPort, Report};
@@ -19,12 +19,7 @@ use crate::vm::region::is_in_region;
 impl Engine {
     /// Has the next daemon know of a connection, if both ends are there.
     pub(in crate::relay) fn record(&self, endpoint: u32) {
-        let of_guest = |endpoint| {
-            let entry = self.board.connections.get(endpoint);
-            entry.is_some_and(|entry| is_in_region(entry.place.arena))
-        };
-        // The region of a guest is not kept.
-        if let Some(records) = self.records.as_ref().filter(|_| !of_guest(endpoint))
+        if let Some(records) = &self.records
             && let Some(record) = self.record_of(endpoint)
             && let Err(error) = records.write(endpoint, &record)
         {
@@ -45,18 +40,25 @@ impl Engine {
                 }
             }
         };
+        let port = &self.ports.get(&entry.process)?.port;
+        let places = InRegion {
+            arena: entry.arena_at,
+            events: port.program().events.place(),
+            port: port.place(),
+        };
         Some(Record {
             connection: entry.id,
             place: entry.place,
             end: entry.end,
             process: entry.process,
-            port: self.ports.get(&entry.process)?.port.number(),
+            port: port.number(),
             bit: entry.who.bit?,
             domain: entry.domain.0,
             rkey: entry.keys.remote.0,
             far: entry.far?,
             beyond,
             origin: entry.origin,
+            guest: is_in_region(entry.place.arena).then_some(places),
         })
     }
 
@@ -73,6 +75,12 @@ impl Engine {
         for (endpoint, record, arena) in kept.connections {
             if self.restore_one(endpoint, &record, &arena).is_none() {
                 self.lose(endpoint, &record, &arena);
+            }
+        }
+        for beyond in kept.lost {
+            // It asks for them as soon as we speak to it, and not before.
+            if let Beyond::Backend { link, address } = beyond {
+                let _line = self.line_again(link, address);
             }
         }
         self.board.resume_here();
