@@ -14,6 +14,7 @@ use super::record::{Record, Records};
 use crate::ids::{ArenaId, Process};
 use crate::shared::{ConnectionArena, EventMemory};
 use crate::sock_diag::Namespace;
+use crate::vm::keeping::abandon_guests;
 use crate::wake::Waiters;
 
 /// Name of the records.
@@ -111,6 +112,7 @@ impl Estate {
             let waiters = host.map(|host| &*host.program);
             abandon_one(record, arena, waiters, reason);
         }
+        abandon_guests(&self.guests, &self.rest, reason);
     }
 }
 

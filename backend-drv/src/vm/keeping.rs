@@ -4,21 +4,27 @@
 //! numbers and which memory its driver has, and below which mark of a region memory may be in use. The rest the
 //! drivers say again when they are asked.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rdma_core::channel::{CHANNEL_VERSION, GUEST_PROCESSES, GuestWelcome};
+use rdma_core::reason::Reason;
 use serde::{Deserialize, Serialize};
 
 use super::ghosts::Ghost;
 use super::lease::{ENDLESS, Lease};
-use super::region::{Heap, Mark, Region};
+use super::region::{Heap, Mark, Region, region_of};
 use super::seat::Seat;
-use super::server::{Group, Kept};
-use super::{Tenancy, VmId, Vms};
+use super::server::{Group, HOST, Kept};
+use super::{GUEST_UID, Tenancy, VmId, Vms};
+use crate::doorbell;
+use crate::keeper::estate::abandon_one;
+use crate::keeper::record::Record;
 use crate::keeper::{Item, Keeper};
-use crate::shared::sealed_memory;
+use crate::memory::Mapping;
+use crate::shared::{ConnectionArena, EventMemory, Whole, sealed_memory};
+use crate::wake::Waiters;
 
 /// In front of all names.
 pub const NAMES: &str = "vm.";
@@ -314,6 +320,50 @@ impl Vms {
     }
 }
 
+/// Nobody goes on with these connections of guests: their programs are told. `items`: what was kept.
+pub fn abandon_guests(guests: &[(u32, Record)], items: &[Item], reason: Reason) {
+    let mut regions: BTreeMap<u32, Option<(Arc<OwnedFd>, Arc<Mapping>)>> = BTreeMap::new();
+    for (_, record) in guests {
+        let number = region_of(record.place.arena);
+        let found = regions
+            .entry(number)
+            .or_insert_with(|| map_region(number, items));
+        if let (Some((memory, mapping)), Some(places)) = (found, record.guest) {
+            let whole = Whole {
+                mapping,
+                memory,
+                start: 0,
+            };
+            let arena = ConnectionArena::part(&whole, places.arena, record.place.arena_bytes);
+            let events = EventMemory::part(&whole, places.events);
+            let program = events.map(|events| Waiters::new(record.process, GUEST_UID, events));
+            if let Some(arena) = arena {
+                abandon_one(record, &arena, program.as_ref(), reason);
+            }
+        }
+    }
+    // Which of them wakes whom, nobody has written down.
+    for number in regions.keys() {
+        let region = region_name(usize::try_from(*number).unwrap_or(usize::MAX));
+        let (bells, own) = (format!("{region}."), format!("{region}.{HOST:02}."));
+        for (name, bell) in items {
+            let is_bell = name.matches('.').count() > 2;
+            if is_bell && name.starts_with(&bells) && !name.starts_with(&own) {
+                doorbell::ring(bell.as_fd());
+            }
+        }
+    }
+}
+
+fn map_region(number: u32, items: &[Item]) -> Option<(Arc<OwnedFd>, Arc<Mapping>)> {
+    let name = region_name(usize::try_from(number).ok()?);
+    let (_, memory) = items.iter().find(|(other, _)| *other == name)?;
+    let memory = memory.try_clone().ok()?;
+    let bytes = rustix::fs::fstat(&memory).ok()?.st_size;
+    let mapping = Mapping::of_sealed(&memory, usize::try_from(bytes).ok()?).ok()?;
+    Some((Arc::new(memory), Arc::new(mapping)))
+}
+
 fn restore_tenancy(
     index: usize,
     known: &RegionState,
@@ -341,4 +391,65 @@ fn restore_tenancy(
         group,
         is_restored: true,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+    use rdma_core::event::{WaitFor, WaitRef};
+    use rdma_core::layout::End;
+
+    use super::*;
+    use crate::carving::Couple;
+    use crate::ids::Process;
+    use crate::keeper::record::InRegion;
+    use crate::relay::doorbell;
+    use crate::vm::connections::relay_id;
+
+    /// Of two regions, one of which has nothing to do with it.
+    #[test]
+    fn programs_of_guests_are_told_that_nobody_goes_on() {
+        let mut region = Region::create(1, 64 << 20).expect("memory");
+        let (process, port) = (Process(2_097_153), Process(2_099_201));
+        let place = region.place(Couple::of(process, port), 16);
+        let (place, arena) = place.expect("room");
+        arena.prepare(place.offset, 16, 9).expect("it lies inside");
+        let (at, events) = region.events().expect("room");
+        let words = arena.end(place.offset, End::Zero).expect("it lies inside");
+        let waits = WaitRef {
+            process: process.0,
+            context: 3,
+            bit: Some(7),
+        };
+        assert!(words.waits.enter(WaitFor::Data, waits));
+        words.state.arm();
+        let own = arena.end(place.offset, End::One).expect("it lies inside");
+        own.state.arm();
+        let record = Record {
+            connection: relay_id(9, 0),
+            place,
+            end: End::Zero,
+            process,
+            port,
+            guest: Some(InRegion {
+                arena: arena.start(),
+                events: at,
+                port: at,
+            }),
+            ..crate::keeper::record::tests::record(9, "10.0.0.1:7447")
+        };
+        let bells = || doorbell().expect("an eventfd");
+        let names = ["vm.0001.00.001", "vm.0001.01.002", "vm.0000.01.000"];
+        let mut items: Vec<Item> = names.map(|name| (name.to_owned(), bells())).into();
+        let memory = region.memory().try_clone().expect("a descriptor");
+        items.push(("vm.0001".to_owned(), memory));
+        abandon_guests(&[(4, record)], &items, Reason::LinkReset);
+        assert_eq!(own.state.broken(), Some(Reason::LinkReset));
+        assert!(events.context(3).expect("it is one").has_pending());
+        let rung = items.iter().take(3).map(|(_, bell)| {
+            let mut fds = [PollFd::new(bell.as_fd(), PollFlags::POLLIN)];
+            poll(&mut fds, PollTimeout::ZERO)
+        });
+        assert_eq!(rung.collect::<Vec<_>>(), [Ok(0), Ok(1), Ok(0)]);
+    }
 }

@@ -28,6 +28,11 @@ use crate::space::Space;
 const ARENAS: u32 = 1 << 30;
 const ARENAS_PER_REGION: u32 = 1 << 20;
 
+/// The number of the region that an arena lies in.
+pub(super) const fn region_of(arena: ArenaId) -> u32 {
+    (arena.0 & !ARENAS) / ARENAS_PER_REGION
+}
+
 /// Whether an arena lies in a region.
 pub const fn is_in_region(arena: ArenaId) -> bool {
     arena.0 & ARENAS != 0
@@ -209,8 +214,10 @@ impl Region {
             at,
             bytes: place.arena_bytes,
         };
-        let first = self.carving.last().0 / ARENAS_PER_REGION * ARENAS_PER_REGION;
-        let is_ours = place.arena.0 > first && place.arena <= self.carving.last();
+        let last = self.carving.last();
+        let is_ours = is_in_region(place.arena)
+            && region_of(place.arena) == region_of(last)
+            && place.arena <= last;
         let is_known = self.arenas.get(&place.arena);
         let fits = is_known.is_none_or(|known| *known == hole && self.inherited.has(place.arena));
         let arena = ConnectionArena::part(&self.whole(), hole.at, hole.bytes)?;
