@@ -450,6 +450,7 @@ fn channel_seeds() -> Seeds {
         Up,
     };
     use rdma_core::layout::LAYOUT_VERSION;
+    use rdma_core::wire::pairing::Names;
     let process = GUEST_PROCESS_MIN + 1;
     let up = |message: Up| {
         let mut bytes = [0; MESSAGE_BYTES];
@@ -486,6 +487,14 @@ fn channel_seeds() -> Seeds {
         relayed: 1,
         reserved: [0; 2],
     };
+    let holds = Up::Holds {
+        process,
+        names: Names {
+            own: ([10, 0, 0, 1], 1).into(),
+            far: ([10, 0, 0, 2], 2).into(),
+        },
+        grant,
+    };
     let mut ring = vec![0; 24];
     ring[0] = 40;
     ring[16] = 1;
@@ -515,7 +524,7 @@ fn channel_seeds() -> Seeds {
         ("again".to_owned(), down(Down::Again(1))),
         ("lost".to_owned(), down(Down::Lost(9))),
         ("told".to_owned(), up(Up::Told(1))),
-        ("holds".to_owned(), up(Up::Holds(grant))),
+        ("holds".to_owned(), up(holds)),
         (
             "withdraw".to_owned(),
             down(Down::Withdraw {

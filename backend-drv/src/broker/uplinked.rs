@@ -6,12 +6,13 @@
 
 use rdma_core::channel::Grant;
 use rdma_core::layout::End;
-use rdma_core::wire::pairing::{Pairing, Place as FarPlace};
+use rdma_core::wire::pairing::{Names, Pairing, Place as FarPlace};
 
 use super::remote::Stage;
 use super::{Action, Broker, Connection, State};
 use crate::carving::Place;
 use crate::ids::{ArenaId, ConnectionId, PeerId, Process, RegistrationId};
+use crate::pairing::Tuple;
 
 /// The host's backend, among far backends.
 pub const UPLINK: PeerId = PeerId(u32::MAX);
@@ -205,7 +206,7 @@ impl Broker {
     }
 
     /// The host's memory that programs of this guest hold, as it was granted, but for the place of the arenas.
-    pub fn held(&self) -> Vec<Grant> {
+    pub fn held(&self) -> Vec<(Process, Names, Grant)> {
         let mut held = Vec::new();
         for (connection, entry) in &self.connections {
             let (Some(uplinked), Some(host)) = (entry.uplinked, host_connection(*connection))
@@ -214,9 +215,10 @@ impl Broker {
             };
             for (end, registration) in [End::Zero, End::One].into_iter().zip(entry.ends) {
                 if let Some(registration) = registration
+                    && let Some(found) = self.registrations.get(&registration)
                     && let Some(peer) = entry.processes.get(end.far().index())
                 {
-                    held.push(Grant {
+                    let grant = Grant {
                         registration: registration.0,
                         connection: host,
                         at: 0,
@@ -228,7 +230,9 @@ impl Broker {
                         end: u8::try_from(end.index()).unwrap_or(0),
                         relayed: (uplinked == Uplinked::Relayed).into(),
                         reserved: [0; 2],
-                    });
+                    };
+                    let Tuple { own, far } = found.tuple;
+                    held.push((found.process, Names { own, far }, grant));
                 }
             }
         }

@@ -147,10 +147,15 @@ impl Daemon {
                 uplink.announce(*process, &program.waiters);
             }
         }
-        for mut grant in self.broker.held() {
+        for (process, names, mut grant) in self.broker.held() {
             if let Some(arena) = self.arenas.get(&broker::arena_id(grant.arena)) {
                 grant.at = uplink.place_of(&arena.memory);
-                uplink.send(&Up::Holds(grant));
+                let process = process.0;
+                uplink.send(&Up::Holds {
+                    process,
+                    names,
+                    grant,
+                });
             }
         }
         uplink.send(&Up::Told(run));

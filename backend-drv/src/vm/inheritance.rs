@@ -67,6 +67,21 @@ impl Inheritance {
         is_ours
     }
 
+    /// All has been claimed that is in use: the rest, beginnings and lengths.
+    pub(super) fn finish(&mut self) -> Vec<(u64, u64)> {
+        let mut rest = Vec::new();
+        let mut at = HEAP_START;
+        let end = [(self.to, 0)];
+        for (next, bytes) in std::mem::take(&mut self.claimed).into_iter().chain(end) {
+            if next > at {
+                rest.push((at, next - at));
+            }
+            at = at.max(next + bytes);
+        }
+        self.to = 0;
+        rest
+    }
+
     /// Whether an arena was inherited, and a place of it is in use.
     pub(super) fn has(&self, arena: ArenaId) -> bool {
         self.places.contains_key(&arena)
@@ -85,7 +100,8 @@ impl Inheritance {
     }
 }
 
-fn stride(place: &Place) -> u64 {
+/// How much the connection at a place takes.
+pub(super) fn stride(place: &Place) -> u64 {
     conn_bytes(1 << place.ring_log2) as u64
 }
 
@@ -114,6 +130,21 @@ mod tests {
         assert!(!all.claim(at(5) + 1, PAGE) && !all.claim(HEAP_START - PAGE, PAGE));
         assert!(!all.claim(u64::MAX - PAGE + 1, PAGE));
         assert!(all.claim(at(0), 2 * PAGE) && all.claim(at(4), 6 * PAGE));
+    }
+
+    #[test]
+    fn what_nobody_claims_is_the_rest() {
+        let at = |pages: u64| HEAP_START + pages * PAGE;
+        let mut all = Inheritance::below(at(10));
+        assert!(all.claim(at(2), 2 * PAGE) && all.claim(at(4), PAGE) && all.claim(at(9), PAGE));
+        let rest = all.finish();
+        assert_eq!(rest, [(at(0), 2 * PAGE), (at(5), 4 * PAGE)]);
+        assert!(!all.claim(at(0), PAGE), "it is given out");
+        assert_eq!(all.finish(), []);
+        let mut none = Inheritance::default();
+        assert_eq!(none.finish(), []);
+        let mut all = Inheritance::below(at(3));
+        assert_eq!(all.finish(), [(at(0), 3 * PAGE)]);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! numbers and which memory its driver has, and below which mark of a region memory may be in use. The rest the
 //! drivers say again when they are asked.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ghosts::Ghost;
 use super::lease::{ENDLESS, Lease};
-use super::region::{Heap, Mark, Region, region_of};
+use super::region::{Heap, Idle, Mark, Region, region_of};
 use super::seat::Seat;
 use super::server::{Group, HOST, Kept};
 use super::{GUEST_UID, Tenancy, VmId, Vms};
@@ -61,6 +61,8 @@ struct RegionState {
     /// The lease of one that has left, perhaps, does not end.
     #[serde(default)]
     endless: bool,
+    #[serde(default)]
+    idle: Idle,
     /// The machines that share it, as configured.
     vms: Vec<String>,
 }
@@ -95,7 +97,7 @@ impl Vms {
     /// Has everything kept that does not change, and is not kept already.
     pub fn keep_all(&mut self, keeper: &mut Keeper) {
         for (index, tenancy) in self.tenancies.iter().enumerate() {
-            if tenancy.is_restored {
+            if tenancy.unheard.is_some() {
                 continue;
             }
             keeper.keep(&region_name(index), tenancy.region.memory());
@@ -177,6 +179,7 @@ impl Vms {
                 vectors: tenancy.group.vectors(),
                 mark: tenancy.region.mark(),
                 endless: tenancy.region.is_endless(),
+                idle: tenancy.region.idle(),
                 vms: of_it.map(|vm| vm.config.name.clone()).collect(),
             }
         });
@@ -270,9 +273,7 @@ impl Vms {
             .position(|vm| vm.config.name == known.vm && vm.tenancy == known.region)?;
         let vm = VmId(index);
         let tenancy = self.tenancies.get_mut(known.region)?;
-        if !tenancy.is_restored {
-            return None;
-        }
+        let unheard = tenancy.unheard.as_mut()?;
         tenancy.region.note_lease(known.lease);
         for heap in &known.heaps {
             if !tenancy.region.inherit_heap(*heap) {
@@ -293,6 +294,9 @@ impl Vms {
                 self.give_block(*block, vm);
             }
             return Some((vm, false));
+        }
+        if known.driver.is_some() {
+            unheard.insert(vm);
         }
         let welcome = known.driver.as_ref().and_then(|driver| {
             let heap = known.heaps.last()?;
@@ -322,7 +326,7 @@ impl Vms {
 
 /// Nobody goes on with these connections of guests: their programs are told. `items`: what was kept.
 pub fn abandon_guests(guests: &[(u32, Record)], items: &[Item], reason: Reason) {
-    let mut regions: BTreeMap<u32, Option<(Arc<OwnedFd>, Arc<Mapping>)>> = BTreeMap::new();
+    let mut regions = BTreeMap::new();
     for (_, record) in guests {
         let number = region_of(record.place.arena);
         let found = regions
@@ -374,6 +378,7 @@ fn restore_tenancy(
     if known.endless {
         region.note_lease(ENDLESS);
     }
+    region.inherit_idle(&known.idle);
     let mut parts = Vec::new();
     for id in 0..super::server::MEMBERS_MAX {
         let bells: Vec<_> = (0..usize::from(known.vectors))
@@ -389,7 +394,7 @@ fn restore_tenancy(
     Some(Tenancy {
         region,
         group,
-        is_restored: true,
+        unheard: Some(BTreeSet::new()),
     })
 }
 

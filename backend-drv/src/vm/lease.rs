@@ -4,6 +4,7 @@
 //! programs, and mappings hold it as well, so the kernel lets go of the lock when the last of them all is gone, and not
 //! before: also if the driver was killed and nobody is left who could say so.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::Arc;
@@ -96,6 +97,23 @@ impl Leases {
         self.endless || self.is_locked(lock(None))
     }
 
+    /// Whether anybody has another than these.
+    pub(super) fn any_but(&self, known: &BTreeSet<Lease>) -> bool {
+        let mut ends = known.iter().map(|lease| lease.0).collect::<Vec<_>>();
+        ends.push(u64::MAX >> 1);
+        let mut first = FIRST;
+        let mut between = |end: u64| {
+            let mut wanted = lock(None);
+            wanted.l_start = first.cast_signed();
+            wanted.l_len = end.saturating_sub(first).cast_signed();
+            let is_empty = end <= first;
+            first = first.max(end.saturating_add(1));
+            // A length of 0 is all that follows.
+            !is_empty && self.is_locked(wanted)
+        };
+        self.endless || ends.into_iter().any(&mut between)
+    }
+
     fn is_locked(&self, mut wanted: libc::flock) -> bool {
         let asked = fcntl(self.memory.as_fd(), FcntlArg::F_OFD_GETLK(&mut wanted));
         asked.is_err() || i32::from(wanted.l_type) != libc::F_UNLCK
@@ -145,6 +163,23 @@ mod tests {
         assert!(next.is_lent(other));
         drop(second);
         assert!(!next.is_lent(other) && !next.any());
+    }
+
+    #[test]
+    fn others_are_told_from_those_that_are_known() {
+        let memory = Arc::new(sealed_memory("region", 4096).unwrap());
+        let mut leases = Leases::of(&memory);
+        let lent: Vec<_> = (0..3).map(|_| leases.lend()).collect();
+        let all: BTreeSet<Lease> = lent.iter().map(|(_, lease)| *lease).collect();
+        assert!(!leases.any_but(&all));
+        for (_, lease) in &lent {
+            let mut some = all.clone();
+            some.remove(lease);
+            assert!(leases.any_but(&some), "{lease:?}");
+        }
+        assert!(leases.any_but(&BTreeSet::new()));
+        drop(lent);
+        assert!(!leases.any_but(&BTreeSet::new()) && !leases.any_but(&all));
     }
 
     #[test]

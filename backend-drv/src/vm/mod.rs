@@ -27,7 +27,7 @@ pub mod seat;
 pub mod server;
 pub mod switch;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -98,8 +98,8 @@ pub struct Tenancy {
     pub region: Region,
     /// The members.
     pub group: Group,
-    /// A daemon before us has made it.
-    pub is_restored: bool,
+    /// A daemon before us has made it: machines of which it is not known yet what they have. `None`: that is all known.
+    pub unheard: Option<BTreeSet<VmId>>,
 }
 
 /// A virtual machine that may come.
@@ -180,7 +180,7 @@ impl Vms {
                     all.tenancies.push(Tenancy {
                         region,
                         group,
-                        is_restored: false,
+                        unheard: None,
                     });
                     if let Some(name) = config.tenant.as_deref() {
                         by_tenant.insert(name, number);
@@ -329,6 +329,12 @@ impl Vms {
         let Some(seat) = self.vms.get_mut(vm.0).and_then(|vm| vm.seat.take()) else {
             return;
         };
+        // Whatever it has is known by its lease.
+        if let Some(tenancy) = self.tenancy_mut(vm)
+            && let Some(unheard) = &mut tenancy.unheard
+        {
+            unheard.remove(&vm);
+        }
         let own = self.blocks_of(vm);
         let blocks = own.filter(|block| !self.ghosts.have(*block)).collect();
         let ghost = Ghost {

@@ -1,6 +1,6 @@
 //! The memory that virtual machines share with the backend, and with each other if they are of one tenant.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
-use super::inheritance::Inheritance;
+use super::inheritance::{Inheritance, stride};
 use super::lease::{Lease, Leases};
 use super::persistent::write_info;
 use crate::carving::{Carving, Couple, Place};
@@ -47,6 +47,15 @@ pub struct Heap {
     pub bytes: u64,
 }
 
+/// Memory for events that has no driver: it is not used for anything else.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+pub struct Idle {
+    /// Of ports.
+    pub events: Vec<u64>,
+    /// Of drivers.
+    pub heaps: Vec<Heap>,
+}
+
 /// Where an arena lies.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Hole {
@@ -68,7 +77,7 @@ pub struct Region {
     /// Everything that was ever given out ends before here.
     used_to: u64,
     /// Event memory that is given out.
-    ports: usize,
+    ports: BTreeSet<u64>,
     changes: u64,
     /// Event memory that is not given out. Programs that have slept over the end of another one may write to that one's:
     /// here it costs a wake-up, in somebody's ring it would be bytes.
@@ -116,7 +125,7 @@ impl Region {
             arenas: HashMap::new(),
             inherited: Inheritance::default(),
             used_to: HEAP_START,
-            ports: 0,
+            ports: BTreeSet::new(),
             changes: 0,
             idle_events: Vec::new(),
             idle_heaps: Vec::new(),
@@ -148,7 +157,7 @@ impl Region {
             arenas: HashMap::new(),
             inherited: Inheritance::below(mark.used_to),
             used_to: mark.used_to,
-            ports: 0,
+            ports: BTreeSet::new(),
             changes: 0,
             idle_events: Vec::new(),
             idle_heaps: Vec::new(),
@@ -185,7 +194,8 @@ impl Region {
     /// Nobody shares it any more: all of it is free, and reads as zeros, unless something is still being cleared, or
     /// somebody whose driver has gone may have it still.
     pub fn reset(&mut self) {
-        let is_used = !self.carving.is_empty() || !self.inherited.is_idle() || self.ports > 0;
+        let is_used =
+            !self.carving.is_empty() || !self.inherited.is_idle() || !self.ports.is_empty();
         if !self.was_lent || is_used || self.leases.any() {
             return;
         }
@@ -229,11 +239,17 @@ impl Region {
         Some(arena)
     }
 
+    /// The same, but nobody will ever say that it is used no more.
+    pub fn set_aside(&mut self, at: u64, place: &Place) {
+        let _is_ours = self.inherited.claim(at + place.offset, stride(place));
+    }
+
     /// The same of memory for events, which is a port's.
     pub fn inherit_events(&mut self, at: u64) -> Option<EventMemory> {
         let events = self.events_at(at)?;
-        self.inherited.claim(at, EVENT_BYTES as u64).then_some(())?;
-        self.ports += 1;
+        let idle = self.idle_events.iter().position(|idle| *idle == at)?;
+        self.idle_events.swap_remove(idle);
+        self.ports.insert(at);
         self.changes += 1;
         Some(events)
     }
@@ -241,6 +257,41 @@ impl Region {
     /// The same of what a driver has.
     pub fn inherit_heap(&mut self, heap: Heap) -> bool {
         self.inherited.claim(heap.at, heap.bytes)
+    }
+
+    /// What was for events, and is nobody's until it is inherited.
+    pub fn inherit_idle(&mut self, idle: &Idle) {
+        for at in &idle.events {
+            if self.inherited.claim(*at, EVENT_BYTES as u64) {
+                self.idle_events.push(*at);
+            }
+        }
+        for heap in &idle.heaps {
+            if self.inherit_heap(*heap) {
+                self.idle_heaps.push(*heap);
+            }
+        }
+    }
+
+    /// Memory for events that is no driver's.
+    pub fn idle(&self) -> Idle {
+        let events = self.ports.iter().chain(&self.idle_events);
+        Idle {
+            events: events.copied().collect(),
+            heaps: self.idle_heaps.clone(),
+        }
+    }
+
+    /// Everything of a daemon before us that is in use has been inherited: the rest is free.
+    pub fn inherit_rest(&mut self) {
+        for (at, bytes) in self.inherited.finish() {
+            self.give_back(at, bytes);
+        }
+    }
+
+    /// Whether somebody has the memory who has none of these leases.
+    pub fn is_lent_but(&self, known: &BTreeSet<Lease>) -> bool {
+        self.leases.any_but(known)
     }
 
     /// What the next daemon has to know.
@@ -372,13 +423,13 @@ impl Region {
         let idle = idle.filter(|at| self.clear(*at, EVENT_BYTES as u64));
         let at = idle.or_else(|| self.take(EVENT_BYTES as u64))?;
         let events = self.events_at(at)?;
-        self.ports += 1;
+        self.ports.insert(at);
         Some((at, events))
     }
 
     /// Gives back what [`Region::events`] gave out.
     pub fn give_back_events(&mut self, at: u64) {
-        self.ports = self.ports.saturating_sub(1);
+        self.ports.remove(&at);
         if self.clear(at, EVENT_BYTES as u64) {
             self.idle_events.push(at);
             self.changes += 1;

@@ -5,7 +5,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 use super::{CHANNEL_VERSION, GUEST_PROCESS_MIN};
 use crate::event::{CONTEXTS, WaitRef};
 use crate::layout::{End, LAYOUT_VERSION, MACHINES, RING_LOG2_MAX, RING_LOG2_MIN, conn_bytes};
-use crate::wire::pairing::{BadPairing, PAIRING_MAX, Pairing};
+use crate::wire::pairing::{BadPairing, Names, PAIRING_MAX, Pairing, RawNames};
 
 /// Longest message in bytes.
 pub const MESSAGE_BYTES: usize = 8 + PAIRING_MAX;
@@ -86,6 +86,14 @@ pub struct Grant {
     pub reserved: [u8; 2],
 }
 
+/// Memory and whose it is.
+#[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable)]
+#[repr(C)]
+struct Held {
+    grant: Grant,
+    names: RawNames,
+}
+
 /// A connection and something about it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable)]
 #[repr(C)]
@@ -137,7 +145,14 @@ pub enum Up {
         message: Pairing,
     },
     /// After [`Down::Again`]: memory of a connection that the guest was given, and has still.
-    Holds(Grant),
+    Holds {
+        /// The program that has it.
+        process: u32,
+        /// The connection, as that program sees it.
+        names: Names,
+        /// As it was given.
+        grant: Grant,
+    },
     /// And that is all, to this [`Down::Again`].
     Told(u64),
     /// The guest's program has let go of a connection's memory.
@@ -314,7 +329,14 @@ impl Up {
             Self::ProgramGone(process) => out.put(PROGRAM_GONE, 0, &program(process, 0)),
             Self::Context(body) => out.put(CONTEXT, 0, &body),
             Self::Pairing { process, message } => put_pairing(out, process, &message),
-            Self::Holds(body) => out.put(HOLDS, 0, &body),
+            Self::Holds {
+                process,
+                names,
+                grant,
+            } => {
+                let names = names.into();
+                out.put(HOLDS, process, &Held { grant, names })
+            }
             Self::Told(run) => out.put(TOLD, 0, &about(run, 0)),
             Self::Ended(connection) => out.put(ENDED, 0, &about(connection, 0)),
             Self::Departed { connection, held } => {
@@ -356,7 +378,14 @@ impl Up {
                 process: process_number(whole.word)?,
                 message: Pairing::parse(whole.body)?,
             },
-            HOLDS => Self::Holds(grant_of(whole.body()?)?),
+            HOLDS => {
+                let Held { grant, names } = whole.body()?;
+                Self::Holds {
+                    process: process_number(whole.word)?,
+                    names: names.try_into()?,
+                    grant: grant_of(grant)?,
+                }
+            }
             TOLD => {
                 let body: About = whole.body()?;
                 Self::Told(body.connection)
@@ -627,7 +656,16 @@ mod tests {
             process,
             message: refusal(),
         });
-        up(Up::Holds(grant()));
+        for (own, far) in [("10.0.0.1:1", "10.0.0.2:2"), ("[fd00::1]:1", "[::1]:2")] {
+            up(Up::Holds {
+                process,
+                names: Names {
+                    own: own.parse().unwrap(),
+                    far: far.parse().unwrap(),
+                },
+                grant: grant(),
+            });
+        }
         up(Up::Told(u64::MAX));
         up(Up::Ended(1));
         up(Up::Departed {

@@ -199,6 +199,44 @@ struct RawOffer {
     sample: RawSample,
 }
 
+/// [`Names`] by themselves, in messages that are not of this module.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned,
+)]
+#[repr(C)]
+pub(crate) struct RawNames {
+    family: u8,
+    reserved: [u8; 3],
+    own_port: U16,
+    far_port: U16,
+    own: [u8; 16],
+    far: [u8; 16],
+}
+
+impl From<Names> for RawNames {
+    fn from(names: Names) -> Self {
+        Self {
+            family: family(&names),
+            reserved: [0; 3],
+            own_port: names.own.port().into(),
+            far_port: names.far.port().into(),
+            own: octets(names.own.ip()),
+            far: octets(names.far.ip()),
+        }
+    }
+}
+
+impl TryFrom<RawNames> for Names {
+    type Error = BadPairing;
+
+    fn try_from(raw: RawNames) -> Result<Self, BadPairing> {
+        Ok(Self {
+            own: address(raw.family, raw.own, raw.own_port)?,
+            far: address(raw.family, raw.far, raw.far_port)?,
+        })
+    }
+}
+
 #[derive(Clone, Copy, FromBytes, IntoBytes, KnownLayout, Immutable, Unaligned)]
 #[repr(C)]
 struct RawCandidate {
@@ -283,6 +321,10 @@ impl From<RawSample> for Sample {
     }
 }
 
+const fn family(names: &Names) -> u8 {
+    if names.own.is_ipv4() { 4 } else { 6 }
+}
+
 fn octets(ip: IpAddr) -> [u8; 16] {
     let mut bytes = [0; 16];
     match ip {
@@ -322,7 +364,7 @@ impl Pairing {
                 &RawOffer {
                     kind: OFFER,
                     ring_log2,
-                    family: if names.own.is_ipv4() { 4 } else { 6 },
+                    family: family(&names),
                     reserved: 0,
                     own_port: names.own.port().into(),
                     far_port: names.far.port().into(),

@@ -9,6 +9,8 @@ use viaduct_tests::rig::guests::Guests;
 use viaduct_tests::rig::program::{Agent, Form};
 
 use crate::duo::{Duo, Way, in_the_middle, settle};
+use crate::revoked::revoke;
+use crate::two_guests::{ONE, all_free, are_free, free, joined, settled};
 
 const MIB: usize = 1 << 20;
 /// An address of this machine that is none of an interface's: another host is asked for it. The other address being
@@ -368,6 +370,9 @@ fn a_host_that_stops_in_order_ends_what_it_relays() {
         rig.guests.host.restart();
         rig.connect(&mut duo, 1);
         duo.stream(1, MIB);
+        for agent in of_guest(&mut duo, pair) {
+            assert_eq!(agent.ask("close 0"), "ok");
+        }
         rig.relayed(1);
     }
 }
@@ -419,5 +424,143 @@ fn killed_while_connections_are_made() {
             duo.stream(round, MIB / 4);
             duo.stream(0, MIB / 4);
         }
+    }
+}
+
+/// Nothing is lost to restarts: neither what was in use, nor what lay beside it.
+#[test]
+fn all_memory_is_free_in_the_end() {
+    for pair in ALL {
+        let mut rig = Rig::start(pair);
+        let before = free(&rig.guests.host);
+        let mut duo = rig.join();
+        for index in 1..4 {
+            rig.connect(&mut duo, index);
+        }
+        close(&mut duo, 0);
+        for _ in 0..2 {
+            rig.guests.host.restart();
+            duo.stream(1, MIB);
+        }
+        rig.connect(&mut duo, 4);
+        for index in 1..5 {
+            close(&mut duo, index);
+        }
+        rig.relayed(0);
+        duo.client.dismiss();
+        duo.server.dismiss();
+        all_free(&rig.guests.host, before);
+    }
+}
+
+/// The same of guests that need no host, but for its memory.
+#[test]
+fn all_memory_of_direct_connections_is_free_in_the_end() {
+    let mut guests = Guests::start(ONE, &[]);
+    let before = free(&guests.host);
+    let mut duo = joined(&guests);
+    for index in 1..4 {
+        duo.connect(index);
+        duo.warm_up(index, Way::Ring);
+    }
+    close(&mut duo, 0);
+    for _ in 0..2 {
+        guests.host.restart();
+        settled(&guests.host, 3, 0);
+        duo.stream(1, MIB);
+    }
+    guests.host.kill();
+    close(&mut duo, 1);
+    guests.host.restart();
+    settled(&guests.host, 2, 0);
+    close(&mut duo, 2);
+    close(&mut duo, 3);
+    settled(&guests.host, 0, 0);
+    duo.client.dismiss();
+    duo.server.dismiss();
+    all_free(&guests.host, before);
+}
+
+/// No kernel tells the far end of a direct connection that its machine has ended; the host does, whenever it did.
+#[test]
+fn a_machine_that_ends_breaks_direct_connections() {
+    for meanwhile in [false, true] {
+        let mut guests = Guests::start(ONE, &[]);
+        let mut duo = joined(&guests);
+        duo.server.tell("recv 0 1");
+        settle();
+        guests.host.kill();
+        if meanwhile {
+            guests.guests[0].kill();
+        }
+        guests.host.restart();
+        if !meanwhile {
+            settled(&guests.host, 1, 0);
+            guests.guests[0].kill();
+        }
+        assert_eq!(duo.server.answer(), reset(), "{meanwhile}");
+        drop(duo);
+        settled(&guests.host, 0, 0);
+        guests.guests[0].restart();
+        let mut duo = joined(&guests);
+        duo.stream(0, MIB);
+    }
+}
+
+#[test]
+fn direct_connections_are_taken_back_to_tcp_by_the_next_daemon() {
+    let mut guests = Guests::start(ONE, &[]);
+    let mut duo = joined(&guests);
+    guests.host.restart();
+    settled(&guests.host, 1, 0);
+    in_the_middle(&mut duo, 24 * MIB, || {
+        let (code, answer) = revoke(&guests.host, &["--peer", "127.0.0.0/8"]);
+        assert_eq!((code, &answer["revoked"]), (Some(0), &1.into()));
+    });
+    duo.warm_up(0, Way::Kernel);
+    duo.stream(0, MIB);
+}
+
+#[test]
+fn relayed_connections_are_taken_back_to_tcp_by_the_next_daemon() {
+    for pair in ALL {
+        let mut rig = Rig::start(pair);
+        let mut duo = rig.join();
+        rig.guests.host.restart();
+        rig.relayed(1);
+        in_the_middle(&mut duo, 24 * MIB, || {
+            let (code, answer) = revoke(&rig.guests.host, &["--all"]);
+            assert_eq!(code, Some(0), "{pair:?}: {answer}");
+        });
+        duo.warm_up(0, Way::Kernel);
+        duo.stream(0, MIB);
+    }
+}
+
+/// The driver, and with it the device: programs live on, and so does what they hold.
+#[test]
+fn a_driver_that_is_killed_after_a_restart() {
+    for pair in ALL {
+        let mut rig = Rig::start(pair);
+        let mut duo = rig.join();
+        rig.guests.host.restart();
+        duo.stream(0, MIB);
+        of_guest(&mut duo, pair)[1].tell("recv 0 1");
+        settle();
+        rig.end_machine();
+        assert_eq!(of_guest(&mut duo, pair)[1].answer(), reset(), "{pair:?}");
+        rig.guests.guests[0].restart();
+        let mut other = rig.join();
+        other.stream(0, MIB);
+        for duo in [duo, other] {
+            duo.client.dismiss();
+            duo.server.dismiss();
+        }
+        for guest in &mut rig.guests.guests {
+            guest.kill();
+        }
+        retry("all memory is the host's again", || {
+            are_free(&rig.guests.host).then_some(())
+        });
     }
 }

@@ -17,7 +17,7 @@ use crate::duo::{Duo, Way, in_the_middle, settle, skipped};
 use crate::revoked::{revoke, revoke_at};
 
 const MIB: usize = 1 << 20;
-const ONE: &[&str] = &["blue", "blue"];
+pub(crate) const ONE: &[&str] = &["blue", "blue"];
 const TWO: &[&str] = &["blue", "red"];
 /// As many as would take longer than any test if each waited for the far backend alone.
 const MANY: usize = 40;
@@ -34,7 +34,7 @@ fn apart(guests: &Guests) -> Duo {
 }
 
 /// The same, with connection 0 on the rings.
-fn joined(guests: &Guests) -> Duo {
+pub(crate) fn joined(guests: &Guests) -> Duo {
     let mut duo = apart(guests);
     duo.connect(0);
     duo.warm_up(0, Way::Ring);
@@ -48,13 +48,13 @@ fn counted(host: &Daemon) -> (u64, u64) {
     (number("direct"), number("relayed"))
 }
 
-fn settled(host: &Daemon, direct: u64, relayed: u64) {
+pub(crate) fn settled(host: &Daemon, direct: u64, relayed: u64) {
     retry("the host counts so many connections", || {
         (counted(host) == (direct, relayed)).then_some(())
     });
 }
 
-fn free(host: &Daemon) -> u64 {
+pub(crate) fn free(host: &Daemon) -> u64 {
     let status = retry("both guests are served", || {
         let status = host.status();
         let machines = status["vms"]["machines"].as_array()?;
@@ -100,7 +100,7 @@ fn close(duo: &mut Duo, index: usize) {
     assert_eq!(duo.server.ask(&format!("close {index}")), "ok");
 }
 
-fn all_free(host: &Daemon, before: u64) {
+pub(crate) fn all_free(host: &Daemon, before: u64) {
     retry("all memory is the host's again", || {
         (free(host) == before).then_some(())
     });
@@ -130,7 +130,7 @@ fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
         duo.stream(index, MIB);
     }
     duo.stream(0, MIB);
-    settled(&guests.host, 3, 0);
+    settled(&guests.host, 4, 0);
     for index in 0..4 {
         close(&mut duo, index);
     }
@@ -341,7 +341,7 @@ fn is_honest(answer: &str, far: &str) -> bool {
 }
 
 /// Whether nothing is in use of any region.
-fn are_free(host: &Daemon) -> bool {
+pub(crate) fn are_free(host: &Daemon) -> bool {
     let status = host.status();
     let machines = status["vms"]["machines"].as_array().expect("a list");
     machines.iter().all(|vm| {

@@ -5,11 +5,12 @@ use std::os::fd::AsFd;
 
 use rdma_core::channel::{Down, GUEST_PROCESSES, GuestHello, GuestWelcome, MESSAGE_BYTES, Up};
 use rdma_core::reason::Reason;
-use rdma_core::wire::pairing::Pairing;
+use rdma_core::wire::pairing::{Names, Pairing};
 
 use crate::daemon::Daemon;
 use crate::doorbell;
 use crate::ids::{PeerId, Process};
+use crate::pairing::Tuple;
 use crate::relay::Command;
 use crate::vm::connections::relay_id;
 use crate::vm::region::Heap;
@@ -163,7 +164,14 @@ impl Daemon {
                 self.guest_pairs(vm, process, message);
                 Some(())
             }
-            Up::Holds(grant) => self.guest_holds(vm, &grant),
+            Up::Holds {
+                process,
+                names,
+                grant,
+            } => {
+                let Names { own, far } = names;
+                self.guest_holds(vm, Process(process), Tuple { own, far }, &grant)
+            }
             Up::Told(run) => self.guest_told(vm, run),
             Up::Ended(number) => {
                 let (index, ..) = self.vms.connections.end_of(number, vm)?;

@@ -97,7 +97,7 @@ impl Daemon {
         // Also of a daemon before us, whose ghosts are known by their locks only.
         let mut more = false;
         for tenancy in 0..self.vms.tenancies.len() {
-            more |= self.reset_if_unused(tenancy);
+            more |= self.reset_if_unused(tenancy) | self.vms.inherit_rest(tenancy);
         }
         self.vms.ghosts.rest(now, more);
     }
@@ -275,11 +275,16 @@ impl Daemon {
         let Some(lease) = self.vms.seat(vm).map(|seat| seat.lease) else {
             return;
         };
-        for (number, index) in self.vms.connections.of_vm(vm) {
-            self.break_end(vm, number);
-            if let Some(freed) = self.vms.connections.abandon(number, index, lease) {
-                self.recycle_guest(&freed);
-            }
+        for end in self.vms.connections.of_vm(vm) {
+            self.break_end(vm, end.0);
+            self.forsake_end(end, lease);
+        }
+    }
+
+    /// Nobody says any more when the program of an end lets go of it.
+    pub(super) fn forsake_end(&mut self, (number, index): (u64, usize), lease: Lease) {
+        if let Some(freed) = self.vms.connections.abandon(number, index, lease) {
+            self.recycle_guest(&freed);
         }
     }
 
@@ -288,25 +293,27 @@ impl Daemon {
         let Some(lease) = self.vms.seat(vm).map(|seat| seat.lease) else {
             return;
         };
-        for (number, index) in self.vms.connections.of_vm(vm) {
-            match self.left_alone(vm, number) {
-                // Its program may have to send once more what was left.
-                Some(far) => {
-                    let connection = number;
-                    let may_return = true;
-                    self.tell_vm(
-                        far,
-                        &Down::Withdraw {
-                            connection,
-                            may_return,
-                        },
-                    );
-                }
-                None => self.break_end(vm, number),
+        for end in self.vms.connections.of_vm(vm) {
+            self.abandon_end(vm, end.0);
+            self.forsake_end(end, lease);
+        }
+    }
+
+    pub(super) fn abandon_end(&mut self, vm: VmId, number: u64) {
+        match self.left_alone(vm, number) {
+            // Its program may have to send once more what was left.
+            Some(far) => {
+                let connection = number;
+                let may_return = true;
+                self.tell_vm(
+                    far,
+                    &Down::Withdraw {
+                        connection,
+                        may_return,
+                    },
+                );
             }
-            if let Some(freed) = self.vms.connections.abandon(number, index, lease) {
-                self.recycle_guest(&freed);
-            }
+            None => self.break_end(vm, number),
         }
     }
 
@@ -321,7 +328,7 @@ impl Daemon {
     }
 
     /// Breaks a connection for the sake of the end that is left.
-    fn break_end(&mut self, vm: VmId, number: u64) {
+    pub(super) fn break_end(&mut self, vm: VmId, number: u64) {
         let Some((index, own, far)) = self.vms.connections.end_of(number, vm) else {
             return;
         };

@@ -60,6 +60,10 @@ impl Daemon {
             ring_log2,
         };
         let connection = self.vms.connections.insert(found);
+        // What the relay writes down of it is of no use without.
+        if let Some(keeper) = &mut self.keeper {
+            self.vms.note(keeper);
+        }
         self.vms.local_halves.remove(&number);
         for (_, end) in found.guests() {
             if let Err(reason) = self.prepare_guest_end(connection, &end) {

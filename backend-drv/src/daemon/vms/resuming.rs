@@ -10,7 +10,9 @@ use super::{QEMU, token};
 use crate::daemon::Daemon;
 use crate::ids::Process;
 use crate::keeper::Item;
+use crate::pairing::Tuple;
 use crate::relay::Kept;
+use crate::vm::resuming::Named;
 use crate::vm::server::HOST;
 use crate::vm::{VmId, Vms};
 
@@ -83,31 +85,58 @@ impl Daemon {
     }
 
     /// A guest has memory that a daemon before us has given it.
-    pub(super) fn guest_holds(&mut self, vm: VmId, grant: &Grant) -> Option<()> {
+    pub(super) fn guest_holds(
+        &mut self,
+        vm: VmId,
+        process: Process,
+        tuple: Tuple,
+        grant: &Grant,
+    ) -> Option<()> {
         self.vms.seat(vm)?.asked?;
-        if !self.vms.named(vm, grant) {
-            self.tell_vm(vm, &Down::Lost(grant.connection));
+        let number = grant.connection;
+        let named = self.vms.named(vm, process, tuple, grant);
+        if grant.relayed == 0 && self.vms.connections.end_of(number, vm).is_some() {
+            let peer = Process(grant.peer);
+            let known = self
+                .vms
+                .vm_of_process(peer)
+                .and_then(|far| self.vms.seat(far)?.programs.get(&peer));
+            let at = known.map(|program| program.at);
+            self.introduce_guest(vm, process, peer, at);
+        }
+        match named {
+            Named::Known => {}
+            Named::Lost => self.tell_vm(vm, &Down::Lost(number)),
+            Named::Left(far, index, lease) => {
+                self.break_end(far, number);
+                self.forsake_end((number, index), lease);
+            }
+            Named::Abandoned(far, index, lease) => {
+                self.abandon_end(far, number);
+                self.forsake_end((number, index), lease);
+            }
         }
         Some(())
     }
 
     /// A guest has named everything.
     pub(super) fn guest_told(&mut self, vm: VmId, run: u64) -> Option<()> {
-        let seat = self.vms.seat_mut(vm)?;
+        let seat = self.vms.seat(vm)?;
         if seat.asked != Some(run) {
             // An answer to the daemon before us, perhaps.
             return Some(());
         }
-        seat.asked = None;
-        let unnamed = std::mem::take(&mut seat.unnamed);
-        let programs = seat.programs.iter().filter(|(_, found)| !found.announced);
-        let left: Vec<Process> = programs.map(|(process, _)| *process).collect();
+        let (unnamed, left) = self.vms.told(vm);
         tracing::debug!(vm = vm.0, ?unnamed, ?left, "asked");
         for (number, index) in unnamed {
             self.guest_let_go(number, index);
         }
         for process in left {
             self.guest_program_left(vm, process, None);
+        }
+        let tenancy = self.vms.vm(vm)?.tenancy;
+        if self.vms.inherit_rest(tenancy) {
+            self.vms.ghosts.note();
         }
         Some(())
     }
