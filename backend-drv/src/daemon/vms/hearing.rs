@@ -270,6 +270,10 @@ impl Daemon {
 
     /// What a guest says of the two ends of a connection.
     fn guest_pairs(&mut self, vm: VmId, process: u32, message: Pairing) {
+        if self.vms.seat(vm).is_some_and(|seat| seat.asked.is_some()) {
+            // To the daemon before us, in part, and of programs that are yet to be told of. All of it is said again.
+            return;
+        }
         let mut deeds = Vec::new();
         match message {
             Pairing::Offer { id, names, .. } => {

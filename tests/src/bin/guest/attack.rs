@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rdma_core::channel::{
-    CHANNEL_VERSION, CONTROL_AREA_BYTES, CONTROL_VECTOR, DOORBELL_REGISTER, Direction,
+    CHANNEL_VERSION, CONTROL_AREA_BYTES, CONTROL_VECTOR, DOORBELL_REGISTER, Direction, Grant,
     GuestContext, GuestHello, HEAP_START, MESSAGE_BYTES, Up, Writer, control_offset,
     doorbell_value,
 };
 use rdma_core::layout::LAYOUT_VERSION;
+use rdma_core::wire::pairing::Names;
 use viaduct_tests::vm::window::Window;
 
 use crate::say;
@@ -178,7 +179,7 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
     known.push(process);
     known.truncate(1000);
     let connection = random.number();
-    match random.below(8) {
+    match random.below(10) {
         0 | 1 => Up::Program {
             process,
             at: random.number() & !4095,
@@ -199,6 +200,27 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
         6 => Up::Withdraw {
             connection,
             may_return: random.below(2) == 0,
+        },
+        7 => Up::Told(connection),
+        8 => Up::Holds {
+            process,
+            names: Names {
+                own: ([10, 77, 0, 1], random.quarter()).into(),
+                far: ([10, 77, 0, 2], random.quarter()).into(),
+            },
+            grant: Grant {
+                registration: random.number(),
+                connection,
+                at: random.number() & !4095,
+                arena_bytes: random.number() & !4095,
+                offset: random.number() & !4095,
+                arena: random.half(),
+                ring_log2: random.half() & 31,
+                peer: random.half(),
+                end: u8::from(random.below(2) == 0),
+                relayed: u8::from(random.below(2) == 0),
+                reserved: [0; 2],
+            },
         },
         _ => Up::Kick {
             process,

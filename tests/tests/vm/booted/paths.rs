@@ -114,12 +114,21 @@ fn guests_of_two_hosts_reach_each_other() -> Result<()> {
 }
 
 #[test]
-fn guests_go_on_when_the_daemon_of_their_host_starts_anew() -> Result<()> {
+fn guests_of_one_tenant_go_on_when_the_daemon_of_their_host_starts_anew() -> Result<()> {
+    go_on(&B)
+}
+
+#[test]
+fn guests_of_two_tenants_go_on_when_the_daemon_of_their_host_starts_anew() -> Result<()> {
+    go_on(&Machine { tenant: "red", ..B })
+}
+
+fn go_on(other: &Machine) -> Result<()> {
     let Some(rig) = Rig::new()? else {
         return Ok(());
     };
-    let mut site = Site::new(&rig, &[A, B], "");
-    let [mut one, mut two] = both(&rig, &site, &A, &B)?;
+    let mut site = Site::new(&rig, &[A, *other], "");
+    let [mut one, mut two] = both(&rig, &site, &A, other)?;
     serve(&mut one)?;
     let line = "talk 10.77.0.2 10.77.0.1:7000 60 65536 100";
     two.spawn("meanwhile", &accelerated(line, "meanwhile"))?;
