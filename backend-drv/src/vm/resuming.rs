@@ -502,10 +502,7 @@ mod tests {
                 at: BYTES - good.arena_bytes,
                 ..good
             },
-            Grant {
-                at: !4095,
-                ..good
-            },
+            Grant { at: !4095, ..good },
             Grant {
                 arena: good.arena + 64,
                 ..good

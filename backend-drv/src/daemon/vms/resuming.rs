@@ -35,12 +35,17 @@ impl Daemon {
     /// Asks machines of a daemon before us what they have.
     pub(in crate::daemon) fn ask_vms(&mut self, restored: Vec<VmId>) {
         let run = self.ledger.epoch;
+        // Before the first one answers: whoever was not asked has named everything.
+        for vm in &restored {
+            if let Some(seat) = self.vms.seat_mut(*vm) {
+                seat.asked = seat.welcome.map(|_| run);
+            }
+        }
         for vm in restored {
-            let Some(seat) = self.vms.seat_mut(vm) else {
+            let Some(seat) = self.vms.seat(vm) else {
                 continue;
             };
             let (member, ends) = (seat.member, seat.unnamed.len());
-            seat.asked = seat.welcome.map(|_| run);
             tracing::info!(vm = vm.0, member, ends, "going on");
             if let Some(tenancy) = self.vms.tenancy(vm)
                 && let Some(socket) = tenancy.group.socket(member)
