@@ -531,6 +531,14 @@ fn relayed_connections_are_taken_back_to_tcp_by_the_next_daemon() {
         in_the_middle(&mut duo, 24 * MIB, || {
             let (code, answer) = revoke(&rig.guests.host, &["--all"]);
             assert_eq!(code, Some(0), "{pair:?}: {answer}");
+            assert_ne!(answer["revoked"], 0, "{pair:?}: {answer}");
+        });
+        // Nobody says when another host has followed.
+        retry("both directions leave the rings", || {
+            let before = duo.kernel(0);
+            duo.warm_up(0, Way::Any);
+            let after = duo.kernel(0);
+            (before[0] != after[0] && before[1] != after[1]).then_some(())
         });
         duo.warm_up(0, Way::Kernel);
         duo.stream(0, MIB);
