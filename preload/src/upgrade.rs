@@ -291,39 +291,32 @@ fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
     true
 }
 
-/// Whether a call that the kernel serves is to ask what the kernel has, to find out whether the program waits in its
-/// calls. Each of the first, later an eighth of them, in no order that could keep step with the program's own.
-pub(crate) fn looks_for_a_wait(conn: &Conn) -> bool {
-    let meta = &conn.slot().meta;
-    let calls = conn.calls.load(Ordering::Relaxed);
-    meta.waited.load(Ordering::Relaxed) == 0
-        && (calls < 64 || calls.wrapping_mul(0x9e37_79b9) >> 29 == 0)
-}
-
 /// Receiver: arms the direction if nothing speaks against it. Under the receive lock.
 #[cold]
 pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait: bool) -> bool {
     let slot = conn.slot();
     let rx = &slot.rx;
-    let meta = &slot.meta;
-    let is_shown =
-        || meta.delivered.load(Ordering::Relaxed) != 0 || meta.waited.load(Ordering::Relaxed) != 0;
-    if !is_shown() && !looks_for_a_wait(conn)
-        || conn.shut() & SHUT_READ != 0
+    if conn.shut() & SHUT_READ != 0
         // Another thread has let go of the memory while this one waited for the lock; or the parent has, after the
         // fork.
         || conn.view().is_none()
         || slot.stage() != Stage::Attached
         || conn.vetoed().is_some()
         || relayed::is_broken(view)
-        || !has_evidence(conn, fd, dont_wait)
     {
         return false;
     }
     // A call that finds something may come after a wait that the library did not see, of a program whose
-    // epoll calls are its own; one that finds nothing waits itself, as one before may have done.
-    if !is_shown() && kernel::readable(fd) != Some(0) {
+    // epoll calls are its own; one that finds nothing waits itself, as one before may have done. Asked before the rest:
+    // a program that never waits asks at each call.
+    let meta = &slot.meta;
+    let is_shown =
+        meta.delivered.load(Ordering::Relaxed) != 0 || meta.waited.load(Ordering::Relaxed) != 0;
+    if !is_shown && kernel::readable(fd) != Some(0) || !has_evidence(conn, fd, dont_wait) {
         return false;
+    }
+    if meta.delivered.load(Ordering::Relaxed) == 0 {
+        meta.waited.store(1, Ordering::Relaxed);
     }
     if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {
         return false;

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 use libc::{MSG_DONTWAIT, MSG_WAITALL};
 use rdma_core::Reason;
 use rdma_core::layout::ConnView;
-use rdma_core::slot::RxState;
+use rdma_core::slot::{RxState, Stage};
 
 use super::ends::{break_conn, take_break};
 use crate::conn::Conn;
@@ -45,8 +45,10 @@ pub(in crate::ops) fn from_kernel(
         return None;
     }
     let waited = &conn.slot().meta.waited;
+    // Asked once per call only until a call has waited; of a connection that is attached, `try_arm` has asked.
     let waits = state == RxState::Kernel
-        && upgrade::looks_for_a_wait(conn)
+        && conn.slot().stage() != Stage::Attached
+        && waited.load(Ordering::Relaxed) == 0
         && kernel::readable(fd) == Some(0);
     if state == RxState::Returned
         && let Some(view) = unsound(conn)
