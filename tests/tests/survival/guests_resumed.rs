@@ -381,7 +381,7 @@ fn again_and_again(pair: Pair) {
     let mut rig = Rig::start(pair);
     let mut duos: Vec<Duo> = (0..3).map(|_| rig.join()).collect();
     let before: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
-    let line = format!("stream 0 {} 5", 150 * MIB);
+    let line = format!("stream 0 {} 5", 60 * MIB);
     for duo in &mut duos {
         duo.server.tell(&line);
         duo.client.tell(&line);
