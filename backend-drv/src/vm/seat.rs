@@ -178,6 +178,14 @@ impl Seat {
         }))
     }
 
+    /// Programs of the daemon before us that cannot be there any more, because another one has what they had.
+    pub fn displaced(&self, process: Process, at: u64) -> Vec<Process> {
+        let all = self.programs.iter();
+        let old = all.filter(|(_, found)| !found.announced);
+        let others = old.filter(|(number, found)| (**number == process) != (found.at == at));
+        others.map(|(number, _)| *number).collect()
+    }
+
     /// Whether a number is one of those that the driver may give to programs.
     pub fn may_number(&self, process: Process) -> bool {
         self.welcome.is_some_and(|welcome| {
@@ -193,5 +201,43 @@ impl Seat {
         let welcome = self.welcome?;
         self.may_number(process)
             .then(|| Process(process.0 + welcome.processes / 2))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdma_core::channel::{GUEST_PROCESS_MIN, GUEST_PROCESSES};
+
+    use super::*;
+
+    #[test]
+    fn who_has_what_another_had_displaces_it() {
+        let mut region = Region::create(0, 256 << 20).unwrap();
+        let heap = region.take_heap(4 * EVENT_BYTES as u64).unwrap();
+        let mut seat = Seat::new(&region, 1, Lease::default()).unwrap();
+        seat.heaps.push(heap);
+        seat.welcome = Some(GuestWelcome {
+            nonce: 1,
+            heap_at: heap.at,
+            heap_bytes: heap.bytes,
+            first_process: GUEST_PROCESS_MIN,
+            processes: GUEST_PROCESSES,
+            machine: 1,
+            reserved: 0,
+        });
+        let process = |index| Process(GUEST_PROCESS_MIN + index);
+        let at = |index| heap.at + index * EVENT_BYTES as u64;
+        for index in [1, 2, 3] {
+            let place = at(u64::from(index));
+            let program = seat.program(&region, process(index), place).unwrap();
+            program.announced = index == 3;
+        }
+        assert_eq!(seat.displaced(process(1), at(1)), []);
+        assert_eq!(seat.displaced(process(1), at(2)), [process(1), process(2)]);
+        assert_eq!(seat.displaced(process(4), at(2)), [process(2)]);
+        assert_eq!(seat.displaced(process(4), at(3)), [], "it has been told of");
+        // Such a one is not believed.
+        assert!(seat.program(&region, process(4), at(3)).is_none());
+        assert!(seat.program(&region, process(3), at(0)).is_none());
     }
 }

@@ -224,6 +224,9 @@ impl Daemon {
     }
 
     fn guest_program(&mut self, vm: VmId, process: Process, at: u64) -> Option<()> {
+        for left in self.vms.seat(vm)?.displaced(process, at) {
+            self.guest_program_left(vm, left, None);
+        }
         let found = self.vms.vms.get_mut(vm.0)?;
         let region = &self.vms.tenancies.get(found.tenancy)?.region;
         let seat = found.seat.as_mut()?;
