@@ -18,6 +18,7 @@
 //!   with their backend, and that the far end can never reach.
 //! * [`mirror`]: a backend's side of a connection that it relays.
 //! * [`withdraw`]: what the daemon does to a slot and its connection to take it off the ring.
+//! * [`trim`]: what of an empty ring is given back.
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
 //! * [`crowd`]: how waiters share processors with others.
@@ -57,6 +58,7 @@ pub mod reason;
 pub mod ring;
 pub mod slot;
 pub mod sync;
+pub mod trim;
 #[cfg(feature = "link")]
 pub mod wire;
 pub mod withdraw;

@@ -129,6 +129,8 @@ pub struct Mirror {
     who: WaitRef,
     /// The program wakes us when it has read.
     waits_for_space: bool,
+    /// Nothing is put into the program's ring now.
+    kept_empty: bool,
     cpu: u32,
 }
 
@@ -168,6 +170,7 @@ impl Mirror {
             asks: false,
             who: waits,
             waits_for_space: false,
+            kept_empty: false,
             cpu: 0,
             view,
         };
@@ -523,6 +526,26 @@ impl Mirror {
         Ok(())
     }
 
+    /// If the program has read all that was put into its ring: puts nothing there from now on, so that somebody else can
+    /// give its memory back, until [`Mirror::may_fill`]. False: there is something.
+    #[must_use]
+    pub fn keep_empty(&mut self) -> bool {
+        // Nonsense is found by the next look.
+        let _ = Producer::of(&self.view).refresh(&mut self.down);
+        self.kept_empty = self.down.used() == 0 && self.placed == self.down.tail;
+        self.kept_empty
+    }
+
+    /// Bytes may be put into the program's ring again.
+    pub const fn may_fill(&mut self) {
+        self.kept_empty = false;
+    }
+
+    /// Whether nothing may be [placed](Mirror::place) now.
+    pub const fn is_kept_empty(&self) -> bool {
+        self.kept_empty
+    }
+
     /// Copies bytes of the program's ring that `far`, the mirror at the other end of the same connection, does not
     /// have yet, at most `max`, into the ring of its program, which may read them from now on. The two programs are
     /// on one host; nothing else may be [placed](Mirror::place) at `far`.
@@ -531,7 +554,7 @@ impl Mirror {
     /// The words of one of the two programs make no sense. Its [look](Mirror::look) finds that as well.
     #[cfg(not(loom))]
     pub fn carry_to(&mut self, far: &mut Self, max: u64) -> Result<Carried, Corrupt> {
-        if self.up_over || far.down_over {
+        if self.up_over || far.down_over || far.kept_empty {
             return Ok(Carried::default());
         }
         let source = Consumer::of(&self.view);
@@ -572,6 +595,7 @@ impl Mirror {
     pub const fn has_for(&self, far: &Self) -> bool {
         !self.up_over
             && !far.down_over
+            && !far.kept_empty
             && self.up.tail > far.down.tail
             && far.down.used() < far.view.tx_data.capacity() as u64
     }

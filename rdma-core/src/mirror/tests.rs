@@ -614,3 +614,29 @@ fn a_program_wakes_the_backend_after_whatever_restarts() {
         }
     }
 }
+
+#[test]
+fn a_ring_is_kept_empty_only_while_it_is() {
+    let (mut a, mut b) = pair();
+    a.send(&[7; 10]);
+    assert!(a.mirror.carry_to(&mut b.mirror, 6).is_ok());
+    assert!(!b.mirror.keep_empty(), "six bytes lie there");
+    assert_eq!(b.receive(6), [7; 6]);
+    assert!(b.mirror.keep_empty());
+    assert!(!a.mirror.has_for(&b.mirror));
+    let nothing = Ok(Carried::default());
+    assert_eq!(a.mirror.carry_to(&mut b.mirror, 100), nothing);
+    b.mirror.may_fill();
+    assert!(a.mirror.has_for(&b.mirror));
+    assert!(a.mirror.carry_to(&mut b.mirror, 100).is_ok());
+    assert_eq!(b.receive(100), [7; 4]);
+
+    // Placed out of order, and not shown yet.
+    b.mirror.place(15, &[8; 5]).expect("free");
+    assert!(!b.mirror.keep_empty());
+    b.mirror.place(10, &[8; 5]).expect("free");
+    assert!(b.mirror.arrived(20));
+    assert!(!b.mirror.keep_empty());
+    assert_eq!(b.receive(10), [8; 10]);
+    assert!(b.mirror.keep_empty());
+}

@@ -23,6 +23,7 @@ mod consumer;
 mod producer;
 
 pub use consumer::{Consumer, RxCursor};
+pub(crate) use producer::RESTART_BYTES;
 pub use producer::{OutOfRing, Producer, TxCursor};
 
 /// The far end wrote a word that no correct end writes.

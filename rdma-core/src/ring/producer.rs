@@ -7,7 +7,7 @@ use crate::sync::Ordering;
 
 /// An empty ring whose next byte lies this far in restarts at its beginning, so that a stream whose
 /// reader keeps up stays inside a processor's private cache.
-const RESTART_BYTES: u64 = 128 * 1024;
+pub(crate) const RESTART_BYTES: usize = 128 * 1024;
 
 /// Larger messages fetch their lines in parallel by themselves.
 const PREFETCH_MAX: usize = 1024;
@@ -117,7 +117,7 @@ impl Producer {
     fn restart(&self, cursor: &mut TxCursor, len: usize) {
         if cursor.head == cursor.tail
             && cursor.base != cursor.tail
-            && (len <= INLINE_BYTES || cursor.tail - cursor.base >= RESTART_BYTES)
+            && (len <= INLINE_BYTES || cursor.tail - cursor.base >= RESTART_BYTES as u64)
         {
             cursor.base = cursor.tail;
             // Seen by the consumer before the bytes, because `publish` is a release store.
