@@ -173,6 +173,8 @@ pub struct Ledger {
     pub arenas: AtomicUsize,
     /// Connections that are relayed to other hosts.
     pub relayed: AtomicUsize,
+    /// Times that memory of a ring was given back while its connection went on.
+    pub trimmed: AtomicUsize,
     /// Messages that were not according to the protocol.
     pub malformed: AtomicUsize,
     /// Registrations refused, by reason code.
@@ -203,6 +205,7 @@ impl Ledger {
             pairs: AtomicUsize::new(0),
             arenas: AtomicUsize::new(0),
             relayed: AtomicUsize::new(0),
+            trimmed: AtomicUsize::new(0),
             malformed: AtomicUsize::new(0),
             refused: core::array::from_fn(|_| AtomicUsize::new(0)),
             started: Instant::now(),

@@ -16,6 +16,7 @@
 //! * [`packet`], [`doorbell`], [`throttle`]: descriptors, messages and log lines, in bounded ways.
 //! * [`withdrawal`], [`rescue`], [`direction`]: taking connections off the ring from outside, and sending
 //!   for idle programs what that leaves to be sent.
+//! * [`trim`]: giving back the memory of rings that are empty.
 //! * [`relay`]: connections to other hosts.
 //! * [`keeper`]: what outlives the daemon, so that the next one goes on with them.
 //! * [`vm`]: virtual machines and their shared memory; [`uplink`]: a guest's side of it; [`space`]: its free parts.
@@ -57,6 +58,7 @@ pub mod shared;
 pub mod sock_diag;
 pub mod space;
 pub mod throttle;
+pub mod trim;
 pub mod uplink;
 pub mod vm;
 pub mod wake;

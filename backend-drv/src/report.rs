@@ -111,6 +111,7 @@ fn status(ledger: &Ledger, settings: &Settings, viewer: u32) -> Value {
             "pairs": count(&ledger.pairs),
             "arenas": count(&ledger.arenas),
             "relayed": count(&ledger.relayed),
+            "trimmed": count(&ledger.trimmed),
             "malformed": count(&ledger.malformed),
             "refused": reasons(|code| ledger.refused.get(code).map_or(0, |c| count(c) as u64)),
             "limits": settings.limits,

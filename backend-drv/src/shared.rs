@@ -4,6 +4,7 @@
 //! use none of them as an index or a length without a check.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
@@ -14,7 +15,8 @@ use rdma_core::layout::{
 };
 use rdma_core::slot::{ARENA_BYTES, ARENA_HEADER_BYTES, ArenaHeader, SLOT_BYTES, SLOTS, Slot};
 use rdma_core::sync::Ordering;
-use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags};
+use rdma_core::trim;
+use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, SeekFrom};
 
 use crate::memory::{Held, Mapping};
 
@@ -299,6 +301,45 @@ impl ConnectionArena {
     /// The words of one end of the connection at `offset`.
     pub fn end(&self, offset: u64, end: End) -> Option<&EndWords> {
         self.at(offset, end_offset(end.index()))
+    }
+
+    /// What `end` has read of the other end's ring, as it says; the connection lies at `offset`.
+    pub fn consumed(&self, offset: u64, end: End) -> Option<u64> {
+        Some(self.end(offset, end)?.consumer.head.load(Ordering::Acquire))
+    }
+
+    /// Where in the file the first memory is that the ring of `end` can do [without](trim::spare) while it is empty.
+    ///
+    /// # Errors
+    /// What lseek says.
+    pub fn first_spare(&self, ring: (u64, u32, End)) -> io::Result<Option<u64>> {
+        let spare = self.spare(ring);
+        match rustix::fs::seek(self.fd(), SeekFrom::Data(spare.start)) {
+            Ok(at) => Ok(Some(at).filter(|at| *at < spare.end)),
+            Err(rustix::io::Errno::NXIO) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Gives back `bytes` of that memory from `from` on; nothing beyond it.
+    ///
+    /// # Errors
+    /// What fallocate says.
+    pub fn give_back(&self, ring: (u64, u32, End), from: u64, bytes: u64) -> io::Result<()> {
+        let spare = self.spare(ring);
+        let from = from.max(spare.start);
+        let end = from.saturating_add(bytes).min(spare.end);
+        if from >= end {
+            return Ok(());
+        }
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(self.fd(), how, from, end - from)?)
+    }
+
+    fn spare(&self, (offset, ring_log2, end): (u64, u32, End)) -> Range<u64> {
+        let spare = trim::spare(end.index(), 1 << ring_log2);
+        let start = self.at + offset;
+        start + spare.start as u64..start + spare.end as u64
     }
 
     /// Bytes that `end` has published in its ring; the connection lies at `offset`.

@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use rdma_core::layout::End;
 
 use crate::broker::Proof;
 use crate::carving::Place;
@@ -23,6 +24,7 @@ use crate::pairing::{Comparison, Sample, Stream, Tuple, same_stream};
 use crate::rescue::{Rescue, Rescued};
 use crate::shared::ConnectionArena;
 use crate::sock_diag::{Namespace, SockDiag};
+use crate::trim::{Trim, Trimmed};
 use crate::withdrawal::{Withdrawal, Withdrawn};
 
 /// Jobs of one user that are worked on at a time.
@@ -85,6 +87,8 @@ pub enum Job {
     Withdraw(Task, Withdrawal),
     /// Send for an idle sender what its far end left in the ring.
     Rescue(RegistrationId, ConnectionId, Rescue),
+    /// Give back the memory of a ring that is empty.
+    Trim(ConnectionId, Trim),
     /// Be held up.
     #[cfg(test)]
     Stick(Receiver<()>),
@@ -105,6 +109,17 @@ pub enum Outcome {
     Withdrawn(Task, Withdrawn),
     /// See [`Job::Rescue`].
     Rescued(RegistrationId, ConnectionId, Rescued),
+    /// See [`Job::Trim`].
+    Trimmed {
+        /// The connection.
+        connection: ConnectionId,
+        /// Whose ring.
+        end: End,
+        /// The relay fills it, and waits.
+        by_relay: bool,
+        /// What came of it.
+        result: Trimmed,
+    },
     /// Nothing worth telling.
     Done,
 }
@@ -162,12 +177,14 @@ impl Workers {
         self.enqueue(LaneId { uid, slow: false }, LANE, job);
     }
 
-    /// As [`Workers::submit`], but left out if `uid` keeps its threads from getting anywhere.
-    pub fn submit_optional(&mut self, uid: u32, job: Job) {
+    /// As [`Workers::submit`], but left out if `uid` keeps its threads from getting anywhere: false.
+    pub fn submit_optional(&mut self, uid: u32, job: Job) -> bool {
         let lane = LaneId { uid, slow: false };
-        if self.waiting(lane) < OPTIONAL_MAX {
+        let room = self.waiting(lane) < OPTIONAL_MAX;
+        if room {
             self.enqueue(lane, LANE, job);
         }
+        room
     }
 
     /// As [`Workers::submit`], for a job that may wait for a while and must not keep others waiting. False:
@@ -293,6 +310,12 @@ fn perform(diag: &mut SockDiag, job: Job) -> Outcome {
         }
         Job::Withdraw(task, withdrawal) => Outcome::Withdrawn(task, withdrawal.perform()),
         Job::Rescue(id, at, rescue) => Outcome::Rescued(id, at, rescue.perform()),
+        Job::Trim(connection, trim) => Outcome::Trimmed {
+            connection,
+            end: trim.end,
+            by_relay: trim.sender.is_none(),
+            result: trim.perform(),
+        },
         #[cfg(test)]
         Job::Stick(end) => {
             let _ = end.recv();

@@ -204,6 +204,20 @@ impl Broker {
         self.connections.len()
     }
 
+    /// Where the memory of each of them is, but for those that are still being made.
+    pub fn places(&self) -> impl Iterator<Item = (ConnectionId, Place)> + '_ {
+        let made = self
+            .connections
+            .iter()
+            .filter(|(_, entry)| !entry.preparing);
+        made.map(|(id, entry)| (*id, entry.place))
+    }
+
+    /// The number of the newest connection.
+    pub const fn newest(&self) -> ConnectionId {
+        ConnectionId(self.last_connection)
+    }
+
     /// A program has said HELLO and its event memory exists.
     pub fn join(&mut self, process: Process, facts: ProgramFacts, epoch: u64) {
         let program = Program {

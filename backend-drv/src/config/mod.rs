@@ -70,6 +70,8 @@ pub struct Limits {
     /// Take all memory of a connection when it is made, not as it is used. Always so where the
     /// system counts memory strictly (vm.overcommit_memory = 2).
     pub allocate: bool,
+    /// How long a ring is empty and quiet before its memory is given back; 0: never.
+    pub trim_after_ms: u32,
     /// Of each user.
     pub per_user: UserLimits,
 }
@@ -244,6 +246,10 @@ impl TryFrom<RawConfig> for Config {
     }
 }
 
+/// Long enough that a program with pauses between its bursts has its pages still; short enough that a burst at start
+/// does not stay for good.
+const TRIM_AFTER_MS: u32 = 20_000;
+
 /// sun_path, with its final zero.
 const SOCKET_PATH_MAX: usize = 108;
 
@@ -279,6 +285,7 @@ fn limits_of(raw: RawLimits) -> Result<Limits, ConfigError> {
         ring_log2_default,
         ring_log2_max,
         allocate: raw.allocate.unwrap_or(false),
+        trim_after_ms: raw.trim_after_ms.unwrap_or(TRIM_AFTER_MS),
         per_user: UserLimits {
             processes: count("per_user.processes", user.processes, 4096)?,
             connections: count("per_user.connections", user.connections, 65_536)?,

@@ -36,6 +36,7 @@ pub struct RawLimits {
     pub ring_log2_default: Option<u32>,
     pub ring_log2_max: Option<u32>,
     pub allocate: Option<bool>,
+    pub trim_after_ms: Option<u32>,
     pub per_user: RawUserLimits,
 }
 
@@ -81,6 +82,7 @@ impl From<&Config> for RawConfig {
                 ring_log2_default: Some(limits.ring_log2_default),
                 ring_log2_max: Some(limits.ring_log2_max),
                 allocate: Some(limits.allocate),
+                trim_after_ms: Some(limits.trim_after_ms),
                 per_user: RawUserLimits {
                     processes: Some(limits.per_user.processes),
                     connections: Some(limits.per_user.connections),

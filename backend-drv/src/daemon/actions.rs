@@ -330,6 +330,12 @@ impl Daemon {
                 }
                 Outcome::Withdrawn(task, result) => self.withdrawn(task, result),
                 Outcome::Rescued(id, at, result) => self.rescued(id, at, result),
+                Outcome::Trimmed {
+                    connection,
+                    end,
+                    by_relay,
+                    result,
+                } => self.trimmed(connection, end, by_relay, result),
                 Outcome::Done => {}
             }
             self.perform();

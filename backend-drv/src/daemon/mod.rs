@@ -14,6 +14,7 @@ mod programs;
 mod relays;
 mod revocations;
 mod survivors;
+mod trims;
 mod uplink;
 mod vms;
 mod withdrawals;
@@ -56,6 +57,7 @@ use agenda::Agenda;
 use clients::Client;
 use revocations::Revocations;
 use survivors::Survivors;
+use trims::Trims;
 use withdrawals::Withdrawals;
 
 pub use withdrawals::Task;
@@ -119,6 +121,7 @@ pub struct Daemon {
     departures: Agenda<RegistrationId>,
     withdrawals: Withdrawals,
     revocations: Revocations,
+    trims: Trims,
     arenas: HashMap<ArenaId, Arena>,
     workers: Workers,
     relay: Option<Relay>,
@@ -207,6 +210,8 @@ impl Daemon {
         let disposal = Disposal::start(&accounts)?;
         let workers = Workers::new()?;
         let allocate = options.limits.allocate || counts_memory_strictly();
+        let trim_after = Duration::from_millis(options.limits.trim_after_ms.into());
+        let trim_after = (!allocate && !trim_after.is_zero()).then_some(trim_after);
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         let readable = |token| EpollEvent::new(EpollFlags::EPOLLIN, token);
         epoll.add(listener.socket(), readable(LISTENER))?;
@@ -243,6 +248,7 @@ impl Daemon {
             departures: Agenda::new(&departures::PAUSES_MS),
             withdrawals: Withdrawals::new(),
             revocations: Revocations::default(),
+            trims: Trims::new(trim_after),
             arenas: HashMap::new(),
             workers,
             relay: None,
@@ -355,6 +361,7 @@ impl Daemon {
         }
         self.tick_withdrawals(now);
         self.tick_revocations(now);
+        self.tick_trims(now);
         self.tick_drain(now);
         self.tick_uplink(now);
         self.tick_vms(now);
@@ -386,6 +393,7 @@ impl Daemon {
             self.withdrawals.tasks.next(),
             self.withdrawals.rescues.next(),
             self.revocations.next(),
+            self.trims.next(),
             self.survivors.next(),
             self.drain.as_ref().map(drain::Drain::next),
             self.accepting.again_at,

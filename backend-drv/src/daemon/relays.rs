@@ -309,6 +309,7 @@ impl Daemon {
                 Some((number, index)) => self.guest_doubted(number, index),
                 None => self.doubt(connection),
             },
+            Report::KeptEmpty(connection, end, kept) => self.kept_empty(connection, end, kept),
             Report::PortDropped(process) => self.guest_port_dropped(process),
             Report::Drained => self.relay_drained(),
         }

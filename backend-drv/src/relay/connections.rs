@@ -329,10 +329,10 @@ impl Memory for Placing<'_> {
         if place.token != u64::from(endpoint.0) {
             return Err(Refusal::Key);
         }
-        connection
-            .mirror
-            .get_mut()
-            .place(offset, payload)
-            .map_err(|_| Refusal::Range)
+        let mirror = connection.mirror.get_mut();
+        if mirror.is_kept_empty() {
+            return Err(Refusal::Busy);
+        }
+        mirror.place(offset, payload).map_err(|_| Refusal::Range)
     }
 }

@@ -91,6 +91,10 @@ pub enum Command {
     Break(ConnectionId, Reason),
     /// Take the connection off the ring.
     Withdraw(ConnectionId),
+    /// Put nothing into the program's ring, if that is empty. This is the relay's end.
+    KeepEmpty(ConnectionId, End),
+    /// The ring may be filled again.
+    MayFill(ConnectionId),
     /// Say something to a backend.
     Tell(PeerId, Pairing),
     /// Take everything off the rings, then end.
@@ -150,6 +154,8 @@ pub enum Report {
     PortDropped(Process),
     /// TCP has told the far program that the near one is done, which has not said so: does anybody hold its socket?
     Doubted(ConnectionId),
+    /// Whether nothing is put into the program's ring until [`Command::MayFill`].
+    KeptEmpty(ConnectionId, End, bool),
     /// Everything is off the rings.
     Drained,
 }

@@ -79,6 +79,11 @@ impl Engine {
             Command::Linger(connection) => self.board.linger(connection),
             Command::Break(connection, reason) => self.board.break_end(connection, reason),
             Command::Withdraw(connection) => self.board.withdraw(connection),
+            Command::KeepEmpty(connection, end) => {
+                let kept = self.board.keep_empty(connection, end);
+                self.send_report(Report::KeptEmpty(connection, end, kept));
+            }
+            Command::MayFill(connection) => self.board.may_fill(connection),
             Command::Tell(peer, message) => {
                 if let Some(line) = self.line_to(peer) {
                     self.board.tell(line, &message);

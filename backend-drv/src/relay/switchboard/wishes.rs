@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rdma_core::event::WaitRef;
+use rdma_core::layout::End;
 use rdma_core::link::{Endpoint, FarEnd, Positions};
 use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
@@ -186,6 +187,23 @@ impl Switchboard {
     /// Both directions of a connection shall leave the rings.
     pub fn withdraw(&mut self, id: ConnectionId) {
         self.change(id, |entry| entry.mirror.get_mut().ask_to_leave());
+    }
+
+    /// Puts nothing into the ring of `end`, the relay's, from now on, so that its memory can be given back by somebody
+    /// else, until [`Switchboard::may_fill`]. False: there is something in it, or it is not the relay's.
+    pub fn keep_empty(&mut self, id: ConnectionId, end: End) -> bool {
+        let entry = self.connections.endpoint(id);
+        let entry = entry.and_then(|endpoint| self.connections.get_mut(endpoint));
+        entry.is_some_and(|entry| entry.end.far() == end && entry.mirror.get_mut().keep_empty())
+    }
+
+    /// The program's ring may be filled again. Bytes that were refused come once more by themselves.
+    pub fn may_fill(&mut self, id: ConnectionId) {
+        self.change(id, |entry| entry.mirror.get_mut().may_fill());
+        let endpoint = self.connections.endpoint(id);
+        if let Some(partner) = endpoint.and_then(|endpoint| self.connections.partner(endpoint)) {
+            self.touched.push_back(partner);
+        }
     }
 
     /// Changes what is known of a connection, and looks at it.

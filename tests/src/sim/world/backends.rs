@@ -120,6 +120,7 @@ impl World {
             | Report::Doubted(_)
             | Report::Opened(..)
             | Report::OpenedHere(..)
+            | Report::KeptEmpty(..)
             | Report::PortDropped(_) => {}
         }
     }
