@@ -12,11 +12,12 @@ use backend_drv::relay::switchboard::{Parts, Switchboard, Wake, Way};
 use backend_drv::relay::{Report, Share};
 use backend_drv::shared::ConnectionArena;
 use rdma_core::event::WaitRef;
-use rdma_core::layout::{End, conn_bytes};
+use rdma_core::layout::{End, conn_bytes, ring_offset, ring_span};
 use rdma_core::link::{Config, DomainId, Head, Link, Psk, Time};
 use rdma_core::mr::RemoteKey;
 use rdma_core::reason::Reason;
 use rdma_core::wire::pairing::Place as FarPlace;
+use rustix::fs::FallocateFlags;
 
 use super::random::Random;
 
@@ -94,6 +95,16 @@ impl Host {
     /// The memory.
     pub const fn arena(&self) -> &Arc<ConnectionArena> {
         &self.arena
+    }
+
+    /// Gives back the memory of the ring that an end sends by, but for its first page.
+    pub fn give_back(&self, place: &Place, end: End) {
+        let bytes = 1 << place.ring_log2;
+        let from = place.offset + (ring_offset(end.index(), bytes) + 4096) as u64;
+        let len = (ring_span(bytes) - 4096) as u64;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let done = rustix::fs::fallocate(self.arena.memory(), how, from, len);
+        done.unwrap_or_else(|error| panic!("memory of a simulation: {error}"));
     }
 
     /// The daemon is killed, and another one started. What it knew is gone.

@@ -22,6 +22,8 @@ pub enum Act {
     Kill(usize, usize),
     /// A backend is told to take a connection off the ring.
     Withdraw(usize, usize),
+    /// A backend is told to put nothing into a ring that is empty, whose memory is given back within so many nanoseconds.
+    KeepEmpty(usize, usize, u64),
     /// A backend is told to take everything off the rings.
     Drain(usize),
     /// A backend is killed, and started again.
@@ -221,6 +223,14 @@ impl Plan {
         for joint in &mut self.joints {
             for domain in &mut joint.domains {
                 *domain = u32::try_from(random.below(domains)).unwrap_or(0);
+            }
+        }
+        for number in 0..self.joints.len() {
+            for _ in 0..random.below(8) {
+                let side = usize::from(random.one_in(2));
+                let time = random.up_to(20 * MILLISECOND);
+                let act = Act::KeepEmpty(number, side, time);
+                self.acts.push((Time(random.below(most)), act));
             }
         }
     }

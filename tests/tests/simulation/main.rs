@@ -96,6 +96,7 @@ fn nothing_is_lost() {
             total.broken,
             total.restored,
             total.crossed,
+            total.emptied,
             total.throttled,
         ];
         assert!(!happened.contains(&0), "{total:?}");

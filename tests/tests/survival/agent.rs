@@ -11,6 +11,8 @@
 //! select I, epoll-level I                                 -> the same
 //! become-cat I        -> (nothing)    becomes cat by a raw system call, with connection I only
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
+//! put I BYTES SEED, take I BYTES SEED -> ok       only one of the two
+//! bursts I N OWN FAR FORKS -> ok      sends N bursts of seed OWN and receives those of FAR; FORKS 1: by children, too
 //! echo I              -> ret N | err ERRNO    echoes until the end
 //! echo-epoll I        -> the same        with epoll_wait before each receive
 //! orphan I N          -> ok           N times: a child that sends 'c's is killed, then one 'P' is sent
@@ -42,6 +44,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use viaduct_tests::rig::program::{MARK, ROLE};
 
+use crate::bursts::bursts;
 use crate::kernel_bytes::kernel_bytes;
 use crate::pattern::Pattern;
 
@@ -167,6 +170,19 @@ impl Agent {
             "become-cat" => become_cat(stream)?,
             "fill" => fill(stream)?,
             "stream" => exchange(stream, number(1), number(2) as u64),
+            "put" => {
+                let sent = AtomicUsize::new(0);
+                send_pattern(stream, number(1), number(2) as u64, &sent)?;
+                "ok".to_owned()
+            }
+            "take" => match receive_pattern(stream, number(1), number(2) as u64) {
+                Ok(()) => "ok".to_owned(),
+                Err(what) => what,
+            },
+            "bursts" => {
+                let (own, far) = (number(2) as u64, number(3) as u64);
+                bursts(stream, number(1), own, far, number(4) == 1)?
+            }
             "echo" => echo(stream, || Ok(()))?,
             "echo-epoll" => echo_epoll(stream)?,
             "orphan" => orphan(stream, number(1))?,

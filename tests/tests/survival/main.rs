@@ -6,6 +6,7 @@
 
 mod agent;
 mod at_once;
+mod bursts;
 mod daemon_gone;
 mod drained;
 mod duo;
@@ -15,6 +16,7 @@ mod guests_resumed;
 mod holder_killed;
 mod hostile;
 mod idle;
+mod idle_pages;
 mod kernel_bytes;
 mod left_behind;
 mod limits;

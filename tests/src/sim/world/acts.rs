@@ -33,6 +33,14 @@ impl World {
                 self.hosts[host].board().withdraw(id_of(number, side));
                 self.round_soon(host);
             }
+            Act::KeepEmpty(number, side, time) => {
+                let host = self.conns[number].hosts[side];
+                let board = self.hosts[host].board();
+                if board.keep_empty(id_of(number, side), seat(side).far()) {
+                    let epoch = self.hosts[host].epoch;
+                    self.push(now.plus(time), Event::Emptied(number, side, epoch));
+                }
+            }
             Act::Drain(host) => {
                 self.hosts[host].board().drain();
                 self.round_soon(host);
@@ -64,6 +72,19 @@ impl World {
                 }
             }
         }
+    }
+
+    /// As late as can be: whatever was put there since is lost.
+    pub(super) fn emptied(&mut self, number: usize, side: usize, epoch: u64) {
+        let host = self.conns[number].hosts[side];
+        if self.hosts[host].epoch != epoch {
+            return;
+        }
+        let place = host::place(number, side, self.ring_log2);
+        self.hosts[host].give_back(&place, seat(side).far());
+        self.hosts[host].board().may_fill(id_of(number, side));
+        self.summary.emptied += 1;
+        self.round_soon(host);
     }
 
     /// A backend is killed and started again. Whoever continues connections over that does it here; without, they

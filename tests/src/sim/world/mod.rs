@@ -59,6 +59,8 @@ pub struct Summary {
     pub restored: u64,
     /// Bytes that crossed within a host.
     pub crossed: u64,
+    /// Rings whose memory was given back.
+    pub emptied: u64,
     /// Nanoseconds in which domains had to wait for their rates.
     pub throttled: u64,
 }
@@ -78,6 +80,7 @@ impl std::ops::AddAssign for Summary {
         self.ended_at += other.ended_at;
         self.restored += other.restored;
         self.crossed += other.crossed;
+        self.emptied += other.emptied;
         self.throttled += other.throttled;
     }
 }
@@ -92,6 +95,8 @@ enum Event {
     Rescue(usize, usize),
     Attach(usize, usize),
     Unregister(usize, usize),
+    /// The memory of a ring is given back, if the backend is the same run still.
+    Emptied(usize, usize, u64),
     Act(Act),
 }
 
@@ -351,6 +356,7 @@ impl World {
             Event::Kick(number, side, what) => self.kick(number, side, what),
             Event::Rescue(number, side) => self.rescue(number, side),
             Event::Attach(number, side) => self.attach(number, side),
+            Event::Emptied(number, side, epoch) => self.emptied(number, side, epoch),
             Event::Unregister(number, side) => {
                 let host = self.conns[number].hosts[side];
                 let killed = self.conns[number].ends[side].killed;
