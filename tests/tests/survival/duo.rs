@@ -138,3 +138,24 @@ pub(crate) fn assert_carried(daemon: &Daemon, bytes: u64) {
 pub(crate) fn skipped(reason: &str) {
     println!("skipped: {reason}");
 }
+
+/// Each pair streams `bytes` both ways on its first connection, all of it by the rings, while `restart` is called a
+/// dozen times, with the round, after pauses of up to a tenth of a second.
+pub(crate) fn stream_across_restarts(duos: &mut [Duo], bytes: usize, mut restart: impl FnMut(u32)) {
+    let before: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
+    let line = format!("stream 0 {bytes} 5");
+    for duo in &mut *duos {
+        duo.server.tell(&line);
+        duo.client.tell(&line);
+    }
+    for round in 0..12u32 {
+        std::thread::sleep(Duration::from_millis(1 + u64::from(round * 37 % 100)));
+        restart(round);
+    }
+    for duo in &mut *duos {
+        assert_eq!(duo.client.answer(), "ok");
+        assert_eq!(duo.server.answer(), "ok");
+    }
+    let after: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
+    assert_eq!(after, before, "all of it went by the rings");
+}

@@ -8,7 +8,7 @@ use viaduct_tests::rig::daemon::{Daemon, retry};
 use viaduct_tests::rig::guests::Guests;
 use viaduct_tests::rig::program::{Agent, Form};
 
-use crate::duo::{Duo, Way, in_the_middle, settle};
+use crate::duo::{Duo, Way, in_the_middle, settle, stream_across_restarts};
 use crate::revoked::revoke;
 use crate::two_guests::{ONE, all_free, are_free, free, joined, settled};
 
@@ -380,23 +380,7 @@ fn a_host_that_stops_in_order_ends_what_it_relays() {
 fn again_and_again(pair: Pair) {
     let mut rig = Rig::start(pair);
     let mut duos: Vec<Duo> = (0..3).map(|_| rig.join()).collect();
-    let before: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
-    let line = format!("stream 0 {} 5", 60 * MIB);
-    for duo in &mut duos {
-        duo.server.tell(&line);
-        duo.client.tell(&line);
-    }
-    for round in 0..12u32 {
-        let pause = 1 + u64::from(round * 37 % 100);
-        std::thread::sleep(Duration::from_millis(pause));
-        rig.guests.host.restart();
-    }
-    for duo in &mut duos {
-        assert_eq!(duo.client.answer(), "ok");
-        assert_eq!(duo.server.answer(), "ok");
-    }
-    let after: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
-    assert_eq!(after, before, "all of it went by the rings");
+    stream_across_restarts(&mut duos, 60 * MIB, |_| rig.guests.host.restart());
 }
 
 /// Killed while guests still say what they have.

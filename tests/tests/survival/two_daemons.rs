@@ -6,7 +6,7 @@ use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::rig::linked::Linked;
 use viaduct_tests::rig::program::{Agent, Form};
 
-use crate::duo::{Duo, Way, in_the_middle, settle};
+use crate::duo::{Duo, Way, in_the_middle, settle, stream_across_restarts};
 use crate::revoked::revoke;
 
 const MIB: usize = 1 << 20;
@@ -148,27 +148,13 @@ fn daemons_are_killed_again_and_again_on_a_bad_path() {
 
 fn again_and_again(mut linked: Linked, bytes: usize) {
     let mut duos: Vec<Duo> = (0..3).map(|_| joined(&linked)).collect();
-    let before: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
-    let line = format!("stream 0 {bytes} 5");
-    for duo in &mut duos {
-        duo.server.tell(&line);
-        duo.client.tell(&line);
-    }
-    for round in 0..12u32 {
-        let pause = 1 + u64::from(round * 37 % 100);
-        std::thread::sleep(Duration::from_millis(pause));
+    stream_across_restarts(&mut duos, bytes, |round| {
         let which = usize::from(round % 3 == 1);
         linked.daemons[which].restart();
         if round % 4 == 3 {
             linked.daemons[1 - which].restart();
         }
-    }
-    for duo in &mut duos {
-        assert_eq!(duo.client.answer(), "ok");
-        assert_eq!(duo.server.answer(), "ok");
-    }
-    let after: Vec<_> = duos.iter_mut().map(|duo| duo.kernel(0)).collect();
-    assert_eq!(after, before, "all of it went by the rings");
+    });
 }
 
 #[test]
