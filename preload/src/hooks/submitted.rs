@@ -111,26 +111,26 @@ extern "C" fn of_files(_ring: *const u8, files: *const c_int, count: c_uint) {
 }
 
 extern "C" fn of_tagged_files(
-    ring: *const u8,
+    _ring: *const u8,
     files: *const c_int,
     _tags: *const u64,
     count: c_uint,
 ) {
-    of_files(ring, files, count);
+    are_used(files, count);
 }
 
-extern "C" fn of_more_files(ring: *const u8, _first: c_uint, files: *const c_int, count: c_uint) {
-    of_files(ring, files, count);
+extern "C" fn of_more_files(_ring: *const u8, _first: c_uint, files: *const c_int, count: c_uint) {
+    are_used(files, count);
 }
 
 extern "C" fn of_more_tagged_files(
-    ring: *const u8,
+    _ring: *const u8,
     _first: c_uint,
     files: *const c_int,
     _tags: *const u64,
     count: c_uint,
 ) {
-    of_files(ring, files, count);
+    are_used(files, count);
 }
 
 pub(super) extern "C" fn of_context(
