@@ -1,19 +1,18 @@
 //! A guest: QEMU around a kernel and a file system, and commands inside.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::control::{Control, Said};
 use super::initramfs::Contents;
 use super::kernel::Kernel;
+use super::monitor::Monitor;
 
 /// How long a guest may take to come up, on a machine that has other things to do.
 const BOOT_LIMIT: Duration = Duration::from_secs(90);
@@ -355,24 +354,15 @@ impl Guest {
     /// # Errors
     /// It does not answer, or not with a result.
     pub fn tell_qemu(&self, command: &str, arguments: &Value) -> Result<Value> {
-        let stream = UnixStream::connect(self.directory.join("qmp"))?;
-        stream.set_read_timeout(Some(COMMAND_LIMIT))?;
-        let mut lines = BufReader::new(&stream).lines();
-        let mut ask = |what: Value| -> Result<Value> {
-            writeln!(&stream, "{what}")?;
-            for line in lines.by_ref() {
-                let said: Value = serde_json::from_str(&line?)?;
-                if let Some(result) = said.get("return") {
-                    return Ok(result.clone());
-                }
-                if let Some(error) = said.get("error") {
-                    bail!("QEMU: {error}");
-                }
-            }
-            bail!("QEMU is gone");
-        };
-        ask(json!({"execute": "qmp_capabilities"}))?;
-        ask(json!({"execute": command, "arguments": arguments}))
+        self.monitor()?.ask(command, arguments)
+    }
+
+    /// The monitor of its QEMU.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn monitor(&self) -> Result<Monitor> {
+        Monitor::connect(&self.directory.join("qmp"), COMMAND_LIMIT)
     }
 
     /// The process of its QEMU.

@@ -3,7 +3,7 @@
 //! * [`kernel`]: the kernel of the meta-package, unpacked and never installed.
 //! * [`cpio`], [`initramfs`]: the whole file system of a guest: busybox, modules, and programs of this machine with
 //!   the libraries that they need.
-//! * [`guest`]: QEMU around it, and commands that run inside.
+//! * [`guest`]: QEMU around it, and commands that run inside; [`monitor`]: what QEMU itself is told.
 //! * [`control`]: how such commands get in and what they say gets out.
 //! * [`turn`]: not too many guests at once.
 //! * [`region`], [`window`]: memory shared with them, as the daemon hands it out and as a program sees it;
@@ -20,6 +20,7 @@ pub mod cpio;
 pub mod guest;
 pub mod initramfs;
 pub mod kernel;
+pub mod monitor;
 pub mod region;
 pub mod slots;
 pub mod turn;

@@ -17,7 +17,7 @@ use crate::rig::Rig;
 /// Memory of a region, and vectors of a member.
 const MEMORY: &str = "256MiB";
 const MEMORY_BYTES: u64 = 256 << 20;
-const VECTORS: u16 = 16;
+pub(crate) const VECTORS: u16 = 16;
 
 /// What programs are started with.
 const ENVIRONMENT: &str =

@@ -9,9 +9,12 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::vm::guest::{Guest, Network, Spec};
+use viaduct_tests::vm::monitor::Monitor;
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{GUEST, Machine, Member, Running, Site, accelerated, by_ring, start_daemon};
+use crate::site::{
+    GUEST, Machine, Member, Running, Site, VECTORS, accelerated, by_ring, start_daemon,
+};
 
 /// A process of this machine.
 const OTHER: Machine = Machine {
@@ -23,11 +26,16 @@ const OTHER: Machine = Machine {
 /// How the server in the guest waits, and its port.
 const WAYS: [(&str, u16); 3] = [("read", 7000), ("poll", 7001), ("epoll", 7002)];
 
+/// More than QEMU has descriptors of a device: those of three members, the memory and the connection.
+const NUMBERS: usize = 4 * VECTORS as usize;
+
 /// A guest with servers that wait in every way, and a machine that talks to each of them, on rings.
 struct Pair<'a> {
     site: Site<'a>,
     rig: &'a Rig,
     guest: Guest,
+    /// Connected throughout: QEMU may close what it was given when nobody is.
+    qemu: Monitor,
     other: Member,
     talks: Vec<Running>,
 }
@@ -45,6 +53,7 @@ impl<'a> Pair<'a> {
         Ok(Self {
             site,
             rig,
+            qemu: guest.monitor()?,
             guest,
             other,
             talks: Vec::new(),
@@ -130,21 +139,36 @@ fn drain(guest: &mut Guest) -> Result<()> {
     guest.until("! kill -0 $(cat /tmp/daemon.pid) 2>/dev/null")
 }
 
-fn unplug(guest: &mut Guest) -> Result<()> {
-    guest.tell_qemu("device_del", &json!({"id": "region"}))?;
+fn unplug(pair: &mut Pair<'_>) -> Result<()> {
+    let Pair { guest, qemu, .. } = pair;
+    qemu.ask("device_del", &json!({"id": "region"}))?;
     guest.until("! grep -q 0x1110 /sys/bus/pci/devices/*/device")?;
     // QEMU needs a moment longer than the guest.
     retry("QEMU lets go of the connection", || {
-        let removed = guest.tell_qemu("chardev-remove", &json!({"id": "region"}));
+        let removed = qemu.ask("chardev-remove", &json!({"id": "region"}));
         removed.is_ok().then_some(())
     });
     Ok(())
 }
 
-/// The device is not plugged in again here: QEMU 7.2, where it emulates the processor, crashes then as soon as somebody
-/// rings a doorbell.
+/// The same device, with the memory of its tenant.
+fn plug(pair: &mut Pair<'_>) -> Result<()> {
+    let socket = pair.rig.path(&format!("{}.sock", GUEST.name));
+    let Pair { guest, qemu, .. } = pair;
+    qemu.occupy_numbers(NUMBERS)?;
+    let address = json!({"type": "unix", "data": {"path": socket}});
+    let backend = json!({"type": "socket", "data": {"addr": address, "server": false}});
+    qemu.ask("chardev-add", &json!({"id": "region", "backend": backend}))?;
+    let device = json!({
+        "driver": "ivshmem-doorbell", "id": "region", "chardev": "region", "vectors": VECTORS, "bus": "plug",
+    });
+    qemu.ask("device_add", &device)?;
+    guest.until("grep -q 0x1110 /sys/bus/pci/devices/*/device")
+}
+
+/// The device goes away, as for a migration, and comes back, as after one.
 #[test]
-fn programs_come_back_to_the_device_and_go_on_without_it() -> Result<()> {
+fn programs_come_back_to_the_device_that_was_unplugged() -> Result<()> {
     in_own_network(&[], || {
         let Some(rig) = Rig::new()? else {
             return Ok(());
@@ -161,7 +185,15 @@ fn programs_come_back_to_the_device_and_go_on_without_it() -> Result<()> {
         pair.goes_on();
 
         drain(&mut pair.guest)?;
-        unplug(&mut pair.guest)?;
+        unplug(&mut pair)?;
+        pair.goes_on();
+        plug(&mut pair)?;
+        start_daemon(&mut pair.guest, "")?;
+        pair.on_rings(WAYS.len());
+        pair.goes_on();
+
+        drain(&mut pair.guest)?;
+        unplug(&mut pair)?;
         pair.goes_on();
         pair.ends()?;
         let stats = pair.other.stats()?;
@@ -203,7 +235,7 @@ fn programs_that_sleep_over_it_all_are_not_harmed() -> Result<()> {
         pair.talk("150", "100")?;
         pair.signal_talks(Signal::STOP)?;
         drain(&mut pair.guest)?;
-        unplug(&mut pair.guest)?;
+        unplug(&mut pair)?;
         pair.signal_talks(Signal::CONT)?;
         pair.ends()
     })
