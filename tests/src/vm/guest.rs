@@ -56,8 +56,10 @@ pub struct Spec {
     pub region: Option<PathBuf>,
     /// Vectors of that device.
     pub vectors: u16,
-    /// Whether that device can be unplugged.
+    /// Whether there is a place where that device can be unplugged and plugged in.
     pub pluggable: bool,
+    /// The directory of a guest that is to migrate here. This one waits for it, in [`Spec::incoming`], instead of booting.
+    pub migrates_from: Option<PathBuf>,
     /// Whether it has an IOMMU, without which there are no interrupts from that device.
     pub iommu: bool,
     /// It is ended after so long, whatever happens.
@@ -82,6 +84,7 @@ impl Spec {
             region: None,
             vectors: 0,
             pluggable: false,
+            migrates_from: None,
             iommu: true,
             limit: Duration::from_secs(300),
             nice: 5,
@@ -94,10 +97,20 @@ impl Spec {
         self.directory.join(name)
     }
 
+    /// The socket at which a guest that is to be migrated here is awaited.
+    pub fn incoming(&self) -> PathBuf {
+        self.file("incoming")
+    }
+
+    /// Where it was booted: what names it and gives it its address.
+    fn origin(&self) -> &Path {
+        self.migrates_from.as_ref().unwrap_or(&self.directory)
+    }
+
     fn arguments(&self, kernel: &Kernel) -> Vec<String> {
         let path = |path: &Path| path.to_string_lossy().into_owned();
         let mut line = KERNEL.to_owned();
-        let name = self.directory.file_name().unwrap_or_default();
+        let name = self.origin().file_name().unwrap_or_default();
         line += &format!(" viaduct.name={}", name.to_string_lossy());
         if let Some(address) = &self.address {
             line += &format!(" viaduct.address={address}");
@@ -176,6 +189,12 @@ impl Spec {
                 format!("virtio-net-pci,netdev=net,mac={},romfile=", self.mac()),
             );
         }
+        if self.pluggable {
+            add(
+                "-device",
+                "pcie-root-port,id=plug,pref64-reserve=256M".to_owned(),
+            );
+        }
         if let Some(region) = &self.region {
             add(
                 "-chardev",
@@ -186,10 +205,6 @@ impl Spec {
                 self.vectors
             );
             if self.pluggable {
-                add(
-                    "-device",
-                    "pcie-root-port,id=plug,pref64-reserve=256M".to_owned(),
-                );
                 device += ",bus=plug";
             }
             add("-device", device);
@@ -202,13 +217,17 @@ impl Spec {
             );
             add("-device", "virtio-pmem-pci,memdev=cached".to_owned());
         }
+        if self.migrates_from.is_some() {
+            let incoming = path(&self.incoming());
+            add("-incoming", format!("unix:{incoming}"));
+        }
         arguments.extend(self.more.iter().cloned());
         arguments
     }
 
     /// An address of its own on the network, made of its name and its IP address.
     fn mac(&self) -> String {
-        let what = format!("{} {:?}", self.directory.display(), self.address);
+        let what = format!("{} {:?}", self.origin().display(), self.address);
         let sum = what.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
             (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
         });
@@ -243,7 +262,7 @@ impl Guest {
     /// It cannot be started.
     pub fn start(kernel: &Kernel, spec: &Spec) -> Result<Self> {
         fs::create_dir_all(&spec.directory)?;
-        for old in ["control", "qmp", "pid", "console.log"] {
+        for old in ["control", "qmp", "pid", "console.log", "incoming"] {
             let _ = fs::remove_file(spec.file(old));
         }
         spec.contents.write(kernel, &spec.file("initramfs"))?;

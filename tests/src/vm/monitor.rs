@@ -79,6 +79,28 @@ impl Monitor {
         bail!("QEMU is gone");
     }
 
+    /// Moves its machine to another QEMU, which waits at a socket, and waits until it is there. This one has none then.
+    ///
+    /// # Errors
+    /// The machine stays here, or is not there after a minute.
+    pub fn migrate(&mut self, to: &Path) -> Result<()> {
+        // Bytes in a second; usual is an eighth of a gigabyte.
+        self.ask(
+            "migrate-set-parameters",
+            &json!({"max-bandwidth": 1_u64 << 32}),
+        )?;
+        self.ask("migrate", &json!({"uri": format!("unix:{}", to.display())}))?;
+        for _ in 0..600 {
+            let said = self.ask("query-migrate", &json!({}))?;
+            match said["status"].as_str() {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => bail!("QEMU: {said}"),
+                _ => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+        bail!("the machine does not move")
+    }
+
     /// Gives it descriptors that nothing ever happens on, so that the lowest numbers are taken.
     ///
     /// A QEMU that has no irqfd, as one that emulates the processor, goes on to poll the numbers of the eventfds of an

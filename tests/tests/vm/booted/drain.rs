@@ -1,4 +1,5 @@
-//! A guest whose daemon is drained or killed and whose device is unplugged, under programs that sleep, and that gets it back.
+//! A guest whose daemon is drained or killed and whose device is unplugged, under programs that sleep, and that gets it back,
+//! also after it was migrated.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::vm::guest::{Guest, Network, Spec};
 use viaduct_tests::vm::monitor::Monitor;
 
-use crate::rig::{HOST, Rig, TAP, in_own_network};
+use crate::rig::{HOST, Rig, TAP, in_own_network, ip};
 use crate::site::{
     GUEST, Machine, Member, Running, Site, VECTORS, accelerated, by_ring, start_daemon,
 };
@@ -29,6 +30,9 @@ const WAYS: [(&str, u16); 3] = [("read", 7000), ("poll", 7001), ("epoll", 7002)]
 /// More than QEMU has descriptors of a device: those of three members, the memory and the connection.
 const NUMBERS: usize = 4 * VECTORS as usize;
 
+/// Another interface for the guest, on the same network.
+const SECOND_TAP: &str = "tap-second";
+
 /// A guest with servers that wait in every way, and a machine that talks to each of them, on rings.
 struct Pair<'a> {
     site: Site<'a>,
@@ -43,11 +47,7 @@ struct Pair<'a> {
 impl<'a> Pair<'a> {
     fn new(rig: &'a Rig) -> Result<Self> {
         let site = Site::new(rig, &[GUEST, OTHER], "");
-        let spec = Spec {
-            pluggable: true,
-            ..site.spec(&GUEST, Network::Tap(TAP.to_owned()))
-        };
-        let mut guest = rig.boot(&spec)?;
+        let mut guest = rig.boot(&spec(&site, TAP))?;
         start_daemon(&mut guest, "")?;
         let other = site.member(&OTHER)?;
         Ok(Self {
@@ -75,6 +75,26 @@ impl<'a> Pair<'a> {
             self.talks.push(Running::start(program)?);
         }
         self.on_rings(WAYS.len());
+        Ok(())
+    }
+
+    /// Moves the guest, which has no device now, to another QEMU, on another interface of our network.
+    fn migrate(&mut self) -> Result<()> {
+        let spec = Spec {
+            directory: self.rig.path("migrated"),
+            migrates_from: Some(self.rig.path(GUEST.name)),
+            region: None,
+            ..spec(&self.site, SECOND_TAP)
+        };
+        let mut guest = Guest::start(&self.rig.kernel, &spec)?;
+        retry("the other QEMU waits for it", || {
+            spec.incoming().exists().then_some(())
+        });
+        self.qemu.migrate(&spec.incoming())?;
+        self.guest.end();
+        guest.wait()?;
+        self.qemu = guest.monitor()?;
+        self.guest = guest;
         Ok(())
     }
 
@@ -131,6 +151,13 @@ impl<'a> Pair<'a> {
             self.guest.run(&format!("kill -0 $(cat /tmp/{how}.pid)"))?;
         }
         Ok(())
+    }
+}
+
+fn spec(site: &Site<'_>, tap: &str) -> Spec {
+    Spec {
+        pluggable: true,
+        ..site.spec(&GUEST, Network::Tap(tap.to_owned()))
     }
 }
 
@@ -199,6 +226,39 @@ fn programs_come_back_to_the_device_that_was_unplugged() -> Result<()> {
         let stats = pair.other.stats()?;
         ensure!(by_ring(&stats) > 0, "{stats}");
         Ok(())
+    })
+}
+
+/// As docs/deploy.md says under "Live migration".
+#[test]
+fn programs_come_back_to_the_device_after_a_migration() -> Result<()> {
+    in_own_network(&[], || {
+        let Some(rig) = Rig::new()? else {
+            return Ok(());
+        };
+        ip("link add bridge type bridge")?;
+        ip(&format!("tuntap add {SECOND_TAP} mode tap vnet_hdr"))?;
+        ip(&format!("addr flush dev {TAP}"))?;
+        ip(&format!("addr add {HOST}/24 dev bridge"))?;
+        for port in [TAP, SECOND_TAP] {
+            ip(&format!("link set {port} master bridge"))?;
+            ip(&format!("link set {port} up"))?;
+        }
+        ip("link set bridge up")?;
+
+        let mut pair = Pair::new(&rig)?;
+        pair.talk("400", "100")?;
+        pair.goes_on();
+        drain(&mut pair.guest)?;
+        unplug(&mut pair)?;
+        pair.goes_on();
+        pair.migrate()?;
+        pair.goes_on();
+        plug(&mut pair)?;
+        start_daemon(&mut pair.guest, "")?;
+        pair.on_rings(WAYS.len());
+        pair.goes_on();
+        pair.ends()
     })
 }
 
