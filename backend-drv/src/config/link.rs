@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rdma_core::wire::Hello;
 use serde::{Deserialize, Serialize};
 
 use super::{ConfigError, Size, given, require};
@@ -108,8 +109,8 @@ pub struct RawFaults {
     pub mtu: Option<usize>,
 }
 
-/// Frames shorter than this carry nothing worth the trouble.
-const FRAME_MIN: usize = 256;
+/// What a frame may always have, by the protocol.
+const FRAME_MIN: usize = Hello::MAX_FRAME_LEAST;
 const FRAME_MAX: usize = 65_507;
 
 pub(super) fn link_of(index: usize, raw: RawLink) -> Result<LinkConfig, ConfigError> {

@@ -31,6 +31,9 @@ pub static DEFAULT_SOCKET_PATH: Lazy<PathBuf> = Lazy::new(|| PathBuf::from(DEFAU
 /// Log filter, unless something says otherwise.
 pub const DEFAULT_LOG: &str = "info";
 
+/// Largest weight of a domain.
+const WEIGHT_MAX: u32 = rdma_core::link::DomainConfig::WEIGHT_MAX;
+
 /// A configuration that can be used.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
@@ -295,6 +298,14 @@ fn limits_of(raw: RawLimits) -> Result<Limits, ConfigError> {
     })
 }
 
+fn weight_of(key: &str, weight: Option<u32>) -> Result<u32, ConfigError> {
+    let weight = weight.unwrap_or(1);
+    require((1..=WEIGHT_MAX).contains(&weight), key, weight, || {
+        format!("must be 1 to {WEIGHT_MAX}")
+    })?;
+    Ok(weight)
+}
+
 fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> {
     let key = |field: &str| format!("domain[{index}].{field}");
     require(!raw.name.is_empty(), &key("name"), "\"\"", || {
@@ -309,10 +320,7 @@ fn domain_of(index: usize, raw: RawDomain) -> Result<DomainConfig, ConfigError> 
             "must be an absolute path, such as /run/netns/NAME".to_owned()
         })?;
     }
-    let weight = raw.weight.unwrap_or(1);
-    require(weight > 0, &key("weight"), weight, || {
-        "must be at least 1".to_owned()
-    })?;
+    let weight = weight_of(&key("weight"), raw.weight)?;
     if let Some(tenant) = &raw.tenant {
         require(!tenant.is_empty(), &key("tenant"), "\"\"", || {
             "must not be empty; leave it out for none".to_owned()
@@ -499,7 +507,7 @@ mod tests {
             ),
             (
                 "[[domain]]\nname = \"a\"\nweight = 0",
-                &["domain[0].weight = 0"],
+                &["domain[0].weight = 0", "1 to 1000"],
             ),
             (
                 "[[domain]]\nname = \"a\"\n[[domain]]\nname = \"a\"",
@@ -531,7 +539,7 @@ mod tests {
             ),
             (
                 "[[link]]\nname = \"a\"\ndriver = \"udp\"\nbind = \"10.0.0.1\"\nmax_frame = 9",
-                &["link[0].max_frame = 9", "65507"],
+                &["link[0].max_frame = 9", "1200 to 65507"],
             ),
             (
                 "[[link]]\nname = \"a\"\ndriver = \"udp\"\nbind = \"10.0.0.1\"\n[link.faults]\ndrop = 2.0",

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 use rdma_core::channel::REGION_MIN;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigError, Size, given, require};
+use super::{ConfigError, Size, given, require, weight_of};
 
 /// Most memory of a region: what a BAR of a device may be on all machines that QEMU knows.
 const REGION_MAX: u64 = 1 << 37;
@@ -139,10 +139,7 @@ fn vm_of(index: usize, raw: RawVm) -> Result<VmConfig, ConfigError> {
     require(good, &key("vectors"), vectors, || {
         format!("must be {VECTORS_MIN} to {VECTORS_MAX}")
     })?;
-    let weight = raw.weight.unwrap_or(1);
-    require(weight > 0, &key("weight"), weight, || {
-        "must be at least 1".to_owned()
-    })?;
+    let weight = weight_of(&key("weight"), raw.weight)?;
     Ok(VmConfig {
         name: raw.name,
         socket: raw.socket,
