@@ -1,8 +1,11 @@
 //! Two mirrors back to back.
 
 use super::*;
+use crate::handshake::Route;
 use crate::layout::{End, RING_LOG2_MIN, conn_bytes};
-use crate::mem::HeapRegion;
+use crate::mem::{HeapRegion, RingBytes};
+use crate::reason::Reason;
+use crate::ring::{OutOfRing, Producer};
 
 const WAITS: WaitRef = WaitRef {
     process: 9,
