@@ -238,7 +238,7 @@ show[CLOSE] = function(body, tree)
     return string.format("CLOSE %u", body(0, 4):uint())
 end
 
--- Shows a message about one connection; see rdma-core/src/wire/pairing.rs for its fields.
+-- Shows a message about one connection; see rdma-core/src/wire/pairing/raw.rs for its fields.
 local function show_pairing(message, tree)
     local LENGTHS = { [OFFER] = 84, [CANDIDATE] = 56, [PAIR] = 28, [PAIRED] = 20, [REFUSE] = 20, [WITHDRAW] = 20 }
     local kind = message(0, 1):uint()
