@@ -11,6 +11,10 @@ mod early;
 mod echo;
 mod ends;
 mod epoll;
+mod epoll_order;
+mod epoll_registering;
+mod epoll_sets;
+mod epoll_waiting;
 mod files;
 mod flags;
 mod idle;
@@ -187,6 +191,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         ends::CASES,
         readiness::CASES,
         epoll::CASES,
+        epoll_registering::CASES,
+        epoll_waiting::CASES,
+        epoll_sets::CASES,
+        epoll_order::CASES,
         signals::CASES,
         masks::CASES,
         restarting::CASES,
