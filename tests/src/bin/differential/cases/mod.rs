@@ -24,6 +24,10 @@ mod masks;
 mod messages;
 mod options;
 mod pointers;
+mod pointers_cut;
+mod pointers_messages;
+mod pointers_options;
+mod pointers_readiness;
 mod rare;
 mod readiness;
 mod restarting;
@@ -188,6 +192,10 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         options::CASES,
         upper::CASES,
         pointers::CASES,
+        pointers_cut::CASES,
+        pointers_messages::CASES,
+        pointers_readiness::CASES,
+        pointers_options::CASES,
         ends::CASES,
         readiness::CASES,
         epoll::CASES,
