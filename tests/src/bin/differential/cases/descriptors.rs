@@ -1,10 +1,9 @@
-//! Descriptors: duplicated, replaced, inherited, passed on, closed by the hundred.
+//! Descriptors: duplicated, replaced, numbered; and what the other cases share.
 
-use libc::{F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, MSG_DONTWAIT, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR};
+use libc::{F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR};
 
-use super::{Case, Needs, blocking, case};
-use crate::end::{End, Side, settle};
-use crate::pattern::Pattern;
+use super::{Case, Needs, case};
+use crate::end::{End, Side};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
 use viaduct_tests::sys::{self, fd_of};
@@ -21,66 +20,11 @@ pub(super) const CASES: &[Case] = &[
     ),
     case("number_used_again", Needs::Steps, number_used_again),
     case("lowest_numbers", Needs::Processes, lowest_numbers),
-    case(
-        "fork_child_continues",
-        Needs::Processes,
-        fork_child_continues,
-    ),
-    case("fork_child_leaves", Needs::Processes, fork_child_leaves),
-    case("fork_both_write", Needs::Processes, fork_both_write),
-    case(
-        "fork_reader_and_writer",
-        Needs::Processes,
-        fork_reader_and_writer,
-    ),
-    case("fork_server", Needs::Processes, |stage| {
-        fork_server(stage, false);
-    }),
-    case("fork_server_slow", Needs::Processes, |stage| {
-        fork_server(stage, true);
-    }),
-    blocking("inetd", Needs::Processes, inetd),
-    blocking("exec_later", Needs::Processes, exec_later),
-    case("exec_fails", Needs::Processes, exec_fails),
-    case("helper_closes_by_exec", Needs::Processes, |stage| {
-        helper(stage, Helper::ClosesByExec);
-    }),
-    case("helper_keeps_open", Needs::Processes, |stage| {
-        helper(stage, Helper::KeepsOpen);
-    }),
-    case("helper_leaves", Needs::Processes, |stage| {
-        helper(stage, Helper::Leaves);
-    }),
-    case("helper_is_killed", Needs::Processes, |stage| {
-        helper(stage, Helper::IsKilled);
-    }),
-    case("left_to_a_stranger", Needs::Processes, left_to_a_stranger),
-    case("pass_fresh_to_child", Needs::Processes, |stage| {
-        pass_to_child(stage, true);
-    }),
-    case("pass_later_to_child", Needs::Processes, |stage| {
-        pass_to_child(stage, false);
-    }),
-    case("pass_fresh_to_itself", Needs::Steps, |stage| {
-        pass_to_itself(stage, true);
-    }),
-    case("pass_later_to_itself", Needs::Steps, |stage| {
-        pass_to_itself(stage, false);
-    }),
-    case("daemonize_by_loop", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::Loop);
-    }),
-    case("daemonize_by_range", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::Range);
-    }),
-    case("daemonize_by_closefrom", Needs::Processes, |stage| {
-        daemonize(stage, CloseAll::From);
-    }),
     case("stdio_fresh", Needs::Steps, |stage| stdio(stage, true)),
     case("stdio_later", Needs::Steps, |stage| stdio(stage, false)),
 ];
 
-const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
+pub(super) const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
 
 fn dup_and_close(stage: &mut Stage) {
     stage.connect();
@@ -276,10 +220,6 @@ fn lowest_numbers(stage: &mut Stage) {
     stage.b("numbers", numbers);
 }
 
-fn let_it_sleep(ms: u64) {
-    std::thread::sleep(core::time::Duration::from_millis(ms));
-}
-
 /// Runs `work` in a forked child, which exits with 0 if it says so.
 pub(super) fn child(work: impl FnOnce() -> bool) -> sys::Ret {
     let pid = sys::fork();
@@ -288,151 +228,6 @@ pub(super) fn child(work: impl FnOnce() -> bool) -> sys::Ret {
         sys::exit_now(i32::from(!good));
     }
     pid
-}
-
-fn fork_child_continues(stage: &mut Stage) {
-    stage.connect();
-    stage.both(
-        "exchange",
-        |a| {
-            let pid = child(|| {
-                let said = a.say("from the child");
-                let heard = a.hear(12);
-                said == "sent 14" && heard == "\"to the child\""
-            });
-            let closed = a.close();
-            format!("{closed} {}", sys::wait_for(pid))
-        },
-        |b| {
-            let heard = b.hear(14);
-            let said = b.say("to the child");
-            format!("{heard} {said} {}", b.hear(1))
-        },
-    );
-}
-
-fn fork_child_leaves(stage: &mut Stage) {
-    stage.connect();
-    stage.a("child closes", |a| {
-        let fd = a.fd;
-        sys::wait_for(child(|| sys::close(fd) == Ok(0)))
-    });
-    stage.a("child exits", |_| sys::wait_for(child(|| true)));
-    stage.b("no end", |b| b.ready(POLLOUT));
-    for _ in 0..20 {
-        stage.a("say", |a| a.say("hello"));
-        stage.b("hear", |b| b.hear(5));
-        stage.b("say", |b| b.say("world"));
-        stage.a("hear", |a| a.hear(5));
-    }
-    stage.a("close", End::close);
-    stage.b("end", |b| b.ready(FIN));
-}
-
-fn fork_both_write(stage: &mut Stage) {
-    const EACH: usize = 2000;
-    stage.connect();
-    stage.both(
-        "write",
-        |a| {
-            let fd = a.fd;
-            let write = |byte| (0..EACH).all(|_| sys::send(fd, &[byte], 0) == Ok(1));
-            let pid = child(|| write(b'c'));
-            let wrote = write(b'p');
-            let waited = sys::wait_for(pid);
-            format!("{wrote} {waited} {}", a.close())
-        },
-        |b| {
-            let (bytes, ended) = b.recv_all(3 * EACH);
-            let count = |byte| bytes.iter().filter(|b| **b == byte).count();
-            format!("{} {} {} {ended:?}", bytes.len(), count(b'p'), count(b'c'))
-        },
-    );
-}
-
-fn fork_reader_and_writer(stage: &mut Stage) {
-    const BYTES: usize = 2_000_000;
-    let pattern = Pattern::new(31);
-    stage.connect();
-    stage.both(
-        "echo",
-        |a| {
-            let pid = child(|| a.drink(&pattern, BYTES, 1) == format!("drank {BYTES}"));
-            let poured = a.pour(&pattern, BYTES, 2);
-            format!("{poured} {}", sys::wait_for(pid))
-        },
-        |b| {
-            let mut done = 0;
-            let mut buffer = vec![0; 50_000];
-            while done < BYTES {
-                match b.recv_some(&mut buffer) {
-                    Ok(got) if got > 0 => {
-                        let got = usize::try_from(got).unwrap_or(0);
-                        if b.send_all(&buffer[..got]).is_err() {
-                            break;
-                        }
-                        done += got;
-                    }
-                    other => return format!("{done} then {}", show::ret(other)),
-                }
-            }
-            format!("echoed {done}")
-        },
-    );
-}
-
-/// `slow`: the far end has long registered when the server forks.
-fn fork_server(stage: &mut Stage, slow: bool) {
-    const CLIENTS: usize = 3;
-    // Enough for the child to register, and to see its connection paired.
-    const ROUNDS: usize = 500;
-    let listener = stage.listen(Side::B);
-    stage.both(
-        "serve",
-        |a| {
-            let mut shown = String::new();
-            for client in 0..CLIENTS {
-                let fd = fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM));
-                let connected = sys::connect(fd, listener.address);
-                a.hold(fd);
-                let mut good = 0;
-                for _ in 0..ROUNDS {
-                    let said = a.say("hello from a client");
-                    good +=
-                        usize::from(a.hear(19) == "\"hello from a client\"" && said == "sent 19");
-                }
-                shown += &format!("{client}: {} {good} {}; ", show::ret(connected), a.close());
-            }
-            shown
-        },
-        |b| {
-            let mut children = Vec::new();
-            for _ in 0..CLIENTS {
-                b.hold(fd_of(sys::accept4(listener.fd, 0)));
-                if slow {
-                    let_it_sleep(30);
-                }
-                children.push(child(|| {
-                    let _ = sys::close(listener.fd);
-                    let mut buffer = [0; 100];
-                    while let Ok(got) = sys::recv(b.fd, &mut buffer, 0) {
-                        let got = usize::try_from(got).unwrap_or(0);
-                        if got == 0 {
-                            return true;
-                        }
-                        let _ = sys::send(b.fd, &buffer[..got], 0);
-                    }
-                    false
-                }));
-                let _ = b.close();
-            }
-            children
-                .into_iter()
-                .map(sys::wait_for)
-                .collect::<Vec<_>>()
-                .join(" ")
-        },
-    );
 }
 
 /// Messages that come back from `cat`, and the end.
@@ -446,39 +241,6 @@ pub(super) fn talk_to_cat(a: &mut End) -> String {
     }
     let shut = a.shutdown(SHUT_WR);
     format!("{shut} {}", a.hear(1))
-}
-
-/// Accept, fork, exec: the connection becomes standard input and output of another program.
-fn inetd(stage: &mut Stage) {
-    stage.connect_cold(Family::V4);
-    stage.both("cat", talk_to_cat, |b| {
-        let fd = b.fd;
-        let pid = child(|| sys::exec_cat(fd));
-        let closed = b.close();
-        format!("{closed} {}", sys::wait_for(pid))
-    });
-}
-
-/// The same after a while, with nothing under way.
-fn exec_later(stage: &mut Stage) {
-    stage.connect();
-    let mut pid = Err(-1);
-    stage.b("exec", |b| {
-        let fd = b.fd;
-        let (go, tell) = sys::pipe();
-        // Closed by exec, which its reader learns as the end.
-        let (done, held) = sys::pipe();
-        pid = child(|| {
-            let _ = sys::close(done);
-            sys::read(go, &mut [0]) == Ok(1) && sys::exec_cat(fd)
-        });
-        let _ = sys::close(held);
-        let closed = b.close();
-        let _ = sys::write(tell, b"x");
-        format!("{closed} {}", show::ret(sys::read(done, &mut [0])))
-    });
-    stage.a("cat", talk_to_cat);
-    stage.b("left", |_| sys::wait_for(pid));
 }
 
 /// Twenty rounds of a dialogue between the ends.
@@ -496,191 +258,6 @@ pub(super) fn dialogue(stage: &mut Stage) {
     );
     // Time for whatever goes on behind.
     std::thread::sleep(core::time::Duration::from_millis(40));
-}
-
-/// An exec that fails changes nothing.
-fn exec_fails(stage: &mut Stage) {
-    stage.connect();
-    stage.a("exec", |a| {
-        let _ = sys::fcntl(a.fd, libc::F_SETFD, libc::FD_CLOEXEC);
-        sys::exec(c"/nonexistent", c"x").to_string()
-    });
-    dialogue(stage);
-    stage.a("keep and exec", |a| {
-        let _ = sys::fcntl(a.fd, libc::F_SETFD, 0);
-        sys::exec(c"/nonexistent", c"x").to_string()
-    });
-    dialogue(stage);
-    stage.a("close", End::close);
-    stage.b("end", |b| b.hear(1));
-}
-
-/// What a child does with a connection that it inherits and does not use.
-#[derive(Clone, Copy, PartialEq)]
-enum Helper {
-    ClosesByExec,
-    KeepsOpen,
-    Leaves,
-    IsKilled,
-}
-
-/// A program that forks a helper goes on with its young connection as if it were alone.
-fn helper(stage: &mut Stage, helper: Helper) {
-    stage.connect_cold(Family::V4);
-    stage.a("helper", |a| {
-        if helper == Helper::ClosesByExec {
-            let _ = sys::fcntl(a.fd, libc::F_SETFD, libc::FD_CLOEXEC);
-        }
-        let (started, tell) = sys::pipe();
-        let pid = child(|| match helper {
-            Helper::ClosesByExec => sys::exec(c"/bin/sleep", c"0"),
-            Helper::KeepsOpen => sys::exec(c"/bin/sleep", c"0.3"),
-            Helper::Leaves => true,
-            Helper::IsKilled => {
-                let _ = sys::write(tell, b"x");
-                std::thread::sleep(core::time::Duration::from_secs(60));
-                false
-            }
-        });
-        let _ = sys::close(tell);
-        // Killed only once it runs.
-        let _ = sys::read(started, &mut [0]);
-        let _ = sys::close(started);
-        match helper {
-            Helper::ClosesByExec | Helper::Leaves => sys::wait_for(pid),
-            Helper::KeepsOpen => "goes on".to_owned(),
-            Helper::IsKilled => format!("{} {}", show::ret(sys::kill(pid)), sys::wait_for(pid)),
-        }
-    });
-    for _ in 0..3 {
-        dialogue(stage);
-    }
-    stage.a("close", End::close);
-    stage.b("end", |b| b.hear(1));
-}
-
-/// The last process with the library closes a connection that another program still has.
-fn left_to_a_stranger(stage: &mut Stage) {
-    stage.connect();
-    stage.a("helper", |a| {
-        let _ = sys::fcntl(a.fd, libc::F_SETFD, 0);
-        // Longer than the rest takes.
-        let _ = child(|| sys::exec(c"/bin/sleep", c"2"));
-        std::thread::sleep(core::time::Duration::from_millis(100));
-        a.say("last words")
-    });
-    stage.a("close", End::close);
-    stage.b("hear", |b| b.hear(10));
-    stage.b("not yet", |b| b.recv(1, MSG_DONTWAIT));
-    stage.b("ready", |b| b.ready(POLLOUT));
-    stage.b("say", |b| b.say("to nobody"));
-}
-
-fn pass_to_child(stage: &mut Stage, fresh: bool) {
-    if fresh {
-        stage.connect_cold(Family::V4);
-    } else {
-        stage.connect();
-    }
-    stage.both(
-        "exchange",
-        |a| {
-            let (here, there) = sys::socketpair();
-            let fd = a.fd;
-            // The child must not hold what it is to receive.
-            let pid = child(|| {
-                let _ = sys::close(fd);
-                let _ = sys::write(there, b"x");
-                a.hold(sys::recv_fd(there));
-                let said = a.say("from the child");
-                said == "sent 14" && a.hear(12) == "\"to the child\""
-            });
-            let _ = sys::read(here, &mut [0]);
-            let passed = sys::send_fds(here, b"x", &[fd]);
-            let closed = a.close();
-            format!("{} {closed} {}", show::ret(passed), sys::wait_for(pid))
-        },
-        |b| {
-            let heard = b.hear(14);
-            let said = b.say("to the child");
-            format!("{heard} {said} {}", b.hear(1))
-        },
-    );
-}
-
-fn pass_to_itself(stage: &mut Stage, fresh: bool) {
-    if fresh {
-        stage.connect_cold(Family::V4);
-    } else {
-        stage.connect();
-    }
-    stage.a("pass", |a| {
-        let (here, there) = sys::socketpair();
-        let passed = sys::send_fds(here, b"x", &[a.fd]);
-        let new = sys::recv_fd(there);
-        let closed = a.close();
-        a.hold(new);
-        format!("{} {closed} {}", show::ret(passed), new >= 0)
-    });
-    for _ in 0..20 {
-        stage.a("say", |a| a.say("hello"));
-        stage.b("hear", |b| b.hear(5));
-        stage.b("say", |b| b.say("world"));
-        stage.a("hear", |a| a.hear(5));
-    }
-    stage.a("close", End::close);
-    stage.b("end", |b| b.ready(FIN));
-}
-
-/// How a daemon closes everything it has inherited.
-#[derive(Clone, Copy)]
-enum CloseAll {
-    Loop,
-    Range,
-    From,
-}
-
-fn daemonize(stage: &mut Stage, how: CloseAll) {
-    stage.connect();
-    let listener = stage.listen(Side::B);
-    stage.both(
-        "daemon",
-        |a| {
-            let pid = child(|| {
-                a.leave_set();
-                match how {
-                    CloseAll::Loop => (3..1024).for_each(|fd| {
-                        let _ = sys::close(fd);
-                    }),
-                    CloseAll::Range => {
-                        let _ = sys::close_range(3, u32::MAX, 0);
-                    }
-                    CloseAll::From => sys::closefrom(3),
-                }
-                a.hold(fd_of(sys::socket(libc::AF_INET, libc::SOCK_STREAM)));
-                let connected = sys::connect(a.fd, listener.address);
-                let good = (0..60).all(|_| a.say("hello") == "sent 5" && a.hear(5) == "\"hello\"");
-                a.fd == 3 && connected == Ok(0) && good
-            });
-            sys::wait_for(pid)
-        },
-        |b| {
-            let first = b.fd;
-            b.hold(fd_of(sys::accept4(listener.fd, 0)));
-            let mut echoed = 0;
-            while b.hear(5) == "\"hello\"" {
-                let _ = b.say("hello");
-                echoed += 1;
-            }
-            let _ = sys::close(b.fd);
-            b.hold(first);
-            format!("echoed {echoed}")
-        },
-    );
-    stage.b("the first is still there", |b| settle(b.fd, FIN, POLLOUT));
-    stage.a("say", |a| a.say("hello"));
-    stage.b("hear", |b| b.hear(5));
-    stage.b("nothing more", |b| b.recv(5, MSG_DONTWAIT));
 }
 
 /// A socket wrapped into stdio streams: before anything else, or after a while with nothing under way.

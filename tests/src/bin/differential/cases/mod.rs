@@ -6,6 +6,8 @@ mod confined;
 mod connecting;
 mod corners;
 mod descriptors;
+mod descriptors_forked;
+mod descriptors_handed;
 mod downgrade;
 mod early;
 mod echo;
@@ -211,6 +213,8 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         corners::CASES,
         connecting::CASES,
         descriptors::CASES,
+        descriptors_forked::CASES,
+        descriptors_handed::CASES,
         strangers::CASES,
         early::CASES,
         leaving::CASES,
