@@ -25,12 +25,18 @@ mod apart;
 #[cfg(test)]
 mod apart_tests;
 mod departure;
+#[cfg(test)]
+mod departure_tests;
 mod facts;
 mod matching;
+#[cfg(test)]
+mod matching_tests;
 mod remote;
 #[cfg(test)]
 mod remote_tests;
 mod revoking;
+#[cfg(test)]
+mod revoking_tests;
 #[cfg(test)]
 mod tests;
 mod uplinked;
