@@ -152,7 +152,6 @@ impl Conn {
 
     /// Starts a new connection in this place.
     pub(crate) fn begin(&self, slot: &'static Slot, slot_index: u32) {
-        self.refs.store(1, Ordering::Relaxed);
         self.exec.store(0, Ordering::Relaxed);
         self.spawns
             .store(crate::lifecycle::spawned(), Ordering::Relaxed);
@@ -177,6 +176,8 @@ impl Conn {
         self.kernel_bits.store(0, Ordering::Relaxed);
         self.sent_at_recv.swap_relaxed(u64::MAX);
         self.forget_flags();
+        // Who goes through all connections finds it from here on.
+        self.refs.store(1, Ordering::Release);
     }
 
     /// Whether the socket has O_APPEND, for which the kernel refuses to splice into it; `ask` asks the

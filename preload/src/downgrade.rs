@@ -79,6 +79,10 @@ pub(crate) fn leave_rings(members: Members<'_>, reason: Reason) {
 fn begin(conn: &'static Conn, fd: c_int, reason: Reason) {
     conn.veto(reason);
     let Some(view) = conn.view() else { return };
+    if lock::is_inside(conn) {
+        // In a signal handler that has interrupted an operation: nothing can be moved now.
+        return;
+    }
     if !ready::involves_ring(conn) {
         // No other process that shares the slot may go to the ring later.
         settle_in_kernel(conn);

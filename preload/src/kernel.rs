@@ -257,6 +257,12 @@ fn set_option_int(fd: c_int, level: c_int, name: c_int, value: c_int) {
     });
 }
 
+/// shutdown(2) of the kernel's socket. Leaves errno alone.
+pub(crate) fn shutdown(fd: c_int, how: c_int) {
+    // SAFETY: no pointers.
+    errno::preserved(|| unsafe { real::shutdown(fd, how) });
+}
+
 /// Makes the coming close send RST, as TCP does when unread bytes are thrown away.
 pub(crate) fn reset_on_close(fd: c_int) {
     errno::preserved(|| {

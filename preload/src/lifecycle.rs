@@ -20,11 +20,13 @@ use rdma_core::slot::SLOTS;
 
 pub(crate) use adopt::{Side, adopt, adopt_inherited, move_to_own_arena};
 pub(crate) use births::born;
-pub(crate) use close::{after_shutdown, before_dissolve, before_shutdown, begin_close, close_kept};
+pub(crate) use close::{
+    after_copy, after_shutdown, before_dissolve, before_shutdown, begin_close, close_kept,
+};
 pub(crate) use descriptors::{created, duplicated, fetched, is_stale, make_way, received};
 pub(crate) use exec::{at_exit, before_exec, exec_failed, forget, spawned, spawning};
 pub(crate) use fork::{
-    any_on_ring, before_fork, fork_failed, in_forked_child, is_own_memory, own_pid,
+    any_on_ring, before_fork, each_conn, fork_failed, in_forked_child, is_own_memory, own_pid,
 };
 pub(crate) use leave::{
     all_to_kernel, members_to_kernel, passed_on, tell, tell_retracted, to_kernel, to_stdio,

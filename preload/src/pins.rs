@@ -127,8 +127,9 @@ pub(crate) fn inside<T>(owner: &'static Conn, fd: c_int, call: impl FnOnce() -> 
     result
 }
 
-/// The calling thread may be blocked on the connection from now on; false if there is no room for a note.
-fn note(owner: &'static Conn) -> bool {
+/// The calling thread may be blocked on the connection, or is in the middle of an operation on it, from now on; false if
+/// there is no room for a note.
+pub(crate) fn note(owner: &'static Conn) -> bool {
     let Some(note) = own_note() else {
         return false;
     };
@@ -140,7 +141,7 @@ fn note(owner: &'static Conn) -> bool {
 }
 
 /// It is not any more.
-fn forget(owner: &'static Conn) {
+pub(crate) fn forget(owner: &'static Conn) {
     if let Some(note) = own_note() {
         note.conn.store(0, Ordering::SeqCst);
     }

@@ -14,7 +14,8 @@ thread_local! {
     static INTERRUPTS: Cell<u32> = const { Cell::new(0) };
     static UNFINISHED: Cell<u64> = const { Cell::new(0) };
     static NOTE: Cell<u32> = const { Cell::new(0) };
-    static JUMPED: Cell<bool> = const { Cell::new(false) };
+    static DEFERRED: Cell<u32> = const { Cell::new(0) };
+    static SHUTDOWN: Cell<Option<(i32, i32)>> = const { Cell::new(None) };
 }
 
 /// A number for the calling thread, unique among the living threads of the machine's pid namespace,
@@ -25,20 +26,31 @@ pub(crate) fn token() -> u32 {
     if token == 0 { fresh_token() } else { token }
 }
 
-/// The thread has taken a direction's lock: if it is found to hold that lock later, [`has_jumped`] tells why.
-#[inline(always)]
-pub(crate) fn took_lock() {
-    JUMPED.set(false);
+/// [`token`], if the thread has ever asked for it.
+pub(crate) fn known_token() -> Option<u32> {
+    Some(TOKEN.get()).filter(|token| *token != 0)
 }
 
-/// The thread leaves whatever it is in by longjmp.
-pub(crate) extern "C" fn jumping() {
-    JUMPED.set(true);
+/// The connection for which something is left to do when the thread has freed its lock: its index.
+pub(crate) fn deferred() -> Option<u32> {
+    DEFERRED.get().checked_sub(1)
 }
 
-/// Whether the thread has left something by longjmp since it last took a lock.
-pub(crate) fn has_jumped() -> bool {
-    JUMPED.get()
+/// See [`deferred`].
+pub(crate) fn defer(index: Option<u32>) {
+    DEFERRED.set(index.map_or(0, |index| index + 1));
+}
+
+/// A shutdown that is to be done then: the descriptor, and how. With one before it, both are.
+pub(crate) fn defer_shutdown(fd: i32, how: i32) {
+    let both = SHUTDOWN.get().is_some_and(|(_, before)| before != how);
+    let how = if both { libc::SHUT_RDWR } else { how };
+    SHUTDOWN.set(Some((fd, how)));
+}
+
+/// The shutdown that is to be done.
+pub(crate) fn take_shutdown() -> Option<(i32, i32)> {
+    SHUTDOWN.take()
 }
 
 #[cold]
@@ -56,6 +68,8 @@ pub(crate) fn after_fork() {
     TOKEN.set(0);
     UNFINISHED.set(0);
     NOTE.set(0);
+    DEFERRED.set(0);
+    SHUTDOWN.set(None);
 }
 
 /// The thread's place in the table of [`crate::pins`], plus one; 0: none yet.

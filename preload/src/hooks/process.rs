@@ -4,7 +4,8 @@ use core::ffi::{c_char, c_int, c_void};
 
 use libc::{pid_t, sigaction as SigAction};
 
-use crate::{config, lifecycle, real, signals, tls};
+use crate::ops::lock;
+use crate::{config, lifecycle, real, signals};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -135,7 +136,7 @@ macro_rules! export_in_place {
 }
 
 #[cfg(target_arch = "x86_64")]
-export_in_place!(tls::jumping: longjmp, _longjmp, siglongjmp, __longjmp_chk);
+export_in_place!(lock::jumping: longjmp, _longjmp, siglongjmp, __longjmp_chk);
 
 #[cfg(target_arch = "x86_64")]
 export_in_place!(before_exec: execl, execlp, execle);

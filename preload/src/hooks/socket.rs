@@ -22,7 +22,9 @@ redhook::hook! {
 
 redhook::hook! {
     unsafe fn shutdown(fd: c_int, how: c_int) -> c_int => viaduct_shutdown {
-        lifecycle::before_shutdown(fd, how);
+        if !lifecycle::before_shutdown(fd, how) {
+            return 0;
+        }
         // SAFETY: no pointers.
         let rc = unsafe { real::shutdown(fd, how) };
         lifecycle::after_shutdown(fd);

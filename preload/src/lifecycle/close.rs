@@ -13,7 +13,7 @@ use super::leave::unregister;
 use crate::conn::{CONN_NUMBERS, Conn, SHUT_READ, SHUT_WRITE, conn};
 use crate::ops::{epoll, lock, send};
 use crate::{
-    contexts, control, downgrade, errno, fds, forsaken, holders, kernel, kick, pins, retire,
+    contexts, control, downgrade, errno, fds, forsaken, holders, kernel, kick, pins, retire, tls,
 };
 
 /// What remains to be done after a descriptor has really been closed.
@@ -50,7 +50,9 @@ pub(super) fn take_out(fd: c_int, socket: Option<c_int>, lives_on: bool) -> Opti
         return None;
     }
     let conn = conn(entry.as_conn()?);
-    let kept = pins::others(conn);
+    // A signal handler closes what its thread is in the middle of: as if that were another thread.
+    let interrupted = lock::is_inside(conn) && lock::defer(conn) && pins::note(conn);
+    let kept = interrupted || pins::others(conn);
     if kept {
         pins::keep(conn, fd, lives_on && socket.is_some());
         // They sleep on the number, which may soon be another file's.
@@ -203,12 +205,44 @@ impl Closing {
     }
 }
 
-/// shutdown(2), before the kernel's.
-pub(crate) fn before_shutdown(fd: c_int, how: c_int) {
+/// The thread is out of an operation that a signal handler interrupted: what the handler did to the connection and could
+/// not be done then.
+pub(crate) fn after_copy(conn: &'static Conn) {
+    if let Some((named, how)) = tls::take_shutdown() {
+        let kept = conn.kept.load(Ordering::SeqCst);
+        if fds::lookup(named) == conn.entry() {
+            shut_down(conn, named, how);
+        } else if kept >= 0 {
+            shut_down(conn, kept, how);
+        }
+    }
+    pins::forget(conn);
+}
+
+fn shut_down(conn: &'static Conn, fd: c_int, how: c_int) {
+    end_by_shutdown(conn, fd, how);
+    kernel::shutdown(fd, how);
+    kick::went_by_kernel();
+    epoll::post_edge(conn);
+}
+
+/// shutdown(2), before the kernel's. False: it is done later, the kernel's too, and has worked.
+pub(crate) fn before_shutdown(fd: c_int, how: c_int) -> bool {
     let Some(index) = fds::lookup(fd).as_conn() else {
-        return;
+        return true;
     };
     let conn = conn(index);
+    let known = matches!(how, libc::SHUT_RD | libc::SHUT_WR | libc::SHUT_RDWR);
+    if known && lock::is_inside(conn) && lock::defer(conn) {
+        // A signal handler: what its thread is about to send goes first.
+        tls::defer_shutdown(fd, how);
+        return false;
+    }
+    end_by_shutdown(conn, fd, how);
+    true
+}
+
+fn end_by_shutdown(conn: &'static Conn, fd: c_int, how: c_int) {
     if conn.slot().stage() == Stage::Registered {
         // The far end may have its memory already, and wait for what is said there.
         errno::preserved(control::check_mailbox);

@@ -10,6 +10,7 @@ use super::close::take_out;
 use super::fork::{each_conn, is_own_memory};
 use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
+use crate::ops::lock;
 use crate::{errno, fds, holders, kernel, pins, resend};
 
 /// The process exits in an orderly way, and closes its connections thereby. Those that other threads are
@@ -22,7 +23,8 @@ pub(crate) extern "C" fn at_exit() {
         let Some(conn) = entry.as_conn().map(conn) else {
             return;
         };
-        if !pins::others(conn) {
+        // What a signal handler has interrupted is as if it had never begun.
+        if !pins::others(conn) && !lock::is_inside(conn) {
             // The kernel closes the descriptors, and the daemon sees the process leave.
             let _ = take_out(fd, Some(fd), false);
         } else if let Some(view) = conn.view() {

@@ -39,10 +39,11 @@ pub(crate) fn fork_failed() {
     each_conn(|conn| holders::nobody_came(conn.slot()));
 }
 
-pub(super) fn each_conn(work: impl Fn(&'static Conn)) {
+/// Calls `work` for each connection of the process.
+pub(crate) fn each_conn(work: impl Fn(&'static Conn)) {
     for number in 0..CONN_NUMBERS.used() {
         let conn = conn(number);
-        if conn.refs.load(Ordering::Relaxed) > 0 {
+        if conn.refs.load(Ordering::Acquire) > 0 {
             work(conn);
         }
     }

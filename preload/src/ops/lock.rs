@@ -9,8 +9,8 @@ use rdma_core::slot::{DirectionLock, RxState, TxState};
 use rdma_core::sync::barrier_after_rmw;
 use rustix::thread::futex;
 
-use crate::conn::Conn;
-use crate::{control, holders, tls};
+use crate::conn::{Conn, conn};
+use crate::{control, errno, holders, lifecycle, tls};
 
 /// The calling thread holds the lock already: a signal handler interrupted its own operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -50,7 +50,6 @@ pub(crate) fn try_both(conn: &Conn) -> bool {
         free(tx);
         return false;
     }
-    tls::took_lock();
     true
 }
 
@@ -59,7 +58,6 @@ fn take(lock: &DirectionLock, conn: &Conn, mend: fn(&Conn)) -> Result<(), Nested
     if let Err(owner) = lock.try_lock(tls::token()) {
         wait(lock, owner, conn, mend)?;
     }
-    tls::took_lock();
     Ok(())
 }
 
@@ -69,12 +67,11 @@ fn wait(lock: &DirectionLock, mut owner: u32, conn: &Conn, mend: fn(&Conn)) -> R
     let mut sleeps = 0;
     loop {
         if owner == me {
-            // Held by a call that this thread has left by siglongjmp: as good as dead.
-            if tls::has_jumped() && lock.seize(owner, me) {
-                mend(conn);
-                return Ok(());
-            }
             return Err(Nested);
+        }
+        if owner == DirectionLock::ABANDONED && lock.seize(owner, me) {
+            mend(conn);
+            return Ok(());
         }
         for _ in 0..LOOKS {
             match lock.try_lock(me) {
@@ -174,4 +171,50 @@ pub(crate) fn free(lock: &DirectionLock) {
 #[cold]
 fn wake(lock: &DirectionLock) {
     let _ = futex::wake(lock.word(), futex::Flags::empty(), u32::MAX >> 1);
+    if let Some(number) = tls::deferred() {
+        let conn = conn(number);
+        if !is_inside(conn) {
+            tls::defer(None);
+            errno::preserved(|| lifecycle::after_copy(conn));
+        }
+    }
+}
+
+/// Whether a signal handler runs that has interrupted the calling thread in an operation on the connection: the
+/// thread holds one of its locks, and what it was about to publish is not published.
+pub(crate) fn is_inside(conn: &Conn) -> bool {
+    let me = tls::token();
+    let slot = conn.slot();
+    slot.tx.lock.is_held_by(me) || slot.rx.lock.is_held_by(me)
+}
+
+/// From such a handler: [`lifecycle::after_copy`] is called when the operation frees its lock. That is not looked for
+/// where the lock is freed, but where its sleepers are woken. False: another connection waits for the same.
+pub(crate) fn defer(conn: &Conn) -> bool {
+    if tls::deferred().is_some_and(|number| number != conn.index()) {
+        return false;
+    }
+    tls::defer(Some(conn.index()));
+    let me = tls::token();
+    let slot = conn.slot();
+    for lock in [&slot.tx.lock, &slot.rx.lock] {
+        if lock.is_held_by(me) {
+            lock.contend();
+        }
+    }
+    true
+}
+
+/// The thread leaves whatever it is in by longjmp: locks that it holds, because a signal handler that has interrupted
+/// an operation does it, are abandoned. A jump that stays inside such a handler cannot be told from that.
+pub(crate) extern "C" fn jumping() {
+    let Some(me) = tls::known_token() else { return };
+    lifecycle::each_conn(|conn| {
+        let slot = conn.slot();
+        for lock in [&slot.tx.lock, &slot.rx.lock] {
+            if lock.is_held_by(me) {
+                lock.seize(me, DirectionLock::ABANDONED);
+            }
+        }
+    });
 }

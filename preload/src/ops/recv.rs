@@ -77,7 +77,6 @@ fn from_ring(
     if rx.state() != RxState::Ring || rx.lock.try_lock(tls::token()).is_err() {
         return None;
     }
-    tls::took_lock();
     let mut len = 0;
     let mut space = false;
     if fds::lookup(fd) == entry && rx.state() == RxState::Ring {

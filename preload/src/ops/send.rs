@@ -76,7 +76,6 @@ fn to_ring(
     if tx.state() != TxState::Ring || tx.lock.try_lock(tls::token()).is_err() {
         return None;
     }
-    tls::took_lock();
     let left = buffers.left();
     let mut sent = false;
     if fds::lookup(fd) == entry && tx.state() == TxState::Ring && left > 0 && !is_over(conn, view) {

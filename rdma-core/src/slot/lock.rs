@@ -14,6 +14,9 @@ impl DirectionLock {
     /// The owner word of the daemon, which no thread's number can be.
     pub const DAEMON: u32 = 0x7fff_ffff;
 
+    /// The owner word of a lock whose holder has left it by longjmp: nobody frees it any more.
+    pub const ABANDONED: u32 = 0x7fff_fffe;
+
     /// A free lock.
     pub fn new() -> Self {
         Self(AtomicU32::new(0))
@@ -59,6 +62,11 @@ impl DirectionLock {
                 .compare_exchange(word, new | CONTENDED, Ordering::Acquire, Ordering::Relaxed)
                 .is_ok()
         })
+    }
+
+    /// Whether `owner` holds the lock.
+    pub fn is_held_by(&self, owner: u32) -> bool {
+        self.0.load(Ordering::Relaxed) & !CONTENDED == owner
     }
 
     /// Frees the lock; true if the sleepers must be woken, and then *all* of them: who takes the lock

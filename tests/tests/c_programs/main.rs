@@ -1,6 +1,6 @@
 //! Programs in C that reach what Rust programs do not: the checked variants of libc's calls
-//! (`_FORTIFY_SOURCE`), blocking calls that are left by siglongjmp, and by pthread_cancel; and requests by liburing and
-//! libaio.
+//! (`_FORTIFY_SOURCE`), blocking calls that are left by siglongjmp, and by pthread_cancel; signal
+//! handlers in the middle of a copy; and requests by liburing and libaio.
 //!
 //! The same binary runs on kernel TCP and under the library and prints the same. Without a C compiler
 //! the tests say so and pass.
@@ -135,4 +135,24 @@ fn requests_of_something_else() {
     };
     // Two times forty rounds of 64 bytes each way, at both ends, but for the first few.
     same(&program, &[["beside", ""]], 0, 9000);
+}
+
+/// What the handler does takes effect when the call that it has interrupted is done, as in the kernel; out of a call that
+/// is left for good, nothing is kept back.
+#[test]
+fn handlers_that_interrupt_a_copy() {
+    let Some((_directory, program)) =
+        compiler::compile(include_str!("interrupted.c"), &["-O2", "-pthread"])
+    else {
+        return;
+    };
+    if run(&program, &Form::plain(), &["probe", "-"]).0 == 77 {
+        eprintln!("skipped: no right to userfaultfd of faults in the kernel");
+        return;
+    }
+    for call in ["send", "recv"] {
+        let scenes = ["close", "shutdown", "both", "dup2"].map(|action| [action, call]);
+        same(&program, &scenes, 0, 200);
+    }
+    same(&program, &[["jump", "recv"]], 0, 200);
 }

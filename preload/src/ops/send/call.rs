@@ -14,6 +14,7 @@ use super::by_kernel::{rest_to_kernel, to_kept, to_kernel};
 use super::look::step;
 use crate::conn::Conn;
 use crate::fds::Entry;
+use crate::ops::lock;
 use crate::ops::recv::STALE;
 use crate::pins::Call;
 use crate::user::Buffers;
@@ -137,6 +138,10 @@ fn unservable(
         } else {
             Reason::ZeroCopy
         };
+        if lock::is_inside(conn) {
+            // In a signal handler that has interrupted a send: no look is possible now.
+            return Some(errno::fail(libc::EINTR));
+        }
         lifecycle::to_kernel(conn, fd, reason);
         return Some(native());
     }
