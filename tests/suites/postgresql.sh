@@ -12,11 +12,12 @@ suite_upgrade_after=2
 version=15
 bindir=/usr/lib/postgresql/$version/bin
 regress=/usr/lib/postgresql/$version/lib/pgxs/src/test/regress/pg_regress
+headers=/usr/include/postgresql/$version/server
 source=$cache/postgresql/source
 work=$cache/postgresql/work
 
 suite_install() {
-    if [[ ! -x $bindir/initdb || ! -x $regress ]]; then
+    if [[ ! -x $bindir/initdb || ! -x $regress || ! -e $headers/postgres.h ]]; then
         packages "postgresql-$version" "postgresql-server-dev-$version"
         # Debian starts a server; the tests start their own.
         [[ ! -d /run/systemd/system ]] || as_root systemctl disable --now postgresql
@@ -25,7 +26,7 @@ suite_install() {
         (debian_source "postgresql-$version" "$source") || not_here "its source is missing"
     if [[ ! -e $work/regress.so ]]; then
         mkdir -p "$work"
-        cc -O2 -shared -fPIC -I"$("$bindir/pg_config" --includedir-server)" \
+        cc -O2 -shared -fPIC -I"$headers" \
             "$source/src/test/regress/regress.c" -o "$work/regress.so" || return 1
     fi
 }
