@@ -70,12 +70,14 @@ pub(crate) struct Conn {
     pub pending_error: AtomicI32,
     /// The error was reported: what TCP is after a reset.
     dead: AtomicU32,
-    /// Not 0: broken, and the kernel's connection was reset for that by this process.
+    /// Not 0: broken or dead, and the kernel's connection was reset for that by this process.
     reset: AtomicU32,
     /// Where the far end's ring stream ends although it never said so: it died.
     pub final_tail: AtomicU64,
     /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
     pub over_since: AtomicU64,
+    /// The tick of the clock in which the kernel was last asked about a far end from which nothing came.
+    pub asked_at: AtomicU64,
     /// Monotonic nanoseconds from when on a connection that was taken back to TCP may register again; 0: never.
     pub return_at: AtomicU64,
     /// How often it has waited for that.
@@ -133,6 +135,7 @@ impl Conn {
             reset: AtomicU32::new(0),
             final_tail: AtomicU64::new(NO_FINAL),
             over_since: AtomicU64::new(0),
+            asked_at: AtomicU64::new(0),
             return_at: AtomicU64::new(0),
             returns: AtomicU32::new(0),
             stepped_at: AtomicU64::new(0),
@@ -167,6 +170,7 @@ impl Conn {
         self.reset.store(0, Ordering::Relaxed);
         self.final_tail.store(NO_FINAL, Ordering::Relaxed);
         self.over_since.store(0, Ordering::Relaxed);
+        self.asked_at.store(0, Ordering::Relaxed);
         self.leaves.store(0, Ordering::Relaxed);
         self.return_at.store(0, Ordering::Relaxed);
         self.returns.store(0, Ordering::Relaxed);
@@ -319,7 +323,8 @@ impl Conn {
         self.dead.load(Ordering::Relaxed) != 0
     }
 
-    /// The kernel's connection is about to be reset because this one is broken: the kernel tells of it as well.
+    /// The kernel's connection is about to be reset because this one is broken, or its far end dead: the kernel tells of it
+    /// as well.
     pub(crate) fn note_reset(&self) {
         self.reset.store(1, Ordering::Relaxed);
     }

@@ -30,7 +30,8 @@ pub(crate) const TCP_ESTABLISHED: u8 = 1;
 const TCP_TIME_WAIT: u8 = 6;
 /// As [`TCP_ESTABLISHED`].
 pub(crate) const TCP_CLOSE: u8 = 7;
-const TCP_CLOSE_WAIT: u8 = 8;
+/// As [`TCP_ESTABLISHED`]: the far end has ended its direction.
+pub(crate) const TCP_CLOSE_WAIT: u8 = 8;
 const TCP_LAST_ACK: u8 = 9;
 const TCP_CLOSING: u8 = 11;
 

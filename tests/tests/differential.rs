@@ -75,6 +75,7 @@ const NOT_RELAYED: &[&str] = &[
     "epoll_in_order",
     "exit_closes/",
     "recvmmsg_tells_the_error_first/",
+    "killed_seen_by_any_call/",
     "reset_is_told_once/",
     "registered_and_told_once/",
 ];

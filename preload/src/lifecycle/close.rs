@@ -11,7 +11,7 @@ use super::SLOT_NUMBERS;
 use super::exec::spawned;
 use super::leave::unregister;
 use crate::conn::{CONN_NUMBERS, Conn, SHUT_READ, SHUT_WRITE, conn};
-use crate::ops::{epoll, lock, send};
+use crate::ops::{epoll, lock, recv, send};
 use crate::{
     contexts, control, downgrade, errno, fds, forsaken, holders, kernel, kick, pins, retire, tls,
 };
@@ -246,6 +246,10 @@ fn end_by_shutdown(conn: &'static Conn, fd: c_int, how: c_int) {
     if conn.slot().stage() == Stage::Registered {
         // The far end may have its memory already, and wait for what is said there.
         errno::preserved(control::check_mailbox);
+    }
+    // Of a far end that was killed the kernel then says that there is nothing to shut down.
+    if let Some(view) = conn.view() {
+        recv::ask_kernel(conn, view, fd);
     }
     let shuts = match how {
         libc::SHUT_RD => SHUT_READ,

@@ -242,8 +242,11 @@ pub(crate) unsafe fn get(
     rc
 }
 
-/// The connection's error is asked for: that of a broken one comes next.
+/// The connection's error is asked for: that of a dead or broken one comes next.
 fn expect_break(conn: &Conn, fd: c_int) {
+    if let Some(view) = conn.view() {
+        recv::ask_kernel(conn, view, fd);
+    }
     let broken = conn.view().filter(|view| relayed::is_broken(view));
     if let Some(view) = broken.filter(|_| ready::involves_ring(conn)) {
         let error = recv::take_break(conn, view, fd);

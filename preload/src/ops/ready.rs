@@ -71,9 +71,11 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
         return kernel_bits;
     };
     let slot = conn.slot();
+    let mut kernel_bits = kernel_bits;
     let mut bits = kernel_bits;
     settle(conn_static(conn), view, fd);
     let lowat = lowat(conn, view);
+    let tx_was_done = slot.tx.state() == TxState::Done;
     // SO_RCVLOWAT counts bytes on both sides of a border.
     if slot.rx.state() == RxState::Draining
         && lowat > 1
@@ -92,6 +94,11 @@ pub(crate) fn merge(conn: &Conn, fd: c_int, kernel_bits: i16) -> i16 {
     if slot.rx.state() == RxState::Ring {
         if bits & (READ_BITS | POLLRDHUP | POLLERR | POLLHUP) != 0 {
             recv::on_kernel_event(conn, view, fd, bits);
+            if slot.tx.state() == TxState::Done && !tx_was_done {
+                // The kernel was not asked for what the ring had to say until now, and says more since.
+                kernel_bits = kernel_now(fd);
+                bits |= kernel_bits;
+            }
             if relayed::put_off_until(conn, view).is_some() {
                 bits &= !(POLLRDHUP | POLLERR | POLLHUP);
             }
@@ -159,13 +166,25 @@ fn kernel_interest(conn: &Conn, events: i16) -> i16 {
     if conn.slot().tx.state() == TxState::Ring {
         ask &= !WRITE_BITS;
     }
-    if conn.slot().rx.state() == RxState::Ring
-        && conn.final_tail.load(Ordering::Relaxed) != NO_FINAL
-    {
-        // Its end is known; asking again would only wake us.
-        ask &= !(READ_BITS | POLLRDHUP);
+    if conn.slot().rx.state() == RxState::Ring {
+        if conn.final_tail.load(Ordering::Relaxed) != NO_FINAL {
+            // Its end is known; asking again would only wake us.
+            ask &= !(READ_BITS | POLLRDHUP);
+        } else if may_die_unheard(conn) {
+            // A killed far end is to be heard of whatever is asked for: it may be a reset.
+            ask |= POLLRDHUP;
+        }
     }
     ask
+}
+
+/// Whether the kernel's word on the far end would be news, and would be told only once.
+fn may_die_unheard(conn: &Conn) -> bool {
+    conn.shut() & SHUT_READ == 0
+        && conn.view().is_some_and(|view| {
+            let far = &view.theirs.state;
+            far.ended_at().is_none() && far.returned_at().is_none() && !relayed::is_broken(view)
+        })
 }
 
 /// The connection behind `fd`, if its readiness involves a ring.

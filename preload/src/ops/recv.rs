@@ -26,7 +26,10 @@ pub(super) use ask::is_on_ring;
 pub(crate) use ask::{is_ring_ahead, left_to_read, notice_return, readable};
 pub(super) use block::block;
 pub(super) use by_kernel::from_kernel;
-pub(crate) use ends::{break_conn, is_break_untold, on_kernel_event, reset_broken, take_break};
+pub(crate) use ends::{
+    ask_kernel, ask_kernel_at_times, break_conn, is_break_untold, on_kernel_event, reset_broken,
+    take_break,
+};
 pub(super) use look::look;
 
 use super::lock;

@@ -76,10 +76,23 @@ pub(crate) unsafe fn select(
     }
     let entries = &mut entries[..used];
     let deadline = timeout_ns.map(deadline_in);
-    let rc = poll_with(entries, copy, deadline, mask);
-    for (entry, told) in entries.iter_mut().zip(&*copy) {
-        entry.revents = told.revents;
-    }
+    let rc = loop {
+        let rc = poll_with(entries, copy, deadline, mask);
+        for (entry, told) in entries.iter_mut().zip(&*copy) {
+            entry.revents = told.revents;
+        }
+        if rc <= 0
+            || entries
+                .iter()
+                .any(|entry| entry.revents & POLLNVAL != 0 || hits(entry).contains(&true))
+        {
+            break rc;
+        }
+        // An error is no exceptional condition, but would be told again and again.
+        for entry in entries.iter_mut().filter(|entry| entry.revents != 0) {
+            entry.fd = !entry.fd;
+        }
+    };
     let result = if rc < 0 {
         -1
     } else if !can_write(count, sets) {
@@ -123,6 +136,16 @@ const fn bytes_of_set(count: usize) -> usize {
 /// As `ENTRIES_MAX` of poll.
 const SELECT_MAX: c_int = 1 << 20;
 
+/// In which of the sets an entry counts.
+const fn hits(entry: &pollfd) -> [bool; 3] {
+    let (asked, told) = (entry.events, entry.revents);
+    [
+        asked & POLLIN != 0 && told & (READ_BITS | POLLHUP | POLLERR) != 0,
+        asked & POLLOUT != 0 && told & (WRITE_BITS | POLLERR) != 0,
+        asked & POLLPRI != 0 && told & POLLPRI != 0,
+    ]
+}
+
 /// Writes results as select does; the number of bits set.
 ///
 /// # Safety
@@ -130,15 +153,11 @@ const SELECT_MAX: c_int = 1 << 20;
 unsafe fn write_sets(entries: &[pollfd], sets: [*mut fd_set; 3]) -> c_int {
     let mut total = 0;
     for entry in entries {
-        let Ok(fd) = usize::try_from(entry.fd) else {
+        // Asked about no more, or as ever.
+        let Ok(fd) = usize::try_from(entry.fd.max(!entry.fd)) else {
             continue;
         };
-        let hit = [
-            entry.events & POLLIN != 0 && entry.revents & (READ_BITS | POLLHUP | POLLERR) != 0,
-            entry.events & POLLOUT != 0 && entry.revents & (WRITE_BITS | POLLERR) != 0,
-            entry.events & POLLPRI != 0 && entry.revents & POLLPRI != 0,
-        ];
-        for (set, hit) in sets.into_iter().zip(hit) {
+        for (set, hit) in sets.into_iter().zip(hits(entry)) {
             // SAFETY: the set has room for fd, or is null.
             if unsafe { is_set(set, fd) } {
                 if hit {

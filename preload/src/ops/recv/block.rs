@@ -11,7 +11,7 @@ use rdma_core::ring::{Consumer, RxCursor};
 use rdma_core::slot::{RxState, TxState};
 
 use super::STALE;
-use super::ends::on_kernel_event;
+use super::ends::{ask_kernel_at_times, on_kernel_event};
 use crate::conn::{Conn, NO_FINAL, SHUT_READ};
 use crate::pins::Call;
 use crate::wait::{self, Pace, Woken};
@@ -35,6 +35,9 @@ pub(in crate::ops) fn block(
     if flags & MSG_DONTWAIT != 0
         || (slot.meta.nonblocking.load(Ordering::Relaxed) != 0 && kernel::is_nonblocking(fd))
     {
+        if ask_kernel_at_times(conn, view, fd) {
+            return Ok(());
+        }
         return Err(libc::EAGAIN);
     }
     let state = slot.rx.state();

@@ -10,6 +10,7 @@ use super::block::block;
 use super::by_kernel::{
     from_kept, from_kernel, must_end_before, rest_from_kernel, stream_returns_at,
 };
+use super::ends::ask_kernel;
 use super::look::{kernel_now, step};
 use super::{STALE, Step};
 use crate::conn::Conn;
@@ -228,6 +229,7 @@ fn wait_for_any(
                 return 0;
             }
             Step::Error(error) => return errno::fail(error),
+            Step::Empty if !waited && ask_kernel(conn, view, fd) => continue,
             Step::Empty => {}
         }
         match block(conn, fd, flags, 1, call) {

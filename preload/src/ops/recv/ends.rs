@@ -56,12 +56,38 @@ pub(crate) fn on_kernel_event(conn: &Conn, view: &ConnView, fd: c_int, bits: i16
     // Hung up by RST, not by a FIN in each direction: the kernel has told or will tell.
     let reset = bits & libc::POLLERR != 0
         || bits & libc::POLLHUP != 0 && shut & (SHUT_READ | SHUT_WRITE) != SHUT_WRITE;
-    finish(conn, view, reset);
+    finish(conn, view, fd, reset);
+}
+
+/// Asks the kernel about a far end that has said nothing by ring: a killed one cannot. True: there is news.
+#[cold]
+pub(crate) fn ask_kernel(conn: &Conn, view: &ConnView, fd: c_int) -> bool {
+    let is_over =
+        || conn.final_tail.load(Ordering::Relaxed) != NO_FINAL || relayed::is_broken(view);
+    if conn.slot().rx.state() != RxState::Ring || is_over() || lifecycle::is_stale(conn, fd) {
+        return false;
+    }
+    let bits = kernel::poll_now(fd, libc::POLLRDHUP);
+    if bits != 0 {
+        on_kernel_event(conn, view, fd, bits);
+    }
+    is_over()
+}
+
+/// As [`ask_kernel`], once in a tick of the kernel's clock: for calls that a program makes again and again because they
+/// need not wait.
+pub(crate) fn ask_kernel_at_times(conn: &Conn, view: &ConnView, fd: c_int) -> bool {
+    let tick = control::coarse_ns();
+    if conn.asked_at.load(Ordering::Relaxed) == tick {
+        return false;
+    }
+    conn.asked_at.store(tick, Ordering::Relaxed);
+    ask_kernel(conn, view, fd)
 }
 
 /// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before. `reset`: RST,
 /// which the kernel reports itself.
-fn finish(conn: &Conn, view: &ConnView, reset: bool) {
+fn finish(conn: &Conn, view: &ConnView, fd: c_int, reset: bool) {
     relayed::note_reset(conn, view, !reset);
     // An honest end said where its stream ends before it closed; a killed one did not.
     let killed = view.theirs.state.ended_at().is_none();
@@ -71,10 +97,16 @@ fn finish(conn: &Conn, view: &ConnView, reset: bool) {
         let sent = tx.cursor().tail;
         let read = view.theirs.consumer.head.load(Ordering::Acquire);
         if read < sent && !reset {
-            // Unread bytes at a dead end: TCP would have answered RST.
-            conn.pending_error
-                .store(libc::ECONNRESET, Ordering::Relaxed);
-        } else if lock::take_tx(conn).is_ok() {
+            // Unread bytes at a dead end: TCP would have answered RST. The kernel is left to tell of it, in all calls.
+            if kernel::state(fd) == Some(kernel::TCP_CLOSE_WAIT) && !lifecycle::is_stale(conn, fd) {
+                conn.note_reset();
+                kernel::abort(fd);
+            } else if !conn.is_reset() {
+                conn.pending_error
+                    .store(libc::ECONNRESET, Ordering::Relaxed);
+            }
+        }
+        if conn.pending_error.load(Ordering::Relaxed) == 0 && lock::take_tx(conn).is_ok() {
             // Nobody reads the ring: what is sent from now on, the kernel answers.
             if tx.state() == TxState::Ring {
                 tx.set_state(TxState::Done);

@@ -13,7 +13,7 @@ use super::is_over;
 use crate::conn::{Conn, SHUT_READ};
 use crate::ops::{
     epoll,
-    recv::{STALE, on_kernel_event},
+    recv::{STALE, ask_kernel_at_times, on_kernel_event},
 };
 use crate::pins::Call;
 use crate::wait::{self, Woken};
@@ -41,6 +41,9 @@ pub(super) fn block(
             return Ok(());
         }
         epoll::want_space(conn);
+        if ask_kernel_at_times(conn, view, fd) {
+            return Ok(());
+        }
         return Err(libc::EAGAIN);
     }
     if slot.tx.state() == TxState::Returning {

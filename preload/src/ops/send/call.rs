@@ -15,7 +15,7 @@ use super::look::step;
 use crate::conn::Conn;
 use crate::fds::Entry;
 use crate::ops::lock;
-use crate::ops::recv::STALE;
+use crate::ops::recv::{self, STALE};
 use crate::pins::Call;
 use crate::user::Buffers;
 use crate::{errno, forsaken, lifecycle, renew, tls};
@@ -147,6 +147,9 @@ fn unservable(
     }
     if buffers.left() == 0 {
         // The kernel still reports errors for an empty send, and so do we.
+        if let Some(view) = conn.view() {
+            recv::ask_kernel(conn, view, fd);
+        }
         let error = conn.take_error();
         if error != 0 {
             return Some(errno::fail(error));

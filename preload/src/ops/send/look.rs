@@ -10,10 +10,8 @@ use rdma_core::slot::TxState;
 
 use super::{Step, publish};
 use crate::conn::Conn;
-use crate::ops::{
-    epoll, lock, ready,
-    recv::{break_conn, take_break},
-};
+use crate::ops::recv::{self, break_conn, take_break};
+use crate::ops::{epoll, lock, ready};
 use crate::resend::{self, Resent};
 use crate::user::Buffers;
 use crate::{kernel, kick, relayed, upgrade};
@@ -91,6 +89,11 @@ fn look(
         }
         // The kernel answers: its socket is closed as well, or serves somebody without a ring.
         let_the_end_come(fd);
+        recv::ask_kernel(conn, view, fd);
+        let error = conn.take_error();
+        if error != 0 {
+            return Step::Error(error);
+        }
         tx.set_state(TxState::Done);
         return Step::Native;
     }

@@ -262,7 +262,7 @@ fn holder() -> sys::Ret {
 }
 
 /// Leaves the connection to a child, and kills that.
-fn leave_and_kill(a: &mut End) -> String {
+pub(super) fn leave_and_kill(a: &mut End) -> String {
     let pid = holder();
     let closed = a.close();
     let killed = sys::kill(pid);

@@ -20,6 +20,7 @@ mod epoll_waiting;
 mod files;
 mod flags;
 mod idle;
+mod killed;
 mod leaving;
 mod many;
 mod masks;
@@ -211,6 +212,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         asynchronous::CASES,
         closing::CASES,
         corners::CASES,
+        killed::CASES,
         connecting::CASES,
         descriptors::CASES,
         descriptors_forked::CASES,
