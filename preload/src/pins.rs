@@ -59,6 +59,8 @@ pub(crate) struct Call {
     fd: c_int,
     entry: Entry,
     noted: bool,
+    /// Bytes were moved: a signal ends it, whatever SA_RESTART says.
+    pub begun: bool,
     /// When it gives up, by the monotonic clock; `None` inside: never. Known from the first sleep on.
     pub deadline: Option<Option<u64>>,
 }
@@ -70,6 +72,7 @@ impl Call {
             fd,
             entry,
             noted: false,
+            begun: false,
             deadline: None,
         }
     }

@@ -8,7 +8,7 @@
 use core::ffi::CStr;
 use core::mem::{MaybeUninit, zeroed};
 use core::ptr::{null, null_mut};
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU32, Ordering};
 
 use libc::{c_int, itimerval, sigset_t, timeval};
 
@@ -192,6 +192,38 @@ extern "C" fn count_signal(_signal: c_int) {
 pub fn catch(signal: c_int, flags: c_int) -> Ret {
     CAUGHT.store(0, Ordering::SeqCst);
     disposition(signal, counter(), flags)
+}
+
+/// What a handler was told of its signal: code, whether it came from this process, user.
+static TOLD: [AtomicI64; 3] = [const { AtomicI64::new(-1) }; 3];
+
+extern "C" fn note_signal(_signal: c_int, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+    // SAFETY: the kernel gives a handler with SA_SIGINFO such a structure.
+    let info = unsafe { &*info };
+    // SAFETY: any bytes are numbers.
+    let (process, user) = unsafe { (info.si_pid(), info.si_uid()) };
+    // SAFETY: no memory.
+    let own = unsafe { libc::getpid() };
+    TOLD[0].store(i64::from(info.si_code), Ordering::SeqCst);
+    TOLD[1].store(i64::from(process == own), Ordering::SeqCst);
+    TOLD[2].store(i64::from(user), Ordering::SeqCst);
+}
+
+/// Catches `signal` and notes what the handler is told.
+pub fn catch_told(signal: c_int) -> Ret {
+    for word in &TOLD {
+        word.store(-1, Ordering::SeqCst);
+    }
+    let handler: extern "C" fn(c_int, *mut libc::siginfo_t, *mut libc::c_void) = note_signal;
+    disposition(signal, handler as *const () as usize, libc::SA_SIGINFO)
+}
+
+/// See [`catch_told`].
+pub fn told() -> String {
+    format!(
+        "{:?}",
+        TOLD.each_ref().map(|word| word.load(Ordering::SeqCst))
+    )
 }
 
 /// The handler that counts.

@@ -268,7 +268,8 @@ impl Transfer {
 
     /// Waits for room; why to stop.
     fn wait_for_room(&self, deadline: &mut Option<Option<u64>>) -> Option<Ended> {
-        match send::wait_for_room(self.conn, self.out, self.entry, self.left, deadline) {
+        let begun = self.total > 0;
+        match send::wait_for_room(self.conn, self.out, self.entry, self.left, begun, deadline) {
             Ok(true) => None,
             Ok(false) => Some(Ended::Native),
             Err(hindrance) if hindrance.is_stale() => Some(Ended::Native),

@@ -310,7 +310,7 @@ fn to_socket(
             Filled::NoRoom => {}
         }
         let left = pipe.bytes().min(len - total);
-        match send::wait_for_room(conn, fd, entry, left, &mut deadline) {
+        match send::wait_for_room(conn, fd, entry, left, total > 0, &mut deadline) {
             Ok(true) => slept = true,
             Ok(false) => {}
             Err(hindrance) if hindrance.is_stale() && total == 0 => return native(),

@@ -108,8 +108,13 @@ pub(in crate::ops) fn block(
             Ok(())
         }
         Woken::Timeout => Err(libc::EAGAIN),
-        // With a timeout the kernel never restarts; without, SA_RESTART decides.
-        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+        // With bytes or a timeout the kernel never restarts; without, SA_RESTART decides.
+        Woken::Interrupted
+            if call.begun
+                || deadline.is_some()
+                || tls::interrupts() != interrupts
+                || flags & MSG_PEEK != 0 && is_anything_there(conn, view) =>
+        {
             Err(libc::EINTR)
         }
         Woken::Interrupted => Ok(()),
@@ -153,6 +158,16 @@ fn has_news(conn: &Conn, view: &ConnView, state: RxState, need: usize) -> bool {
             is_over(conn, view, &cursor)
         }
     }
+}
+
+/// Whether a look that waits for more would find bytes in the ring.
+fn is_anything_there(conn: &Conn, view: &ConnView) -> bool {
+    let rx = &conn.slot().rx;
+    let mut copy = rx.cursor();
+    rx.state() == RxState::Ring
+        && Consumer::of(view)
+            .refresh(&mut copy)
+            .is_ok_and(|there| there > 0)
 }
 
 /// Whether no more bytes will come, for whatever reason.

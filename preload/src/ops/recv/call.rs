@@ -135,6 +135,7 @@ fn receive(
         if buffers.done() >= target && buffers.done() > 0 {
             return count(buffers);
         }
+        call.begun = buffers.done() > 0;
         match block(conn, fd, flags, target - buffers.done(), call) {
             Ok(()) => slept = true,
             Err(STALE) if buffers.done() == 0 => return native(),

@@ -105,7 +105,9 @@ pub(super) fn block(
             Ok(())
         }
         Woken::Timeout => Err(libc::EAGAIN),
-        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+        Woken::Interrupted
+            if call.begun || deadline.is_some() || tls::interrupts() != interrupts =>
+        {
             Err(libc::EINTR)
         }
         Woken::Interrupted => Ok(()),
@@ -157,7 +159,9 @@ fn block_in_kernel(
     ) {
         Woken::Again | Woken::Kernel(_) => Ok(()),
         Woken::Timeout => Err(libc::EAGAIN),
-        Woken::Interrupted if deadline.is_some() || tls::interrupts() != interrupts => {
+        Woken::Interrupted
+            if call.begun || deadline.is_some() || tls::interrupts() != interrupts =>
+        {
             Err(libc::EINTR)
         }
         Woken::Interrupted => Ok(()),

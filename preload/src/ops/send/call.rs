@@ -18,7 +18,7 @@ use crate::ops::lock;
 use crate::ops::recv::{self, STALE};
 use crate::pins::Call;
 use crate::user::Buffers;
-use crate::{errno, forsaken, lifecycle, renew, tls};
+use crate::{errno, forsaken, lifecycle, real, renew, tls};
 
 #[cold]
 #[inline(never)]
@@ -100,6 +100,7 @@ fn deliver(
             }
             Step::Full | Step::KernelFull => {}
         }
+        call.begun = buffers.done() > 0;
         match block(conn, fd, dont_wait, buffers.left(), call) {
             Ok(()) => slept = true,
             Err(STALE) if buffers.done() == 0 => return native(),
@@ -109,11 +110,57 @@ fn deliver(
     }
 }
 
-/// In the calling thread, as the kernel does.
+/// In the calling thread, as the kernel does: it looks as if the process had sent it by kill.
 pub(in crate::ops) fn raise_sigpipe() {
-    // SAFETY: no memory.
-    unsafe { libc::raise(libc::SIGPIPE) };
+    let process = rustix::process::getpid().as_raw_nonzero().get();
+    let told = SentBySelf {
+        signal: libc::SIGPIPE,
+        error: 0,
+        code: SI_USER,
+        pad: 0,
+        process,
+        user: rustix::process::getuid().as_raw(),
+        rest: [0; 26],
+    };
+    errno::preserved(|| {
+        // SAFETY: a siginfo of the process's own.
+        let rc = unsafe {
+            real::syscall(
+                libc::SYS_rt_tgsigqueueinfo,
+                process.unsigned_abs() as usize,
+                rustix::thread::gettid()
+                    .as_raw_nonzero()
+                    .get()
+                    .unsigned_abs() as usize,
+                libc::SIGPIPE.unsigned_abs() as usize,
+                (&raw const told).addr(),
+                0,
+                0,
+            )
+        };
+        if rc != 0 {
+            // Not allowed here (seccomp).
+            // SAFETY: no memory.
+            unsafe { libc::raise(libc::SIGPIPE) };
+        }
+    });
 }
+
+/// How a signal was sent: by kill, or by the kernel for the process.
+const SI_USER: c_int = 0;
+
+/// siginfo_t of such a signal.
+#[repr(C)]
+struct SentBySelf {
+    signal: c_int,
+    error: c_int,
+    code: c_int,
+    pad: c_int,
+    process: c_int,
+    user: u32,
+    rest: [u32; 26],
+}
+const _: () = assert!(size_of::<SentBySelf>() == size_of::<libc::siginfo_t>());
 
 fn count(buffers: &Buffers) -> isize {
     isize::try_from(buffers.done()).unwrap_or(isize::MAX)

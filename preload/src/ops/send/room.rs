@@ -71,8 +71,8 @@ impl Hindrance {
     }
 }
 
-/// Waits for room for `left` bytes, or a good part of the ring. False: the direction is not on the ring
-/// any more.
+/// Waits for room for `left` bytes, or a good part of the ring. `begun`: the call has sent some. False: the direction is
+/// not on the ring any more.
 ///
 /// # Errors
 /// What a send would have failed with.
@@ -81,6 +81,7 @@ pub(in crate::ops) fn wait_for_room(
     fd: c_int,
     entry: Entry,
     left: usize,
+    begun: bool,
     deadline: &mut Option<Option<u64>>,
 ) -> Result<bool, Hindrance> {
     let mut nothing = Buffers::one(core::ptr::null_mut(), 0);
@@ -92,6 +93,7 @@ pub(in crate::ops) fn wait_for_room(
         }),
         Step::Moved | Step::Full | Step::KernelFull => {
             let mut call = Call::new(fd, entry);
+            call.begun = begun;
             call.deadline = *deadline;
             let waited = block(conn, fd, false, left, &mut call);
             *deadline = call.deadline;

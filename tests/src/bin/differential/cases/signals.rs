@@ -17,6 +17,8 @@ pub(super) const CASES: &[Case] = &[
         recv_with_timeout_interrupted,
     ),
     blocking("waitall_interrupted", Needs::Processes, waitall_interrupted),
+    blocking("part_restarted", Needs::Processes, part_restarted),
+    blocking("sigpipe_sent", Needs::Processes, sigpipe_sent),
     blocking("send_interrupted", Needs::Processes, send_interrupted),
     blocking("send_restarted", Needs::Processes, send_restarted),
     case("waits_interrupted", Needs::Processes, waits_interrupted),
@@ -97,6 +99,59 @@ fn waitall_interrupted(stage: &mut Stage) {
     stage.a("arrived", |a| a.arrived(3));
     stage.a("part", |a| with_alarm(0, || a.recv(10, MSG_WAITALL)));
     stage.a("nothing", |a| with_alarm(0, || a.recv(10, MSG_WAITALL)));
+}
+
+/// What has moved bytes is not restarted.
+fn part_restarted(stage: &mut Stage) {
+    stage.connect();
+    stage.b("say", |b| b.say("123"));
+    stage.a("arrived", |a| a.arrived(3));
+    let look = MSG_WAITALL | libc::MSG_PEEK;
+    stage.a("look", |a| with_alarm(SA_RESTART, || a.recv(10, look)));
+    stage.a("part", |a| {
+        with_alarm(SA_RESTART, || a.recv(10, MSG_WAITALL))
+    });
+    stage.b("say", |b| b.say("456"));
+    stage.a("mark", |a| {
+        show::ret(sys::setsockopt(
+            a.fd,
+            libc::SOL_SOCKET,
+            libc::SO_RCVLOWAT,
+            10,
+        ))
+    });
+    stage.a("arrived", |a| a.arrived(3));
+    stage.a("below", |a| with_alarm(SA_RESTART, || a.recv(20, 0)));
+    let bytes = vec![b'p'; 32 << 20];
+    let is_part = |sent: sys::Ret| {
+        let part = sent.is_ok_and(|sent| (1..32 << 20).contains(&sent));
+        format!("{part}")
+    };
+    stage.a("send", |a| {
+        with_alarm(SA_RESTART, || is_part(sys::send(a.fd, &bytes, 0)))
+    });
+    stage.b("drain", |b| drain(b));
+    stage.a("sendfile", |a| {
+        let file = sys::file_with(&bytes);
+        let part = with_alarm(SA_RESTART, || {
+            is_part(sys::sendfile(a.fd, file, Some(0), bytes.len()).0)
+        });
+        format!("{part} {}", show::ok(sys::close(file)))
+    });
+    stage.b("drain", |b| drain(b));
+}
+
+/// Where SIGPIPE comes from, as its handler is told.
+fn sigpipe_sent(stage: &mut Stage) {
+    stage.connect();
+    stage.a("shutdown", |a| a.shutdown(libc::SHUT_WR));
+    stage.a("send", |a| {
+        let caught = sys::catch_told(libc::SIGPIPE);
+        let sent = sys::send(a.fd, b"x", 0);
+        let told = sys::told();
+        let _ = sys::uncatch(libc::SIGPIPE, true);
+        format!("{} {} {told}", show::ret(caught), show::ret(sent))
+    });
 }
 
 /// Small buffers, of a size that the kernel does not change by itself: they are full soon and stay so.
