@@ -98,6 +98,8 @@ pub(crate) struct Conn {
     pub sets: [AtomicU32; SETS],
     /// What the kernel last said of the socket, once both directions are on rings.
     pub kernel_bits: AtomicU32,
+    /// Directions whose timeout is one of no time at all: see [`Conn::never_waits`].
+    no_wait: AtomicU32,
     /// Bytes sent through the ring at the last receive.
     pub sent_at_recv: Note,
     /// What a coming exec does to it; see [`crate::lifecycle::before_exec`].
@@ -146,6 +148,7 @@ impl Conn {
             kept: AtomicI32::new(crate::pins::NOT_KEPT),
             sets: [const { AtomicU32::new(0) }; SETS],
             kernel_bits: AtomicU32::new(0),
+            no_wait: AtomicU32::new(0),
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
             exec: AtomicU32::new(0),
             spawns: AtomicU32::new(0),
@@ -178,6 +181,7 @@ impl Conn {
             set.store(0, Ordering::Relaxed);
         }
         self.kernel_bits.store(0, Ordering::Relaxed);
+        self.no_wait.store(0, Ordering::Relaxed);
         self.sent_at_recv.swap_relaxed(u64::MAX);
         self.forget_flags();
         // Who goes through all connections finds it from here on.
@@ -197,6 +201,22 @@ impl Conn {
     /// The program may have changed the socket's status flags.
     pub(crate) fn forget_flags(&self) {
         self.append.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether calls that the timeout `name` (SO_RCVTIMEO or SO_SNDTIMEO) is for give up at once: a negative one was set,
+    /// which the kernel reads out as if there were none.
+    pub(crate) fn never_waits(&self, name: i32) -> bool {
+        self.no_wait.load(Ordering::Relaxed) & timeout_bit(name) != 0
+    }
+
+    /// See [`Conn::never_waits`].
+    pub(crate) fn set_never_waits(&self, name: i32, never: bool) {
+        if never {
+            self.no_wait.fetch_or(timeout_bit(name), Ordering::Relaxed);
+        } else {
+            self.no_wait
+                .fetch_and(!timeout_bit(name), Ordering::Relaxed);
+        }
     }
 
     /// The end slot.
@@ -343,6 +363,14 @@ impl Conn {
     /// The entry of its descriptors.
     pub(crate) fn entry(&self) -> crate::fds::Entry {
         crate::fds::Entry::conn(self.index(), self.generation.load(Ordering::Relaxed))
+    }
+}
+
+const fn timeout_bit(name: i32) -> u32 {
+    if name == libc::SO_RCVTIMEO {
+        SHUT_READ
+    } else {
+        SHUT_WRITE
     }
 }
 

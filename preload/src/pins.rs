@@ -19,7 +19,7 @@ use frontend_drv::descriptor::duplicate;
 
 use crate::conn::{CONN_NUMBERS, Conn, conn};
 use crate::fds::{self, Entry};
-use crate::{errno, holders, lifecycle, tls};
+use crate::{errno, holders, kernel, lifecycle, tls};
 
 /// Threads that can have a note. Others are woken by a close, and answer EBADF.
 const NOTES: usize = 512;
@@ -106,6 +106,22 @@ impl Call {
         }
         self.end(owner);
         false
+    }
+
+    /// See [`Call::deadline`]; `name`: the socket's timeout that counts, `now`: the call began to wait.
+    pub(crate) fn gives_up_at(
+        &mut self,
+        owner: &Conn,
+        fd: c_int,
+        name: c_int,
+        now: u64,
+    ) -> Option<u64> {
+        *self.deadline.get_or_insert_with(|| {
+            if owner.never_waits(name) {
+                return Some(0);
+            }
+            kernel::timeout_ns(fd, name).map(|ns| now.saturating_add(ns))
+        })
     }
 
     /// After the last wait.

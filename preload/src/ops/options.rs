@@ -25,6 +25,13 @@ pub(crate) const TCP_INQ: c_int = 36;
 /// A message tells when its bytes came: SO_TIMESTAMP, SO_TIMESTAMPNS, SO_TIMESTAMPING, each also with
 /// times that last beyond 2038.
 pub(crate) const TIMESTAMPS: [c_int; 6] = [29, 35, 37, 63, 64, 65];
+/// Timeouts, by both their numbers.
+const TIMEOUTS: [(c_int, c_int); 4] = [
+    (libc::SO_RCVTIMEO, libc::SO_RCVTIMEO),
+    (libc::SO_SNDTIMEO, libc::SO_SNDTIMEO),
+    (66, libc::SO_RCVTIMEO),
+    (67, libc::SO_SNDTIMEO),
+];
 const FIONREAD: c_ulong = 0x541b;
 const FIONBIO: c_ulong = 0x5421;
 const FIOASYNC: c_ulong = 0x5452;
@@ -141,6 +148,14 @@ pub(crate) unsafe fn set(
             .rx
             .lowat
             .store(lowat.max(0).cast_unsigned(), Ordering::Relaxed);
+    }
+    if rc == 0
+        && level == libc::SOL_SOCKET
+        && let Some(&(_, which)) = TIMEOUTS.iter().find(|(number, _)| *number == name)
+    {
+        // SAFETY: any bytes are a number; the kernel has just read them.
+        let seconds = unsafe { probe::read(value.cast::<i64>()) };
+        conn.set_never_waits(which, seconds.is_some_and(|seconds| seconds < 0));
     }
     if rc == 0
         && (level, name) == (libc::IPPROTO_TCP, TCP_INQ)

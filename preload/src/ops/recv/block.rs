@@ -74,9 +74,7 @@ pub(in crate::ops) fn block(
         slot.meta.nonblocking.store(1, Ordering::Relaxed);
         return Err(libc::EAGAIN);
     }
-    let deadline = *call
-        .deadline
-        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| started + ns));
+    let deadline = call.gives_up_at(conn, fd, libc::SO_RCVTIMEO, started);
     let interrupts = tls::interrupts();
     let mut events = libc::POLLIN | libc::POLLRDHUP;
     if slot.tx.state() == TxState::Returning {

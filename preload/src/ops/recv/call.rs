@@ -100,8 +100,8 @@ fn receive(
             Step::Moved => {
                 note_tcp(conn, fd);
                 if flags & MSG_PEEK != 0 {
-                    let all = flags & MSG_WAITALL != 0 && buffers.done() < target;
-                    if all && flags & MSG_DONTWAIT == 0 && may_peek_more(conn, fd, call) {
+                    let lacks = buffers.done() < target;
+                    if lacks && flags & MSG_DONTWAIT == 0 && may_peek_more(conn, fd, call) {
                         buffers.rewind();
                         continue;
                     }
@@ -142,13 +142,8 @@ fn receive(
             Err(_) if buffers.done() > 0 => return count(buffers),
             Err(error) => {
                 // A look that hoped for more gets what there is.
-                let hoped = flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0;
-                if hoped
-                    && matches!(
-                        step(conn, fd, buffers, flags & !MSG_WAITALL, 1),
-                        Step::Moved
-                    )
-                {
+                let hoped = flags & MSG_PEEK != 0 && target > 1;
+                if hoped && matches!(step(conn, fd, buffers, flags, 1), Step::Moved) {
                     return count(buffers);
                 }
                 return errno::fail(error);
@@ -157,14 +152,12 @@ fn receive(
     }
 }
 
-/// MSG_PEEK with MSG_WAITALL while bytes stand on both sides of the border between kernel and ring: no
+/// MSG_PEEK with MSG_WAITALL or SO_RCVLOWAT while bytes stand on both sides of the border between kernel and ring: no
 /// event says that there are enough, so a moment is waited. False: no more will come.
 #[cold]
 fn may_peek_more(conn: &Conn, fd: c_int, call: &mut Call) -> bool {
     let now = control::monotonic_ns();
-    let deadline = *call
-        .deadline
-        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_RCVTIMEO).map(|ns| now + ns));
+    let deadline = call.gives_up_at(conn, fd, libc::SO_RCVTIMEO, now);
     let ends = libc::POLLRDHUP | libc::POLLHUP | libc::POLLERR;
     let over = conn.view().is_some_and(|view| {
         view.theirs.state.ended_at().is_some() || view.theirs.state.broken().is_some()

@@ -5,7 +5,7 @@
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
 
-use libc::{MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL};
+use libc::{MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC};
 use rdma_core::Reason;
 use rdma_core::event::WaitFor;
 use rdma_core::handshake::Route;
@@ -103,7 +103,7 @@ pub(in crate::ops) fn look(
                 }
                 if flags & MSG_PEEK != 0 && left == got as u64 && buffers.left() > 0 {
                     // The look goes on behind the border.
-                    ring_now(conn, view, fd, buffers, flags & !MSG_WAITALL, target);
+                    ring_now(conn, view, fd, buffers, flags, 1);
                 }
                 if flags & MSG_PEEK == 0 {
                     rx.kernel_left.store(left - got as u64, Ordering::Relaxed);
@@ -271,12 +271,12 @@ fn ring_now(
     let available = usize::try_from(available).unwrap_or(usize::MAX);
     // The look goes on behind the border.
     let looks_behind = flags & MSG_PEEK != 0 && returned == Some(cursor.tail);
-    // SO_RCVLOWAT and MSG_WAITALL|MSG_PEEK: not yet enough to look at.
+    // SO_RCVLOWAT or MSG_WAITALL, with MSG_PEEK: not yet enough to look at.
     let more_may_come = end.is_none()
         && conn.shut() & SHUT_READ == 0
         && view.theirs.state.broken().is_none()
         && view.mine.state.broken().is_none();
-    if flags & MSG_PEEK != 0 && flags & MSG_WAITALL != 0 && available < target {
+    if flags & MSG_PEEK != 0 && available < target {
         let more = if looks_behind {
             more_in_kernel(fd)
         } else {

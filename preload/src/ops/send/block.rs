@@ -79,9 +79,7 @@ pub(super) fn block(
         epoll::want_space(conn);
         return Err(libc::EAGAIN);
     }
-    let deadline = *call
-        .deadline
-        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
+    let deadline = call.gives_up_at(conn, fd, libc::SO_SNDTIMEO, started);
     let interrupts = tls::interrupts();
     // A far end that only shut its sending side down still reads: ask for errors and hang-up only,
     // unless its fate is not known yet.
@@ -143,9 +141,7 @@ fn block_in_kernel(
         return Ok(());
     }
     let started = control::monotonic_ns();
-    let deadline = *call
-        .deadline
-        .get_or_insert_with(|| kernel::timeout_ns(fd, libc::SO_SNDTIMEO).map(|ns| started + ns));
+    let deadline = call.gives_up_at(conn, fd, libc::SO_SNDTIMEO, started);
     let interrupts = tls::interrupts();
     let done = || conn.slot().tx.state() != TxState::Returning;
     match wait::sleep(

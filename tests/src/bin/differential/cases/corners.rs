@@ -4,7 +4,7 @@ use libc::{EPOLL_CTL_ADD, EPOLLET, EPOLLIN, EPOLLOUT, EPOLLRDHUP, POLLIN, POLLOU
 use libc::{MSG_DONTWAIT, MSG_PEEK, MSG_TRUNC, MSG_WAITALL, SHUT_RD, SHUT_RDWR};
 
 use super::descriptors::child;
-use super::{Case, Needs, case};
+use super::{Case, Needs, blocking, case};
 use crate::end::End;
 use crate::stage::Stage;
 use viaduct_tests::show;
@@ -24,6 +24,12 @@ pub(super) const CASES: &[Case] = &[
     case("reset_is_told_once", Needs::Steps, reset_is_told_once),
     case("peek_and_trunc", Needs::Steps, peek_and_trunc),
     case("peek_for_more", Needs::Steps, peek_for_more),
+    blocking("peek_below_the_mark", Needs::Both, peek_below_the_mark),
+    blocking(
+        "timeouts_beyond_bounds",
+        Needs::Both,
+        timeouts_beyond_bounds,
+    ),
     case("empty_recv_at_the_end", Needs::Steps, empty_recv_at_the_end),
     case(
         "epoll_after_own_shutdown",
@@ -295,6 +301,57 @@ fn killed_with_bytes_unread(stage: &mut Stage) {
         stage.b("send", |b| b.send(b"x", 0));
         stage.b("SO_ERROR", |b| b.so_error());
         stage.b("close", End::close);
+    }
+}
+
+/// A look waits for as much as SO_RCVLOWAT says.
+fn peek_below_the_mark(stage: &mut Stage) {
+    stage.connect();
+    stage.a("mark", |a| {
+        let set = sys::setsockopt(a.fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, 10);
+        let time = sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 50);
+        format!("{} {}", show::ret(set), show::ret(time))
+    });
+    stage.a("nothing", |a| a.recv_once(20, MSG_PEEK));
+    stage.b("say", |b| b.say("hello"));
+    stage.a("arrived", |a| a.arrived(5));
+    stage.a("times out", |a| a.recv_once(20, MSG_PEEK));
+    stage.a("less room", |a| a.recv_once(3, MSG_PEEK));
+    stage.a("not waiting", |a| a.recv_once(20, MSG_PEEK | MSG_DONTWAIT));
+    stage.a("no timeout", |a| {
+        show::ret(sys::set_timeout(a.fd, libc::SO_RCVTIMEO, 0))
+    });
+    stage.both(
+        "enough",
+        |a| a.recv_once(20, MSG_PEEK),
+        |b| {
+            std::thread::sleep(core::time::Duration::from_millis(100));
+            b.say("world")
+        },
+    );
+}
+
+/// Negative timeouts do not wait, huge ones do.
+fn timeouts_beyond_bounds(stage: &mut Stage) {
+    stage.connect();
+    let set = |end: &End, name, ms| show::ret(sys::set_timeout(end.fd, name, ms));
+    stage.a("negative", |a| set(a, libc::SO_RCVTIMEO, -1000));
+    stage.a("at once", |a| a.recv_once(5, 0));
+    stage.a("negative", |a| set(a, libc::SO_SNDTIMEO, -1000));
+    stage.a("full at once", |a| {
+        super::signals::fill(a);
+        a.send(&vec![0; 1 << 20], 0)
+    });
+    for seconds in [20_000_000_000, 1 << 40, i64::MAX / 1_000_000] {
+        stage.a("huge", |a| set(a, libc::SO_RCVTIMEO, seconds * 1000));
+        stage.both(
+            "waits",
+            |a| a.recv_once(5, 0),
+            |b| {
+                std::thread::sleep(core::time::Duration::from_millis(50));
+                b.say("hello")
+            },
+        );
     }
 }
 
