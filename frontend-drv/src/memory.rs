@@ -12,6 +12,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
+use rustix::process::{Resource, getrlimit};
 
 /// Seals without which no memory of another process is mapped: it can no longer shrink.
 pub const SEALS: SealFlags = SealFlags::SHRINK
@@ -21,8 +22,13 @@ pub const SEALS: SealFlags = SealFlags::SHRINK
 /// New memory of `bytes` bytes, zero, sparse and sealed against resizing.
 ///
 /// # Errors
-/// Those of memfd_create(2), ftruncate(2) and fcntl(2).
+/// `EFBIG` beyond the file size limit; else those of memfd_create(2), ftruncate(2) and fcntl(2).
 pub fn create(name: &core::ffi::CStr, bytes: usize) -> Result<OwnedFd, Errno> {
+    // The kernel would say so by SIGXFSZ as well, which ends the program.
+    let limit = getrlimit(Resource::Fsize).current;
+    if limit.is_some_and(|limit| bytes as u64 > limit) {
+        return Err(Errno::FBIG);
+    }
     let fd = memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
     ftruncate(&fd, bytes as u64)?;
     fcntl_add_seals(&fd, SEALS)?;

@@ -97,6 +97,25 @@ fn checked_calls() {
     talks(&[["calls", ""]], 0);
 }
 
+/// A program that may not write files as large as the memory of its slots stays on TCP, and lives.
+#[test]
+fn file_size_limit() {
+    let Some((_directory, program)) = talk() else {
+        return;
+    };
+    let limited = format!("ulimit -f 8; exec '{}' calls ''", program.display());
+    let scene = ["-c", limited.as_str()];
+    let expected = run(Path::new("/bin/sh"), &Form::plain(), &scene);
+    assert_eq!(expected.0, 0, "plain: {expected:?}");
+    let daemon = Daemon::start();
+    let found = run(
+        Path::new("/bin/sh"),
+        &Form::accelerated(daemon.socket()),
+        &scene,
+    );
+    assert_eq!(found, expected, "accelerated (left), plain (right)");
+}
+
 /// A buffer that is too small ends the program, as glibc does it, before anything is received.
 #[test]
 fn overflows_are_detected() {
