@@ -11,6 +11,7 @@ use super::fork::{each_conn, is_own_memory};
 use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
 use crate::ops::lock;
+use crate::ops::epoll;
 use crate::{errno, fds, holders, kernel, pins, resend};
 
 /// The process exits in an orderly way, and closes its connections thereby. Those that other threads are
@@ -72,6 +73,10 @@ pub(crate) fn before_exec() {
                 if kept && fd <= 2 {
                     meta.fetch_or(USED_BY_EXEC, Ordering::Relaxed);
                 }
+            } else if let Some(index) = entry.as_epoll()
+                && !kernel::is_close_on_exec(fd)
+            {
+                epoll::leave_to_program(index);
             }
         });
         fds::each(0, u32::MAX, |_, entry| {

@@ -10,6 +10,7 @@ use rdma_core::slot::{Slot, Stage};
 use super::births;
 use crate::conn::{Conn, conn};
 use crate::downgrade::Members;
+use crate::ops::epoll;
 use crate::{control, downgrade, errno, fds, upgrade};
 
 pub(crate) fn unregister(conn: &Conn, slot: &Slot, index: u32) {
@@ -56,7 +57,7 @@ pub(crate) fn tell(session: Option<&control::Session>, message: &Message<'_>) {
 const TELL_TRIES: u32 = 20;
 
 /// Descriptors are passed to another process, which may not have the library: their connections stay on
-/// TCP or go back there. Those that are not connected yet will stay there.
+/// TCP or go back there. Those that are not connected yet will stay there. So do those in an epoll set that is passed.
 pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
     let members = |each: &mut dyn FnMut(&'static Conn, c_int)| {
         all(&mut |fd| {
@@ -66,6 +67,11 @@ pub(crate) fn passed_on(all: impl Fn(&mut dyn FnMut(c_int))) {
         });
     };
     members_to_kernel(&members, Reason::FdPassed);
+    all(&mut |fd| {
+        if let Some(index) = fds::lookup(fd).as_epoll() {
+            epoll::pass_on(index);
+        }
+    });
     all(&mut births::note_elsewhere);
 }
 

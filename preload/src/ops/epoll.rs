@@ -42,7 +42,7 @@ pub(crate) use connection::{
 };
 pub(crate) use membership::{adopt_watched, forget_watched};
 pub(crate) use set::{create, forget_set, make_set, share_fd};
-pub(crate) use shared::after_fork;
+pub(crate) use shared::{after_fork, leave_to_program, pass_on};
 pub(crate) use wait::wait;
 
 use crate::conn::conn;

@@ -1,4 +1,4 @@
-//! Sets that a fork gives to two processes, which no ring can serve: back to the kernel.
+//! Sets that another process uses as well, or another program, which no ring can serve: back to the kernel.
 
 #![expect(unsafe_code, reason = "epoll_ctl on the program's sets")]
 
@@ -9,7 +9,7 @@ use rdma_core::Reason;
 
 use super::interest::{INTEREST_NUMBERS, Interest, each_live};
 use super::membership::drop_interest;
-use super::set::{SET_NUMBERS, SET_TABLE, Set};
+use super::set::{SET_NUMBERS, SET_TABLE, Set, set_of};
 use crate::conn::{CONN_NUMBERS, Conn};
 use crate::{control, errno, lifecycle, real};
 
@@ -42,6 +42,29 @@ fn share(set: &'static Set) {
     {
         word.fetch_or(1 << (index % 64), Ordering::SeqCst);
     }
+    leave_rings(set);
+}
+
+/// A set is given to another process, which waits on it unseen: its connections are the kernel's from now on.
+#[cold]
+pub(crate) fn pass_on(index: u32) {
+    let Some(set) = set_of(index) else { return };
+    if !is_kernels_alone(set) {
+        give_up(set);
+    }
+}
+
+/// A set stays open in the program that takes the place of this one. What a forked child merely inherited is its
+/// parent's.
+#[cold]
+pub(crate) fn leave_to_program(index: u32) {
+    if let Some(set) = set_of(index).filter(|set| set.shared.load(Ordering::Relaxed) == 0) {
+        give_up(set);
+    }
+}
+
+fn give_up(set: &'static Set) {
+    set.shared.store(SHARED, Ordering::SeqCst);
     leave_rings(set);
 }
 
@@ -103,10 +126,7 @@ pub(super) fn is_kernels_alone(set: &'static Set) -> bool {
         SHARED => return true,
         INHERITED => share(set),
         // A child of ours has begun to use it.
-        _ if set.is_shared() => {
-            set.shared.store(SHARED, Ordering::SeqCst);
-            leave_rings(set);
-        }
+        _ if set.is_shared() => give_up(set),
         _ => return false,
     }
     true

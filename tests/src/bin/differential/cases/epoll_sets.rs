@@ -24,6 +24,7 @@ pub(super) const CASES: &[Case] = &[
         Needs::Steps,
         epoll_second_descriptor,
     ),
+    case("epoll_passed_on", Needs::Steps, epoll_passed_on),
     case("epoll_polled", Needs::Both, epoll_polled),
 ];
 
@@ -107,6 +108,34 @@ fn epoll_many_sets(stage: &mut Stage) {
         let told = |set: &i32| show::events(&sys::epoll_wait(*set, 8, patience()));
         a.more.iter().map(told).collect::<Vec<_>>().join(" ")
     });
+}
+
+/// A set that is passed in a message is the kernel's for whoever receives it, and for who sends it.
+fn epoll_passed_on(stage: &mut Stage) {
+    stage.connect();
+    stage.a("add", |a| make(a, EPOLLIN));
+    stage.b("say", |b| b.say("unread"));
+    stage.a("data", |a| soon(a));
+    stage.a("pass", |a| {
+        let (here, there) = sys::socketpair();
+        let passed = show::ret(sys::send_fds(here, b"x", &[a.epfd]));
+        a.more = vec![sys::recv_fd(there)];
+        let closed = [here, there].map(sys::close).map(show::ret);
+        format!("{passed} {closed:?}")
+    });
+    let received = |a: &End, timeout| show::events(&sys::epoll_wait(a.more[0], 8, timeout));
+    for _ in 0..2 {
+        stage.a("received", |a| received(a, patience()));
+        stage.a("own", |a| soon(a));
+        stage.a("hear", |a| a.hear(6));
+        stage.a("none", |a| format!("{} {}", received(a, 0), now(a)));
+        stage.a("say", |a| a.say("answer"));
+        stage.b("hear", |b| b.hear(6));
+        stage.b("say", |b| b.say("others"));
+    }
+    stage.a("close", |a| show::ret(sys::close(a.more[0])));
+    stage.a("own", |a| soon(a));
+    stage.a("hear", |a| a.hear(6));
 }
 
 /// A set inside another.
