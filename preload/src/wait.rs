@@ -60,7 +60,7 @@ static CROWDED_FOR_NS: AtomicU64 = AtomicU64::new(0);
 const LOOKS: u32 = 32;
 
 /// Longest sleep when the far end cannot be relied on to ring (no doorbell, forked child).
-const BLIND_MS_MAX: u64 = 8;
+const BLIND_NS_MAX: u64 = 8_000_000;
 
 /// A few looks without a clock: most answers of a busy far end come within them. True if ready.
 /// Not worth it if the far end last ran on our own processor.
@@ -321,13 +321,9 @@ fn poll_both(
     let bell = sleeper.map_or(-1, |sleeper| sleeper.bell());
     let line = forsaken::entry();
     let blind = blind || forsaken::is_pending();
-    let mut left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
-    let mut cut = false;
-    if blind {
-        let slice = BLIND_MS_MAX * 1_000_000;
-        cut = left.is_none_or(|left| left > slice);
-        left = Some(left.map_or(slice, |left| left.min(slice)));
-    }
+    let left = deadline.map(|deadline| deadline.saturating_sub(monotonic_ns()));
+    let slice = left.map_or(BLIND_NS_MAX, |left| left.min(BLIND_NS_MAX));
+    let mut cut = blind && left != Some(slice);
     let mut entries = [
         libc::pollfd {
             fd,
@@ -341,7 +337,13 @@ fn poll_both(
         },
         line,
     ];
-    let rc = ops::ready::kernel_poll(&mut entries, left);
+    let mut rc = ops::ready::kernel_poll(&mut entries, if blind { Some(slice) } else { left });
+    if rc.is_err_and(|error| error != libc::EINTR) {
+        // RLIMIT_NOFILE lets fewer entries in, or none.
+        cut = left != Some(slice);
+        rc = ops::ready::kernel_poll(&mut entries[..1], Some(slice))
+            .or_else(|_| ops::ready::kernel_poll(&mut [], Some(slice)));
+    }
     let [socket, doorbell, line] = entries;
     if doorbell.revents != 0
         && let Some(context) = sleeper.and_then(|sleeper| contexts::context(sleeper.number))

@@ -2,6 +2,8 @@
 
 use core::ffi::{c_char, c_int, c_void};
 
+use rustix::process::{Resource, getrlimit};
+
 use crate::ops::options;
 use crate::{config, errno, fds, kick, lifecycle, real, retire};
 
@@ -96,14 +98,14 @@ redhook::hook! {
 redhook::hook! {
     unsafe fn dup2(old: c_int, new: c_int) -> c_int => viaduct_dup2 {
         // SAFETY: no pointers.
-        over(old, new, || unsafe { real::dup2(old, new) })
+        over(old, new, 0, || unsafe { real::dup2(old, new) })
     }
 }
 
 redhook::hook! {
     unsafe fn dup3(old: c_int, new: c_int, flags: c_int) -> c_int => viaduct_dup3 {
         // SAFETY: no pointers.
-        over(old, new, || unsafe { real::dup3(old, new, flags) })
+        over(old, new, flags, || unsafe { real::dup3(old, new, flags) })
     }
 }
 
@@ -265,15 +267,20 @@ fn close_ours(fd: c_int) -> c_int {
 }
 
 /// dup2 and dup3: what stood at `new` is closed by the same call.
-fn over(old: c_int, new: c_int, native: impl Fn() -> c_int) -> c_int {
+fn over(old: c_int, new: c_int, flags: c_int, native: impl Fn() -> c_int) -> c_int {
     let there = fds::lookup(new);
     if old == new || (there.is_none() && fds::lookup(old).is_none()) || !lifecycle::is_own_memory()
     {
         return native();
     }
+    // A call that fails closes nothing. What it fails for, with `new` open, is known before.
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     // SAFETY: F_GETFD takes no argument.
-    let valid = errno::preserved(|| unsafe { real::fcntl(old, libc::F_GETFD, 0) }) >= 0;
-    if !valid {
+    let is_open = || errno::preserved(|| unsafe { real::fcntl(old, libc::F_GETFD, 0) }) >= 0;
+    if flags & !libc::O_CLOEXEC != 0
+        || u64::try_from(new).map_or(true, |new| new >= limit)
+        || !is_open()
+    {
         return native();
     }
     if there.is_internal() {

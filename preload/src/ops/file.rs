@@ -31,8 +31,8 @@ use crate::kick;
 /// Bytes moved under one hold of a lock.
 const AT_ONCE: usize = 128 * 1024;
 
-/// Bytes on the stack of whoever calls, where a copy of ours is needed.
-const CHUNK: usize = 16 * 1024;
+/// Bytes on the stack of whoever calls, where a copy of ours is needed: the smallest stack of a thread has 16 KiB.
+const CHUNK: usize = 4 * 1024;
 
 /// What filling the ring gave.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

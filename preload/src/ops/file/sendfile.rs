@@ -151,7 +151,7 @@ fn is_plain(input: c_int) -> bool {
 }
 
 /// Bytes for which a pipe of our own is worth making, where a file cannot be read without waiting.
-const LARGE: usize = 128 * 1024;
+const LARGE: usize = 32 * 1024;
 
 /// Bytes that such a pipe holds.
 const PIPE: usize = 64 * 1024;

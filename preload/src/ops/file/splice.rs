@@ -107,6 +107,13 @@ pub(super) fn to_pipe(
                 return errno::fail(error);
             }
         }
+        if slept {
+            match pour(conn, fd, entry, &pipe, len) {
+                Ok(0) | Err(libc::EAGAIN) => {}
+                Ok(bytes) => return count(bytes),
+                Err(error) => return errno::fail(error),
+            }
+        }
         match step(conn, fd, &pipe, len) {
             Step::Native => match recv::from_kernel(conn, fd, native) {
                 Some(result) => return result,

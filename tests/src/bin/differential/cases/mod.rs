@@ -22,6 +22,7 @@ mod flags;
 mod idle;
 mod killed;
 mod leaving;
+mod limits;
 mod many;
 mod masks;
 mod messages;
@@ -192,6 +193,7 @@ pub(crate) fn all() -> impl Iterator<Item = &'static Case> {
         flags::CASES,
         messages::CASES,
         idle::CASES,
+        limits::CASES,
         options::CASES,
         upper::CASES,
         pointers::CASES,
