@@ -21,7 +21,7 @@ const IOV_MAX: usize = 1024;
 pub(crate) struct Buffers {
     vec: *const iovec,
     count: usize,
-    /// Some entry of the vector ends where the kernel may refuse it.
+    /// Some entry of the vector ends where the kernel may refuse it, or has the vector itself in it.
     is_suspect: bool,
     one: iovec,
     total: usize,
@@ -86,7 +86,7 @@ impl Buffers {
                 return Err(libc::EINVAL);
             }
             total = total.saturating_add(entry.iov_len).min(LENGTH_MAX);
-            is_suspect |= is_beyond(&entry);
+            is_suspect |= is_beyond(&entry) || has_in_it(&entry, vec, count);
         }
         let one = iovec {
             iov_base: core::ptr::null_mut(),
@@ -252,6 +252,41 @@ impl Buffers {
         Ok(())
     }
 
+    /// As [`Buffers::drain`], for any vector, also one that its own buffers overwrite: by a copy of it, as the kernel
+    /// does. Bytes for which the copy is too short stay in the ring, or are not looked at if `peek` leaves all there.
+    ///
+    /// # Errors
+    /// As [`Buffers::drain`].
+    #[cold]
+    pub(crate) fn drain_suspect(
+        &mut self,
+        ring: &Consumer,
+        cursor: &mut RxCursor,
+        max: usize,
+        peek: bool,
+    ) -> Result<(), Corrupt> {
+        let (parts, used) = self.rest::<64>(max);
+        self.skip(parts.iter().map(|part| part.iov_len).sum());
+        let mut skip = 0;
+        for part in parts.iter().take(used) {
+            let (at, len) = (part.iov_base.cast(), part.iov_len);
+            if peek {
+                // SAFETY: as in `drain`.
+                unsafe { ring.peek(cursor, skip, at, len) }?;
+                skip += len as u64;
+            } else {
+                // SAFETY: as in `drain`.
+                unsafe { ring.read(cursor, at, len) }?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether [`Buffers::drain_suspect`] must be used.
+    pub(crate) const fn is_suspect(&self) -> bool {
+        self.is_suspect
+    }
+
     /// As [`Buffers::drain`], leaving the bytes in the ring.
     ///
     /// # Errors
@@ -354,6 +389,12 @@ unsafe fn all(
 /// Whether a buffer ends where the kernel may refuse it.
 fn is_beyond(part: &iovec) -> bool {
     part.iov_base.addr().saturating_add(part.iov_len) > BEYOND
+}
+
+/// Whether a buffer has a part of the vector of `count` entries in it.
+fn has_in_it(part: &iovec, vec: *const iovec, count: usize) -> bool {
+    let (vec, part_at) = (vec.addr(), part.iov_base.addr());
+    part_at < vec + count * size_of::<iovec>() && part_at.saturating_add(part.iov_len) > vec
 }
 
 /// For bytes that are about to be sent.

@@ -20,6 +20,9 @@ use crate::conn::{Conn, conn};
 use crate::user::Buffers;
 use crate::{errno, fds, probe, real};
 
+/// MSG_CMSG_COMPAT: a flag of the kernel's own, which it refuses in calls with messages.
+const CMSG_COMPAT: c_int = c_int::MIN;
+
 /// recvmsg(2).
 ///
 /// # Safety
@@ -41,6 +44,9 @@ pub(crate) unsafe fn receive(fd: c_int, msg: *mut msghdr, flags: c_int) -> isize
         }
         return got;
     };
+    if flags & CMSG_COMPAT != 0 {
+        return native();
+    }
     // SAFETY: any bytes are a header of numbers and addresses.
     let Some(header) = (unsafe { probe::read(msg) }) else {
         return native();
@@ -172,6 +178,9 @@ unsafe fn send_one(fd: c_int, msg: *const msghdr, flags: c_int) -> (isize, bool)
         }
         return (sent, true);
     };
+    if flags & CMSG_COMPAT != 0 {
+        return (native(), true);
+    }
     // SAFETY: any bytes are a header of numbers and addresses.
     let Some(header) = (unsafe { probe::read(msg) }) else {
         return (native(), true);

@@ -46,6 +46,26 @@ pub fn readv(fd: c_int, out: &mut [&mut [u8]]) -> Ret {
     long(unsafe { libc::readv(fd, parts.as_ptr(), count_of(&parts)) })
 }
 
+/// readv(2) into the second entry of its own vector, and then into `out` by that entry and a third.
+pub fn readv_over_itself(fd: c_int, out: &mut [u8; 16]) -> Ret {
+    let (first, second) = out.split_at_mut(8);
+    let part = |at: *mut u8, iov_len| iovec {
+        iov_base: at.cast(),
+        iov_len,
+    };
+    let mut parts = [
+        part(null_mut(), size_of::<iovec>()),
+        part(first.as_mut_ptr(), 8),
+        part(second.as_mut_ptr(), 8),
+    ];
+    let base = parts.as_mut_ptr();
+    // SAFETY: the parts are there; their second is any bytes after the call, and not used.
+    long(unsafe {
+        (*base).iov_base = base.add(1).cast();
+        libc::readv(fd, base, 3)
+    })
+}
+
 /// readv (`write` false) or writev with a vector at any address and any count.
 pub fn vector_at(fd: c_int, at: usize, count: c_int, write: bool) -> Ret {
     let vec = core::ptr::with_exposed_provenance::<iovec>(at);

@@ -77,6 +77,9 @@ unsafe fn wait_for_kernel(
 /// Between two looks at a set of which only a doorbell was told.
 const BELL_NAP_NS: u64 = 200_000;
 
+/// More events than this the kernel refuses to be asked for.
+const EVENTS_MAX: usize = c_int::MAX.cast_unsigned() as usize / size_of::<epoll_event>();
+
 /// Waits for the kernel's events and the rings'.
 ///
 /// # Safety
@@ -96,14 +99,12 @@ unsafe fn wait_for_both(
         let room = number_of(end) - number_of(at);
         kernel_wait(epfd, events.wrapping_add(at), room, timeout, mask)
     };
-    if max <= 0 || set.context().is_some() && !ready::is_mask(mask) {
+    let room = usize::try_from(max).unwrap_or(0);
+    if room == 0 || room > EVENTS_MAX || set.context().is_some() && !ready::is_mask(mask) {
         // SAFETY: by contract; what the kernel refuses it refuses.
         return unsafe { kernel_wait(epfd, events, max, timeout_ns, mask) };
     }
-    let out = Events {
-        at: events,
-        room: max.cast_unsigned() as usize,
-    };
+    let out = Events { at: events, room };
     let mut spun = false;
     // Never 0, which no interest was reported by.
     let call = set.calls.fetch_add(1, Ordering::Relaxed) | 1 << 31;

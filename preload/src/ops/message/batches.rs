@@ -7,7 +7,7 @@ use core::ffi::c_int;
 
 use libc::{mmsghdr, timespec};
 
-use super::passing;
+use super::{CMSG_COMPAT, passing};
 use crate::conn::{Conn, conn};
 use crate::ops::{ready, recv, send};
 use crate::{control, errno, fds, kernel, probe, real};
@@ -34,6 +34,9 @@ pub(crate) unsafe fn receive_batch(
         }
         return got;
     };
+    if flags & CMSG_COMPAT != 0 {
+        return native();
+    }
     let conn = conn(index);
     while !recv::is_on_ring(conn, fd, flags & libc::MSG_DONTWAIT != 0) {
         let result = Cell::new(0);
@@ -182,6 +185,9 @@ pub(crate) unsafe fn send_batch(fd: c_int, msgs: *mut mmsghdr, count: u32, flags
         }
         return sent;
     };
+    if flags & CMSG_COMPAT != 0 {
+        return native();
+    }
     let conn = conn(index);
     // Calls that never go to a ring are made one by one, and may take the direction back to the kernel.
     let special = flags & (libc::MSG_OOB | libc::MSG_ZEROCOPY | libc::MSG_FASTOPEN) != 0;

@@ -81,7 +81,9 @@ fn poll_mixed(
     tell: impl Fn(&[pollfd]) -> bool,
 ) -> c_int {
     let finish = |result: c_int, answers: &[pollfd]| {
-        if result < 0 || tell(answers) {
+        // After a signal the kernel still writes its answers, all zero.
+        let tells = result >= 0 || errno::get() == libc::EINTR;
+        if !tells || tell(answers) {
             return result;
         }
         errno::set(libc::EFAULT);

@@ -300,6 +300,8 @@ fn ring_now(
         }
         buffers.skip(len);
         Ok(())
+    } else if buffers.is_suspect() {
+        buffers.drain_suspect(&ring, &mut cursor, len, flags & MSG_PEEK != 0)
     } else if flags & MSG_PEEK != 0 {
         buffers.peek(&ring, &cursor, len)
     } else {

@@ -33,6 +33,12 @@ fn epoll_bad(stage: &mut Stage) {
     stage.a("page one", |a| {
         show::ret(sys::epoll_wait_at(a.epfd, 64, 4, 0))
     });
+    // Beyond EP_MAX_EVENTS.
+    stage.a("too much room", |a| {
+        [i32::MAX, i32::MAX / 8]
+            .map(|room| show::ret(sys::epoll_wait_at(a.epfd, 8192, room, 0)))
+            .join(" ")
+    });
     stage.a("good", |a| soon(a));
 }
 

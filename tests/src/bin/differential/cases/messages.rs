@@ -23,6 +23,8 @@ pub(super) const CASES: &[Case] = &[
     }),
     case("control_of_a_sender", Needs::Steps, control_of_a_sender),
     case("flags_of_a_message", Needs::Steps, flags_of_a_message),
+    case("flags_of_the_kernel", Needs::Steps, flags_of_the_kernel),
+    case("vector_over_itself", Needs::Steps, vector_over_itself),
     case("lengths_of_addresses", Needs::Steps, lengths_of_addresses),
     case("peek_and_trunc", Needs::Steps, peek_and_trunc),
     case("receive_batches", Needs::Steps, receive_batches),
@@ -51,6 +53,41 @@ pub(super) const CASES: &[Case] = &[
     ),
     case("at_mark", Needs::Steps, at_mark),
 ];
+
+/// MSG_CMSG_COMPAT is no program's to give.
+fn flags_of_the_kernel(stage: &mut Stage) {
+    const COMPAT: i32 = i32::MIN;
+    stage.connect();
+    stage.b("say", |b| b.say("hello"));
+    stage.a("arrived", |a| a.arrived(5));
+    stage.a("refused", |a| {
+        let mut out = [0; 5];
+        let results = [
+            sys::recvmsg(a.fd, &mut [&mut out], COMPAT).0,
+            sys::recvmmsg(a.fd, &mut [&mut out], COMPAT, None).0,
+            sys::sendmsg(a.fd, &[b"x"], COMPAT),
+            sys::sendmmsg(a.fd, &[b"x"], COMPAT).0,
+        ];
+        results.map(show::ret).join(" ")
+    });
+    stage.a("hear", |a| a.hear(5));
+    stage.a("say", |a| a.say("y"));
+    stage.b("hear", |b| b.hear(1));
+}
+
+/// A vector whose first buffer is its own second entry: the kernel works on a copy.
+fn vector_over_itself(stage: &mut Stage) {
+    stage.connect();
+    for _ in 0..2 {
+        stage.b("say", |b| b.say("0123456789abcdefghijklmnopqrstuv"));
+        stage.a("arrived", |a| a.arrived(32));
+        stage.a("readv", |a| {
+            let mut out = [0; 16];
+            let got = sys::readv_over_itself(a.fd, &mut out);
+            format!("{} {}", show::ret(got), show::data(&out))
+        });
+    }
+}
 
 const TCP_INQ: i32 = 36;
 

@@ -253,7 +253,9 @@ fn waits_interrupted(stage: &mut Stage) {
     for flags in [0, SA_RESTART] {
         stage.a("poll", |a| {
             with_alarm(flags, || {
-                show::ret(sys::poll(&[(a.fd, POLLIN)], patience()).0)
+                // Whatever stood there is overwritten.
+                let (got, told) = sys::poll(&[(a.fd, POLLIN), (-1, POLLIN)], patience());
+                format!("{} {told:?}", show::ret(got))
             })
         });
         stage.a("poll for ever", |a| {
