@@ -9,6 +9,7 @@ use super::adopt::adopt_unknown;
 use super::births;
 use super::close::take_out;
 use super::fork::is_own_memory;
+use super::leave::to_stdio;
 use crate::conn::{Conn, conn};
 use crate::fds::{self, Entry};
 use crate::ops::{epoll, file::relay};
@@ -31,6 +32,10 @@ pub(crate) fn duplicated(old: c_int, new: c_int) {
             return;
         }
         fds::insert(new, entry);
+        if new <= 2 {
+            // libc's own streams are there: what they read and write we do not see.
+            to_stdio(new);
+        }
     } else if let Some(index) = entry.as_epoll() {
         epoll::share_fd(index);
         fds::insert(new, entry);

@@ -2,7 +2,7 @@
 
 use libc::{F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, POLLIN, POLLOUT, POLLRDHUP, SHUT_WR};
 
-use super::{Case, Needs, case};
+use super::{Case, Needs, blocking, case};
 use crate::end::{End, Side};
 use crate::stage::{Family, Stage};
 use viaduct_tests::show;
@@ -22,6 +22,11 @@ pub(super) const CASES: &[Case] = &[
     case("lowest_numbers", Needs::Processes, lowest_numbers),
     case("stdio_fresh", Needs::Steps, |stage| stdio(stage, true)),
     case("stdio_later", Needs::Steps, |stage| stdio(stage, false)),
+    blocking(
+        "standard_output_on_connection",
+        Needs::Processes,
+        standard_output_on_connection,
+    ),
 ];
 
 pub(super) const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
@@ -290,4 +295,23 @@ fn stdio(stage: &mut Stage, fresh: bool) {
     });
     stage.b("hear", |b| b.hear(18));
     stage.b("end", |b| b.ready(FIN));
+}
+
+/// The connection is standard output for a while, for libc's stream and for `write`.
+fn standard_output_on_connection(stage: &mut Stage) {
+    stage.connect();
+    stage.a("print", |a| {
+        let kept = fd_of(sys::dup(1));
+        let replaced = sys::dup2(a.fd, 1);
+        let printed = sys::print("printed");
+        let written = sys::write(1, b"written");
+        let back = sys::dup2(kept, 1);
+        let results = [replaced, printed, written, back, sys::close(kept)];
+        results.map(show::ok).join(" ")
+    });
+    stage.b("hear", |b| b.hear(14));
+    stage.b("say", |b| b.say("answer"));
+    stage.a("hear", |a| a.hear(6));
+    stage.a("say", |a| a.say("more"));
+    stage.b("hear", |b| b.hear(4));
 }
