@@ -205,19 +205,47 @@ pub fn become_unseen(program: &core::ffi::CStr, arguments: &[&core::ffi::CStr]) 
     let mut list: Vec<*const libc::c_char> = arguments.iter().map(|text| text.as_ptr()).collect();
     list.push(core::ptr::null());
     let environment = [core::ptr::null::<libc::c_char>()];
+    let addresses = [
+        program.as_ptr().expose_provenance(),
+        list.as_ptr().expose_provenance(),
+        environment.as_ptr().expose_provenance(),
+    ];
+    // SAFETY: terminated strings in terminated lists.
+    let result = unsafe { call_unseen(libc::SYS_execve, addresses) };
+    c_int::try_from(-result).unwrap_or(libc::EINVAL)
+}
+
+/// dup2(2) by the instruction itself. Returns the error if it fails.
+#[cfg(target_arch = "x86_64")]
+pub fn dup2_unseen(old: c_int, new: c_int) -> Result<(), c_int> {
+    let numbers = [old, new, 0].map(|number| number.cast_unsigned() as usize);
+    // SAFETY: no pointers.
+    let result = unsafe { call_unseen(libc::SYS_dup2, numbers) };
+    if result < 0 {
+        return Err(c_int::try_from(-result).unwrap_or(libc::EINVAL));
+    }
+    Ok(())
+}
+
+/// A system call by the instruction itself; what the kernel gives.
+///
+/// # Safety
+/// As of the call.
+#[cfg(target_arch = "x86_64")]
+unsafe fn call_unseen(number: libc::c_long, arguments: [usize; 3]) -> i64 {
     let result: i64;
-    // SAFETY: terminated strings in terminated lists; the kernel changes no registers but those named.
+    // SAFETY: by contract; the kernel changes no registers but those named.
     unsafe {
         core::arch::asm!(
             "syscall",
-            inlateout("rax") libc::SYS_execve => result,
-            in("rdi") program.as_ptr(),
-            in("rsi") list.as_ptr(),
-            in("rdx") environment.as_ptr(),
+            inlateout("rax") number => result,
+            in("rdi") arguments[0],
+            in("rsi") arguments[1],
+            in("rdx") arguments[2],
             lateout("rcx") _,
             lateout("r11") _,
             options(nostack)
         );
     }
-    c_int::try_from(-result).unwrap_or(libc::EINVAL)
+    result
 }
