@@ -18,6 +18,7 @@ use rdma_core::control::{Context, Hello, Message};
 use rdma_core::layout::LAYOUT_VERSION;
 use rdma_core::slot::{ARENA_BYTES, ARENA_MAGIC, ArenaView};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, netlink, socket_with};
+use rustix::time::{ClockId, clock_gettime};
 
 use crate::config::Config;
 use crate::conn::Conn;
@@ -267,13 +268,17 @@ fn drain_session(session: &'static Session) {
 /// Now, in nanoseconds.
 #[inline]
 pub(crate) fn monotonic_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-    now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
+    nanoseconds(ClockId::Monotonic)
 }
 
 /// The same clock as of the kernel's last tick, some milliseconds ago at most: cheaper.
 pub(crate) fn coarse_ns() -> u64 {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::MonotonicCoarse);
+    nanoseconds(ClockId::MonotonicCoarse)
+}
+
+#[inline]
+fn nanoseconds(clock: ClockId) -> u64 {
+    let now = clock_gettime(clock);
     now.tv_sec.unsigned_abs() * 1_000_000_000 + now.tv_nsec.unsigned_abs()
 }
 

@@ -43,12 +43,7 @@ fn a_socket_kept_over_exec_is_refused_while_its_past_is_looked_into() {
 
 #[test]
 fn an_end_that_leaves_while_memory_is_made_takes_the_other_back_to_tcp() {
-    let mut world = World::new(vec![]);
-    let (one, other) = (world.join(1, 5), world.join(2, 5));
-    world.by_hand = true;
-    world.register(one, 0, (80, 4000), 11);
-    world.register(other, 0, (4000, 80), 12);
-    let (left, right) = world.compare();
+    let (mut world, [one, other], [left, right]) = World::comparing();
     world.broker.compared(left, right, Comparison::Match);
     world.run();
     world.by_hand = false;
@@ -88,12 +83,7 @@ fn an_end_that_begins_anew_has_the_other_let_go() {
 #[test]
 fn memory_that_cannot_be_had_is_asked_for_again_the_next_time() {
     for shortage in [Shortage::Arena, Shortage::Pages] {
-        let mut world = World::new(vec![]);
-        let (one, other) = (world.join(1, 5), world.join(2, 5));
-        world.by_hand = true;
-        world.register(one, 0, (80, 4000), 11);
-        world.register(other, 0, (4000, 80), 12);
-        let (left, right) = world.compare();
+        let (mut world, [one, other], [left, right]) = World::comparing();
         world.broker.compared(left, right, Comparison::Match);
         world.run();
         let (connection, place) = world.prepare();

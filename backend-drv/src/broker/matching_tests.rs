@@ -8,12 +8,7 @@ use crate::pairing::Comparison;
 
 #[test]
 fn a_mate_that_is_gone_is_refused_and_the_other_waits_on() {
-    let mut world = World::new(vec![]);
-    let (one, other) = (world.join(1, 5), world.join(2, 5));
-    world.by_hand = true;
-    world.register(one, 0, (80, 4000), 11);
-    world.register(other, 0, (4000, 80), 12);
-    let (left, right) = world.compare();
+    let (mut world, [one, other], [left, right]) = World::comparing();
     let gone = Comparison::Gone {
         left: false,
         right: true,

@@ -170,12 +170,7 @@ fn a_filter_says_what_the_message_says() {
 
 #[test]
 fn a_connection_that_is_revoked_while_its_memory_is_made_is_never_told_of() {
-    let mut world = World::new(vec![]);
-    let (one, other) = (world.join(1, 5), world.join(2, 5));
-    world.by_hand = true;
-    world.register(one, 0, (80, 4000), 11);
-    world.register(other, 0, (4000, 80), 12);
-    let (left, right) = world.compare();
+    let (mut world, [one, other], [left, right]) = World::comparing();
     world.broker.compared(left, right, Comparison::Match);
     world.run();
     let found = world

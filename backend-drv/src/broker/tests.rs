@@ -47,6 +47,17 @@ impl World {
         }
     }
 
+    /// Two programs of one user whose ends of a connection are about to be compared, by hand.
+    pub(super) fn comparing() -> (Self, [Process; 2], [RegistrationId; 2]) {
+        let mut world = Self::new(vec![]);
+        let (one, other) = (world.join(1, 5), world.join(2, 5));
+        world.by_hand = true;
+        world.register(one, 0, (80, 4000), 11);
+        world.register(other, 0, (4000, 80), 12);
+        let (left, right) = world.compare();
+        (world, [one, other], [left, right])
+    }
+
     pub(super) fn join(&mut self, number: u32, netns: u64) -> Process {
         self.join_as(number, netns, 1000, None)
     }

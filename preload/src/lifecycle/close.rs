@@ -222,8 +222,7 @@ pub(crate) fn after_copy(conn: &'static Conn) {
 fn shut_down(conn: &'static Conn, fd: c_int, how: c_int) {
     end_by_shutdown(conn, fd, how);
     kernel::shutdown(fd, how);
-    kick::went_by_kernel();
-    epoll::post_edge(conn);
+    told_by_kernel(conn);
 }
 
 /// shutdown(2), before the kernel's. False: it is done later, the kernel's too, and has worked.
@@ -278,9 +277,13 @@ fn end_by_shutdown(conn: &'static Conn, fd: c_int, how: c_int) {
 /// shutdown(2), after the kernel's, and whatever that said: to the kernel it is an edge.
 pub(crate) fn after_shutdown(fd: c_int) {
     if let Some(index) = fds::lookup(fd).as_conn() {
-        kick::went_by_kernel();
-        errno::preserved(|| epoll::post_edge(conn(index)));
+        told_by_kernel(conn(index));
     }
+}
+
+fn told_by_kernel(conn: &'static Conn) {
+    kick::went_by_kernel();
+    errno::preserved(|| epoll::post_edge(conn));
 }
 
 /// connect(AF_UNSPEC), before the kernel's: the connection is dissolved, the descriptor stays.

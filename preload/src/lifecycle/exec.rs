@@ -10,8 +10,7 @@ use super::close::take_out;
 use super::fork::{each_conn, is_own_memory};
 use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
-use crate::ops::epoll;
-use crate::ops::lock;
+use crate::ops::{epoll, lock};
 use crate::{errno, fds, holders, kernel, pins, resend};
 
 /// The process exits in an orderly way, and closes its connections thereby. Those that other threads are
