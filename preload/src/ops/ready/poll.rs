@@ -127,10 +127,12 @@ pub(super) fn poll_with(
     epoll::refresh_watched();
     loop {
         let ring_ready = prepare(entries, copy);
-        let at_once = ring_ready || !spun || is_past(deadline);
-        let result = if at_once {
+        // Asked once in a round: a wait is not over before a round that let in what its mask lets in.
+        let expired = is_past(deadline);
+        let sleeps = !ring_ready && spun && !expired;
+        let result = if !sleeps {
             // The signal mask belongs to the wait: with something ready the kernel never applies it.
-            let last = !ring_ready && is_past(deadline);
+            let last = !ring_ready && expired;
             let mask = if last { mask } else { core::ptr::null() };
             kernel_ppoll(&mut copy[..bell], Some(0), mask)
         } else {
@@ -141,7 +143,7 @@ pub(super) fn poll_with(
             return -1;
         }
         let ready = collect(entries, copy);
-        if ready > 0 || is_past(deadline) {
+        if ready > 0 || expired || sleeps && is_past(deadline) {
             return c_int::try_from(ready).unwrap_or(c_int::MAX);
         }
         if !spun {

@@ -30,8 +30,8 @@ const ALL: [(&str, Waiting); 4] = [
     ("epoll_pwait2", Waiting::SetInNs),
 ];
 
-/// Times of a wait, in nanoseconds: none at all, the shortest ones, and one that ends while others sleep.
-const TIMES: [i64; 4] = [0, 1, 30_000, 20_000_000];
+/// Times of a wait, in nanoseconds: none at all, those that end while the wait looks around, and one that sleeps.
+const TIMES: [i64; 7] = [0, 1, 1_500, 4_000, 10_000, 30_000, 20_000_000];
 
 fn set(stage: &mut Stage) {
     stage.a("set", |a| {
