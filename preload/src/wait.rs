@@ -1,11 +1,11 @@
 //! Waiting for the far end: spin while that pays, then sleep for the ring *and* the kernel socket.
 //!
-//! Spinning is adaptive: a process-wide window grows while waits end inside it and shrinks to zero
-//! while they do not. A far end that last ran on our own processor cannot answer while we spin, so
-//! then the processor is yielded at once. Where others want the processor too, a yield costs their
-//! whole slice: after one that took long nobody yields for a while. Who sleeps instead gets the
-//! processor back when it is woken, before those that never slept. Spinning goes on: two ends that run at
-//! the same moment must find each other awake, or they wake each other up for good.
+//! Spinning is adaptive ([`rdma_core::spin`]), with one window for the process. A far end that last ran
+//! on our own processor cannot answer while we spin, so then the processor is yielded at once. Where others
+//! want the processor too, a yield costs their whole slice: after one that took long nobody yields for a
+//! while. Who sleeps instead gets the processor back when it is woken, before those that never slept.
+//! Spinning goes on: two ends that run at the same moment must find each other awake, or they wake each
+//! other up for good.
 //!
 //! A sleep is a `ppoll` of libc (a cancellation point) on the socket and a borrowed doorbell, so
 //! that end of stream, errors, signals and timeouts are the kernel's.
@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use rdma_core::crowd::crowded_for;
 use rdma_core::event::{EventContext, WaitFor, WaitRef};
 use rdma_core::layout::{CPUS, ConnView};
+use rdma_core::spin::{Spin, WINDOW_FIRST_NS};
 
 use crate::conn::{Conn, conn};
 use crate::control::{self, monotonic_ns};
@@ -34,17 +35,11 @@ pub(crate) enum Woken {
     Interrupted,
 }
 
-/// The present spin window in nanoseconds.
-static WINDOW_NS: AtomicU32 = AtomicU32::new(20_000);
-/// Waits since the window reached zero.
+/// The present spin window in nanoseconds ([`Spin`]).
+static WINDOW_NS: AtomicU32 = AtomicU32::new(WINDOW_FIRST_NS);
+/// Waits for which the window was shut.
 static IDLE_WAITS: AtomicU32 = AtomicU32::new(0);
 
-/// Below this the window is zero.
-const WINDOW_MIN_NS: u32 = 500;
-/// With the window at zero, one wait in so many spins a little, to notice better times.
-const PROBE_EVERY: u32 = 32;
-/// A probe's length.
-const PROBE_NS: u32 = 3_000;
 /// After so long, the processor is offered to others between looks.
 const YIELD_AFTER_NS: u64 = 4_000;
 /// A yield that takes longer was used by somebody who does not wait for us.
@@ -138,16 +133,15 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         return false;
     }
     let shared = is_own_cpu(far);
-    let mut window = WINDOW_NS.load(Ordering::Relaxed).min(cap);
-    if window == 0 {
-        if !IDLE_WAITS
-            .fetch_add(1, Ordering::Relaxed)
-            .is_multiple_of(PROBE_EVERY)
-        {
-            return false;
-        }
-        window = PROBE_NS.min(cap);
-    }
+    let window = WINDOW_NS.load(Ordering::Relaxed);
+    let wait = if window == 0 {
+        IDLE_WAITS.fetch_add(1, Ordering::Relaxed)
+    } else {
+        0
+    };
+    let Some(spin) = Spin::new(window, wait, cap) else {
+        return false;
+    };
     let start = monotonic_ns();
     let crowded = start < CROWDED_UNTIL_NS.load(Ordering::Relaxed);
     if crowded && shared {
@@ -159,7 +153,7 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         LONG_YIELD_NS
     };
     let mut elapsed = 0;
-    while elapsed < u64::from(window) {
+    while elapsed < u64::from(spin.ns) {
         if shared || elapsed > YIELD_AFTER_NS && !crowded {
             rustix::thread::sched_yield();
             let now = monotonic_ns();
@@ -170,10 +164,7 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         }
         for _ in 0..LOOKS {
             if ready() {
-                let grown = window
-                    .saturating_add(window / 4)
-                    .saturating_add(WINDOW_MIN_NS);
-                WINDOW_NS.store(grown.min(cap), Ordering::Relaxed);
+                WINDOW_NS.store(spin.won(cap), Ordering::Relaxed);
                 return true;
             }
             if shared {
@@ -183,11 +174,7 @@ pub(crate) fn spin(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
         }
         elapsed = monotonic_ns() - start;
     }
-    let shrunk = window - window / 4;
-    WINDOW_NS.store(
-        if shrunk < WINDOW_MIN_NS { 0 } else { shrunk },
-        Ordering::Relaxed,
-    );
+    WINDOW_NS.store(spin.lost(), Ordering::Relaxed);
     false
 }
 

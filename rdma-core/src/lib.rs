@@ -21,7 +21,7 @@
 //! * [`trim`]: what of an empty ring is given back.
 //! * [`control`]: the local control protocol, versioned and length-checked.
 //! * [`policy`], [`reason`], [`counters`]: who is a peer, why a connection is plain, what was counted.
-//! * [`crowd`]: how waiters share processors with others.
+//! * [`spin`], [`crowd`]: how long waiters spin, and how they share processors with others.
 //!
 //! With the feature `link` (backends, not programs) also what two backends share:
 //!
@@ -57,6 +57,7 @@ pub mod policy;
 pub mod reason;
 pub mod ring;
 pub mod slot;
+pub mod spin;
 pub mod sync;
 pub mod trim;
 #[cfg(feature = "link")]
