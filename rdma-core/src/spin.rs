@@ -28,19 +28,18 @@ pub struct Spin {
 }
 
 impl Spin {
-    /// With this window, the wait of this number since it was shut, never longer than `cap` (nanoseconds). `None`: it does not
-    /// spin. Numbers matter only while the window is 0.
+    /// A wait with this window, never longer than `cap` (both in nanoseconds); `None`: it does not spin. Before this one, `wait`
+    /// waits have found the window shut; that matters only while it is.
     #[must_use]
     pub fn new(window: u32, wait: u32, cap: u32) -> Option<Self> {
-        let probe = window == 0;
-        if probe && !wait.is_multiple_of(SHORT_EVERY) {
+        let (ns, is_long_probe) = if window != 0 {
+            (window, false)
+        } else if wait.is_multiple_of(LONG_EVERY) {
+            (LONG_NS, true)
+        } else if wait.is_multiple_of(SHORT_EVERY) {
+            (SHORT_NS, false)
+        } else {
             return None;
-        }
-        let is_long_probe = probe && wait.is_multiple_of(LONG_EVERY);
-        let ns = match (probe, is_long_probe) {
-            (false, _) => window,
-            (true, false) => SHORT_NS,
-            (true, true) => LONG_NS,
         };
         Some(Self {
             ns: ns.min(cap),

@@ -130,13 +130,13 @@ pub(super) fn poll_with(
         // Asked once in a round: a wait is not over before a round that let in what its mask lets in.
         let expired = is_past(deadline);
         let sleeps = !ring_ready && spun && !expired;
-        let result = if !sleeps {
+        let result = if sleeps {
+            sleep(entries, copy, deadline, mask)
+        } else {
             // The signal mask belongs to the wait: with something ready the kernel never applies it.
             let last = !ring_ready && expired;
             let mask = if last { mask } else { core::ptr::null() };
             kernel_ppoll(&mut copy[..bell], Some(0), mask)
-        } else {
-            sleep(entries, copy, deadline, mask)
         };
         if let Err(error) = result {
             errno::set(error);
