@@ -1,4 +1,4 @@
-//! Memory that somebody else writes, and the only unsafe code of the crate.
+//! Memory that somebody else writes, and the only unsafe code of the crate. Long copies are in [`long`].
 //!
 //! A [`Region`] is a range of mapped memory. Typed access goes through [`Shared`] types, which are
 //! made of atomics only, so that any bit pattern is valid and no data race exists in the language's
@@ -10,6 +10,9 @@
     unsafe_code,
     reason = "typed views and copies over memory that other processes write"
 )]
+
+#[cfg(not(loom))]
+mod long;
 
 use core::ptr::NonNull;
 
@@ -159,10 +162,10 @@ impl RingBytes {
     pub unsafe fn copy_in(&self, index: usize, src: *const u8, len: usize) {
         let (at, first) = self.run(index, len);
         // SAFETY: at + first <= capacity; src is readable for len >= first bytes.
-        unsafe { copy(src, self.base.as_ptr().add(at), first) };
+        unsafe { copy_to_others(src, self.base.as_ptr().add(at), first) };
         if first < len {
             // SAFETY: the rest starts at the ring's beginning and is shorter than the capacity.
-            unsafe { copy(src.add(first), self.base.as_ptr(), len - first) };
+            unsafe { copy_to_others(src.add(first), self.base.as_ptr(), len - first) };
         }
     }
 
@@ -266,6 +269,22 @@ const LINE: usize = 64;
 /// How far ahead of the tail lines are fetched: a few messages.
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 const PREFETCH_AHEAD: usize = 512;
+
+/// Copies bytes that somebody else will read, maybe on another processor.
+///
+/// # Safety
+/// As [`copy`].
+#[inline(always)]
+#[cfg(not(loom))]
+unsafe fn copy_to_others(src: *const u8, dst: *mut u8, len: usize) {
+    if len < long::LONG {
+        // SAFETY: as promised by the caller.
+        unsafe { copy(src, dst, len) };
+    } else {
+        // SAFETY: as promised by the caller.
+        unsafe { long::COPYING.copy(src, dst, len) };
+    }
+}
 
 /// Copies bytes; up to 16 of them without a call, since small messages are what a ring is judged by.
 ///
