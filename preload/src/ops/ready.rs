@@ -1,11 +1,12 @@
 //! poll and select over kernel and ring descriptors alike.
 //!
 //! * This file: the readiness of one connection, of the kernel's word and the ring's.
-//! * [`mod@poll`], [`mod@select`]: the calls. [`mod@sleep`]: sleeping on rings and the kernel at once.
+//! * [`mod@poll`], [`mod@select`]: the calls, in memory of [`room`]. [`mod@sleep`]: sleeping on rings and the kernel at once.
 //! * [`by_kernel`]: calls none of whose descriptors involves a ring. [`time`]: timeouts.
 
 mod by_kernel;
 mod poll;
+mod room;
 mod select;
 mod sleep;
 mod time;

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use libc::{fd_set, pollfd};
 
 use super::involves_ring;
-use super::select::is_set;
+use super::select::asked;
 use crate::conn::conn;
 use crate::ops::epoll;
 use crate::{fds, forsaken, renew};
@@ -48,13 +48,9 @@ pub(crate) unsafe fn select_in_kernel(
     sets: [*mut fd_set; 3],
     native: impl Fn() -> c_int,
 ) -> c_int {
-    let mut asked = (0..count.min(1 << 20)).filter(|&fd| {
-        usize::try_from(fd).is_ok_and(|fd| {
-            // SAFETY: fd < count.
-            (0..3).any(|i| unsafe { is_set(sets[i], fd) })
-        })
-    });
-    let result = as_reader(&mut asked, &native);
+    // SAFETY: by contract.
+    let asked = unsafe { asked(count.min(1 << 20), sets) };
+    let result = as_reader(&mut asked.map(|entry| entry.fd), &native);
     if result > 0 {
         // SAFETY: by contract.
         unsafe { delivered_sets(count, sets) };
@@ -139,14 +135,10 @@ unsafe fn delivered(fds: *const pollfd, count: usize) {
 /// # Safety
 /// As [`select`](fn@super::select).
 unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
-    for fd in 0..usize::try_from(count).unwrap_or(0).min(1 << 20) {
-        let Ok(number) = c_int::try_from(fd) else {
-            break;
-        };
-        if let Some(index) = fds::lookup(number).as_conn()
-            // SAFETY: fd < count.
-            && (0..2).any(|i| unsafe { is_set(sets[i], fd) })
-        {
+    let sets = [sets[0], sets[1], core::ptr::null_mut()];
+    // SAFETY: by contract.
+    for entry in unsafe { asked(count.min(1 << 20), sets) } {
+        if let Some(index) = fds::lookup(entry.fd).as_conn() {
             conn(index)
                 .slot()
                 .meta

@@ -1,10 +1,6 @@
 //! poll and ppoll with descriptors that involve a ring; the loop serves select as well.
 
 #![expect(unsafe_code, reason = "the program's array of entries")]
-#![expect(
-    clippy::cast_ptr_alignment,
-    reason = "memory from mmap is aligned to a page"
-)]
 
 use core::ffi::c_int;
 use core::sync::atomic::Ordering;
@@ -13,13 +9,10 @@ use libc::{POLLERR, POLLHUP, POLLNVAL, pollfd, sigset_t};
 
 use super::sleep::{OWN_ENTRIES, sleep};
 use super::time::{deadline_in, is_past, kernel_ppoll};
-use super::{kernel_interest, merge, ring_conn, settle};
+use super::{involves_ring, kernel_interest, merge, ring_conn, room};
 use crate::conn::{Conn, conn};
 use crate::ops::epoll;
 use crate::{errno, fds, probe, relayed, renew, wait};
-
-/// Entries handled without asking for memory.
-const ON_STACK: usize = 128;
 
 /// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, by
 /// [`poll_in_kernel`](super::poll_in_kernel)).
@@ -90,35 +83,23 @@ fn poll_mixed(
         -1
     };
     let deadline = timeout_ns.map(deadline_in);
-    if entries.len() <= ON_STACK - OWN_ENTRIES {
-        let mut copy = [pollfd {
-            fd: -1,
-            events: 0,
-            revents: 0,
-        }; ON_STACK];
-        let result = poll_with(entries, &mut copy, deadline, mask);
-        return finish(result, &copy[..entries.len()]);
-    }
-    let count = entries.len() + OWN_ENTRIES;
-    let bytes = count * size_of::<pollfd>();
-    let Ok(region) = frontend_drv::memory::reserve(bytes) else {
+    let count = entries.len();
+    room::lend(count + OWN_ENTRIES, count, |copy, bits| {
+        let result = poll_with(entries, copy, bits, deadline, mask);
+        finish(result, &copy[..count])
+    })
+    .unwrap_or_else(|| {
         errno::set(libc::ENOMEM);
-        return -1;
-    };
-    // SAFETY: fresh zero memory of that size, aligned to a page.
-    let copy =
-        unsafe { core::slice::from_raw_parts_mut(region.base().as_ptr().cast::<pollfd>(), count) };
-    let result = poll_with(entries, copy, deadline, mask);
-    let result = finish(result, &copy[..entries.len()]);
-    // SAFETY: the copy is not used any more.
-    unsafe { frontend_drv::memory::unmap(region) };
-    result
+        -1
+    })
 }
 
-/// Waits for `entries`; their answers are then the `revents` of `copy`, which has [`OWN_ENTRIES`] more.
+/// Waits for `entries`; their answers are then the `revents` of `copy`, which has [`OWN_ENTRIES`] more. `bits` has as
+/// many as `entries`.
 pub(super) fn poll_with(
     entries: &[pollfd],
     copy: &mut [pollfd],
+    bits: &mut [i16],
     deadline: Option<u64>,
     mask: *const sigset_t,
 ) -> c_int {
@@ -126,7 +107,7 @@ pub(super) fn poll_with(
     let mut spun = false;
     epoll::refresh_watched();
     loop {
-        let ring_ready = prepare(entries, copy);
+        let ring_ready = prepare(entries, copy, bits);
         // Asked once in a round: a wait is not over before a round that let in what its mask lets in.
         let expired = is_past(deadline);
         let sleeps = !ring_ready && spun && !expired;
@@ -142,7 +123,8 @@ pub(super) fn poll_with(
             errno::set(error);
             return -1;
         }
-        let ready = collect(entries, copy);
+        // What rings had before a sleep is old.
+        let ready = collect(entries, copy, (!sleeps).then_some(&*bits));
         if ready > 0 || expired || sleeps && is_past(deadline) {
             return c_int::try_from(ready).unwrap_or(c_int::MAX);
         }
@@ -153,26 +135,31 @@ pub(super) fn poll_with(
     }
 }
 
-/// Writes what the kernel is to be asked into `copy`; true if some ring is ready already.
-fn prepare(entries: &[pollfd], copy: &mut [pollfd]) -> bool {
+/// Writes what the kernel is to be asked into `copy`, and what rings have, as long as the kernel has nothing to say,
+/// into `bits`; true if some ring has something.
+fn prepare(entries: &[pollfd], copy: &mut [pollfd], bits: &mut [i16]) -> bool {
     let mut ready = false;
-    for (entry, ask) in entries.iter().zip(copy.iter_mut()) {
+    for ((entry, ask), bits) in entries.iter().zip(copy).zip(bits) {
         *ask = pollfd {
             fd: entry.fd,
             events: entry.events,
             revents: 0,
         };
-        if let Some(conn) = ring_conn(entry.fd) {
-            if let Some(view) = conn.view() {
-                settle(conn, view, entry.fd);
-            }
-            ask.events = asked(entry);
-            if is_put_off(conn) {
-                ask.fd = -1;
-            }
-            ready |= ring_bits(conn, entry) != 0;
-        } else if let Some(index) = fds::lookup(entry.fd).as_conn() {
-            renew::let_go(conn(index));
+        *bits = 0;
+        let Some(index) = fds::lookup(entry.fd).as_conn() else {
+            continue;
+        };
+        let conn = conn(index);
+        if !involves_ring(conn) {
+            renew::let_go(conn);
+            continue;
+        }
+        // This follows the far end, so that the kernel is asked for what it may have to say by now.
+        *bits = ring_bits(conn, entry);
+        ready |= *bits != 0;
+        ask.events = kernel_interest(conn, entry.events);
+        if is_put_off(conn) {
+            ask.fd = -1;
         }
     }
     ready
@@ -193,11 +180,16 @@ pub(super) fn ring_bits(conn: &Conn, entry: &pollfd) -> i16 {
     merge(conn, entry.fd, 0) & (entry.events | POLLERR | POLLHUP)
 }
 
-/// Adds what rings have to what the kernel told; how many answers are not zero.
-fn collect(entries: &[pollfd], copy: &mut [pollfd]) -> usize {
+/// Adds what rings have to what the kernel told; how many answers are not zero. `bits`: what they had just now, as
+/// long as the kernel had nothing to say.
+fn collect(entries: &[pollfd], copy: &mut [pollfd], bits: Option<&[i16]>) -> usize {
     let mut ready = 0;
-    for (entry, told) in entries.iter().zip(copy) {
-        if let Some(conn) = ring_conn(entry.fd)
+    for (i, (entry, told)) in entries.iter().zip(copy).enumerate() {
+        if told.revents == 0
+            && let Some(bits) = bits
+        {
+            told.revents = bits[i];
+        } else if let Some(conn) = ring_conn(entry.fd)
             && told.revents & POLLNVAL == 0
         {
             told.revents = merge(conn, entry.fd, told.revents) & (entry.events | POLLERR | POLLHUP);
