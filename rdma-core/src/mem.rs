@@ -1,4 +1,4 @@
-//! Memory that somebody else writes, and the only unsafe code of the crate. Long copies are in [`long`].
+//! Memory that somebody else writes, and the only unsafe code of the crate, with `mem/long.rs` for long copies.
 //!
 //! A [`Region`] is a range of mapped memory. Typed access goes through [`Shared`] types, which are
 //! made of atomics only, so that any bit pattern is valid and no data race exists in the language's
