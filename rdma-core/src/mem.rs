@@ -11,7 +11,7 @@
     reason = "typed views and copies over memory that other processes write"
 )]
 
-#[cfg(not(loom))]
+#[cfg(all(target_arch = "x86_64", not(any(loom, miri))))]
 mod long;
 
 use core::ptr::NonNull;
@@ -277,13 +277,13 @@ const PREFETCH_AHEAD: usize = 512;
 #[inline(always)]
 #[cfg(not(loom))]
 unsafe fn copy_to_others(src: *const u8, dst: *mut u8, len: usize) {
-    if len < long::LONG {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if len >= long::LONG {
         // SAFETY: as promised by the caller.
-        unsafe { copy(src, dst, len) };
-    } else {
-        // SAFETY: as promised by the caller.
-        unsafe { long::COPYING.copy(src, dst, len) };
+        return unsafe { long::COPYING.copy(src, dst, len) };
     }
+    // SAFETY: as promised by the caller.
+    unsafe { copy(src, dst, len) };
 }
 
 /// Copies bytes; up to 16 of them without a call, since small messages are what a ring is judged by.

@@ -74,7 +74,6 @@ impl Copying {
     ///
     /// # Safety
     /// `src` is readable and `dst` writable for `len` bytes, and they do not overlap.
-    #[cfg(all(target_arch = "x86_64", not(miri)))]
     #[inline(never)]
     pub(super) unsafe fn copy(&self, src: *const u8, dst: *mut u8, len: usize) {
         if self.streams() {
@@ -86,20 +85,9 @@ impl Copying {
         unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
         self.took(len, ticks().saturating_sub(start));
     }
-
-    /// Copies bytes.
-    ///
-    /// # Safety
-    /// `src` is readable and `dst` writable for `len` bytes, and they do not overlap.
-    #[cfg(not(all(target_arch = "x86_64", not(miri))))]
-    pub(super) unsafe fn copy(&self, src: *const u8, dst: *mut u8, len: usize) {
-        // SAFETY: as promised by the caller.
-        unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
-    }
 }
 
 /// The time-stamp counter.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
 fn ticks() -> u64 {
     // SAFETY: every x86-64 processor has it.
     unsafe { core::arch::x86_64::_rdtsc() }
@@ -109,7 +97,6 @@ fn ticks() -> u64 {
 ///
 /// # Safety
 /// As [`Copying::copy`].
-#[cfg(all(target_arch = "x86_64", not(miri)))]
 unsafe fn stream(src: *const u8, dst: *mut u8, len: usize) {
     let head = dst.align_offset(LINE).min(len);
     let lines = (len - head) / LINE;
@@ -131,7 +118,6 @@ unsafe fn stream(src: *const u8, dst: *mut u8, len: usize) {
 ///
 /// # Safety
 /// `src` is readable and `dst` writable for [`LINE`] bytes, and `dst` is a multiple of that.
-#[cfg(all(target_arch = "x86_64", not(miri)))]
 #[inline(always)]
 #[expect(
     clippy::multiple_unsafe_ops_per_block,
