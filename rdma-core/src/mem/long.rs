@@ -6,30 +6,30 @@
 //! store waits for nobody, and the reader then fetches the bytes from memory: 14 GB/s for both together. On one
 //! processor, or where caches are shared, it would be the slower way.
 //!
-//! So ordinary copies are timed. After a few slow ones in a row the next are non-temporal, then a few are ordinary
-//! again, to see. What makes copies slow (where the scheduler has put the two ends, and how far these are apart)
+//! So ordinary copies are timed. When all were slow for a while the next are non-temporal, then for a while they are
+//! ordinary again, to see. What makes copies slow (where the scheduler has put the two ends, and how far these are apart)
 //! holds for a process's rings alike, so there is one such state for all of them.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Copies from this length on are long: shorter ones are not worth the two fences.
 pub(super) const LONG: usize = 4096;
-/// An ordinary copy is slow if it takes more than this many ticks of the time-stamp counter for a cache line: 8 to
-/// 15 GB/s, for counters of 2 to 4 GHz.
-const SLOW_TICKS: u64 = 16;
+/// An ordinary copy is slow if it takes more than this many ticks of the time-stamp counter for a cache line: 11 to
+/// 21 GB/s, for counters of 2 to 4 GHz.
+const SLOW_TICKS: u64 = 12;
 const LINE: usize = 64;
-/// So many slow copies in a row are no accident, as an interrupt or a page fault is.
-const SLOW_STREAK: u32 = 4;
-/// Non-temporal copies before ordinary ones are tried again. One try would not tell: it finds lines that the copies
-/// before it have sent to memory.
-const STREAMED: u32 = 256;
+/// Bytes of slow copies in a row that are no accident, as an interrupt or a page fault is. Enough for the ring to come
+/// around: what non-temporal copies have sent to memory is slow to write to once.
+const SLOW_BYTES: u32 = 2 << 20;
+/// Bytes of non-temporal copies before ordinary ones are tried again.
+const STREAMED_BYTES: u32 = 64 << 20;
 
 /// How the copies of a process go.
 #[derive(Debug)]
 pub(super) struct Copying {
-    /// Slow ordinary copies in a row.
+    /// Bytes of slow ordinary copies in a row.
     slow: AtomicU32,
-    /// Copies that are still to be non-temporal.
+    /// Bytes that are still to be copied by non-temporal stores.
     left: AtomicU32,
 }
 
@@ -44,13 +44,14 @@ impl Copying {
         }
     }
 
-    /// Whether the next copy is to be non-temporal.
-    fn streams(&self) -> bool {
+    /// Whether the next copy, of `len` bytes, is to be non-temporal.
+    fn streams(&self, len: usize) -> bool {
         let left = self.left.load(Ordering::Relaxed);
         if left == 0 {
             return false;
         }
-        self.left.store(left - 1, Ordering::Relaxed);
+        self.left
+            .store(left.saturating_sub(counted(len)), Ordering::Relaxed);
         true
     }
 
@@ -60,12 +61,13 @@ impl Copying {
             self.slow.store(0, Ordering::Relaxed);
             return;
         }
-        let slow = self.slow.load(Ordering::Relaxed).saturating_add(1);
-        if slow < SLOW_STREAK {
+        let slow = self.slow.load(Ordering::Relaxed);
+        let slow = slow.saturating_add(counted(len));
+        if slow < SLOW_BYTES {
             self.slow.store(slow, Ordering::Relaxed);
         } else {
             self.slow.store(0, Ordering::Relaxed);
-            self.left.store(STREAMED, Ordering::Relaxed);
+            self.left.store(STREAMED_BYTES, Ordering::Relaxed);
         }
     }
 
@@ -76,7 +78,7 @@ impl Copying {
     /// `src` is readable and `dst` writable for `len` bytes, and they do not overlap.
     #[inline(never)]
     pub(super) unsafe fn copy(&self, src: *const u8, dst: *mut u8, len: usize) {
-        if self.streams() {
+        if self.streams(len) {
             // SAFETY: as promised by the caller.
             return unsafe { stream(src, dst, len) };
         }
@@ -85,6 +87,11 @@ impl Copying {
         unsafe { core::ptr::copy_nonoverlapping(src, dst, len) };
         self.took(len, ticks().saturating_sub(start));
     }
+}
+
+/// A length as it is counted.
+fn counted(len: usize) -> u32 {
+    u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 /// The time-stamp counter.
@@ -146,27 +153,27 @@ unsafe fn stream_line(src: *const u8, dst: *mut u8) {
 mod tests {
     use super::*;
 
+    const LEN: usize = 65_536;
+
+    /// Ordinary copies until the next is to be non-temporal.
+    fn tries(copying: &Copying, ticks: u64) -> usize {
+        let copies = 0..SLOW_BYTES as usize;
+        let tries = copies.take_while(|_| copying.left.load(Ordering::Relaxed) == 0);
+        tries.map(|_| copying.took(LEN, ticks)).count()
+    }
+
     #[test]
     fn slow_copies_in_a_row_are_followed_by_non_temporal_ones() {
         let copying = Copying::new();
-        for _ in 1..SLOW_STREAK {
-            copying.took(65_536, 65_536);
-            assert!(!copying.streams());
+        for _ in 0..2 {
+            assert!(!copying.streams(LEN));
+            assert_eq!(tries(&copying, 65_536), SLOW_BYTES as usize / LEN);
+            let streamed = (0..SLOW_BYTES).take_while(|_| copying.streams(LEN));
+            assert_eq!(streamed.count(), STREAMED_BYTES as usize / LEN);
         }
-        copying.took(65_536, 65_536);
-        assert!((0..STREAMED).all(|_| copying.streams()));
-        // The tries are slow, too.
-        for _ in 0..SLOW_STREAK {
-            assert!(!copying.streams());
-            copying.took(65_536, 65_536);
-        }
-        assert!((0..STREAMED).all(|_| copying.streams()));
         // Now they are fast after the first: a line takes four ticks.
-        for ticks in [65_536, 4_096, 4_096, 4_096] {
-            assert!(!copying.streams());
-            copying.took(65_536, ticks);
-        }
-        assert!(!copying.streams());
+        copying.took(LEN, 65_536);
+        assert_eq!(tries(&copying, 4_096), SLOW_BYTES as usize);
     }
 
     #[test]
@@ -175,7 +182,7 @@ mod tests {
         for _ in 0..100 {
             copying.took(8192, 100_000);
             copying.took(8192, 1_000);
-            assert!(!copying.streams());
+            assert!(!copying.streams(8192));
         }
     }
 
