@@ -194,6 +194,14 @@ fn ring_conn(fd: c_int) -> Option<&'static Conn> {
     involves_ring(conn).then_some(conn)
 }
 
+/// The program has been told the readiness of a descriptor, through us.
+fn note_delivered(fd: c_int) {
+    if let Some(index) = fds::lookup(fd).as_conn() {
+        let meta = &conn(index).slot().meta;
+        meta.delivered.store(1, Ordering::Relaxed);
+    }
+}
+
 /// Asks the kernel now, for connections whose directions are not both on rings.
 pub(crate) fn kernel_now(fd: c_int) -> i16 {
     kernel::poll_now(

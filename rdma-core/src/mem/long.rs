@@ -2,7 +2,7 @@
 //!
 //! Whoever reads a ring on another processor keeps its lines in that processor's cache. A store to such a line waits
 //! until the other cache has given it up; between processors that share no cache that takes so long that a copy of
-//! 64 KiB does 2 to 9 GB/s instead of 45 (measured on an AMD EPYC of two such cores, docs/costs.md). A *non-temporal*
+//! 64 KiB does 2 to 9 GB/s instead of 45 (measured on an AMD EPYC of two such processors, docs/costs.md). A *non-temporal*
 //! store waits for nobody, and the reader then fetches the bytes from memory: 14 GB/s for both together. On one
 //! processor, or where caches are shared, it would be the slower way.
 //!
@@ -12,7 +12,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// Copies from this length on are long: shorter ones are not worth the two fences.
+/// Copies from this length on are long: shorter ones are not worth being timed.
 pub(super) const LONG: usize = 4096;
 /// An ordinary copy is slow if it takes more than this many ticks of the time-stamp counter for a cache line: 11 to
 /// 21 GB/s, for counters of 2 to 4 GHz.

@@ -7,8 +7,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use libc::{fd_set, pollfd};
 
-use super::involves_ring;
 use super::select::asked;
+use super::{involves_ring, note_delivered};
 use crate::conn::conn;
 use crate::ops::epoll;
 use crate::{fds, forsaken, renew};
@@ -118,14 +118,8 @@ pub(crate) fn has_uncounted_sleepers() -> bool {
 unsafe fn delivered(fds: *const pollfd, count: usize) {
     // SAFETY: by contract.
     for entry in unsafe { core::slice::from_raw_parts(fds, count) } {
-        if entry.revents != 0
-            && let Some(index) = fds::lookup(entry.fd).as_conn()
-        {
-            conn(index)
-                .slot()
-                .meta
-                .delivered
-                .store(1, Ordering::Relaxed);
+        if entry.revents != 0 {
+            note_delivered(entry.fd);
         }
     }
 }
@@ -138,12 +132,6 @@ unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
     let sets = [sets[0], sets[1], core::ptr::null_mut()];
     // SAFETY: by contract.
     for entry in unsafe { asked(count.min(1 << 20), sets) } {
-        if let Some(index) = fds::lookup(entry.fd).as_conn() {
-            conn(index)
-                .slot()
-                .meta
-                .delivered
-                .store(1, Ordering::Relaxed);
-        }
+        note_delivered(entry.fd);
     }
 }

@@ -3,13 +3,12 @@
 #![expect(unsafe_code, reason = "the program's array of entries")]
 
 use core::ffi::c_int;
-use core::sync::atomic::Ordering;
 
 use libc::{POLLERR, POLLHUP, POLLNVAL, pollfd, sigset_t};
 
 use super::sleep::{OWN_ENTRIES, sleep};
 use super::time::{deadline_in, is_past, kernel_ppoll};
-use super::{involves_ring, kernel_interest, merge, ring_conn, room};
+use super::{involves_ring, kernel_interest, merge, note_delivered, ring_conn, room};
 use crate::conn::{Conn, conn};
 use crate::ops::epoll;
 use crate::{errno, fds, probe, relayed, renew, wait};
@@ -196,13 +195,7 @@ fn collect(entries: &[pollfd], copy: &mut [pollfd], bits: Option<&[i16]>) -> usi
         }
         if told.revents != 0 {
             ready += 1;
-            if let Some(index) = fds::lookup(entry.fd).as_conn() {
-                conn(index)
-                    .slot()
-                    .meta
-                    .delivered
-                    .store(1, Ordering::Relaxed);
-            }
+            note_delivered(entry.fd);
         }
     }
     ready
