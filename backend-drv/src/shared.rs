@@ -173,6 +173,11 @@ impl EventMemory {
         self.place
     }
 
+    /// Whether it is a part of something larger: a guest's region, which begins with something else.
+    pub const fn is_part(&self) -> bool {
+        self.place > 0
+    }
+
     /// Where it begins in the file that programs get.
     pub const fn at(&self) -> u64 {
         self.at

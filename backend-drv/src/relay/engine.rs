@@ -159,7 +159,10 @@ impl Engine {
             self.tell_counts(false);
             if busy {
                 self.idle.busy();
-            } else if self.idle.idle() {
+                continue;
+            }
+            self.idle.set_guests(self.serves_guests());
+            if self.idle.idle() {
                 self.sleep();
             }
         }
@@ -295,6 +298,11 @@ impl Engine {
         }
         self.board.give_back(endpoint);
         self.drop_port_if_unused(process);
+    }
+
+    fn serves_guests(&self) -> bool {
+        let mut ports = self.ports.values();
+        ports.any(|served| served.connections > 0 && served.port.is_in_guest())
     }
 
     fn take_bits(&mut self) -> bool {

@@ -6,6 +6,9 @@
 //! sleep answer each other so late that a short look never pays, so now and then there is a long one. Where others
 //! want the processor it does without ([`rdma_core::crowd`]): one look that costs a slice of theirs is as long as
 //! hundreds of messages.
+//!
+//! Programs in guests are worth a longer look. Their doorbell is an exit from the guest, ours an interrupt into it, and
+//! an answer out of a guest takes its time.
 
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,8 @@ use rdma_core::crowd::crowded_for;
 
 /// Longest time of looking.
 const WINDOW_MAX: Duration = Duration::from_micros(100);
+/// The same, where programs in guests are served.
+const WINDOW_MAX_GUESTS: Duration = Duration::from_micros(1000);
 /// Below this the engine sleeps at once.
 const WINDOW_MIN: Duration = Duration::from_micros(4);
 /// With the window shut, one wait in so many looks for as long as any, to notice better times.
@@ -24,6 +29,7 @@ const YIELD_LONG: Duration = Duration::from_micros(250);
 #[derive(Debug)]
 pub(super) struct Idle {
     window: Duration,
+    window_max: Duration,
     since: Option<Instant>,
     waits: u32,
     /// This look is one of those that are made although looking did not pay.
@@ -40,6 +46,7 @@ impl Idle {
     pub(super) const fn new() -> Self {
         Self {
             window: WINDOW_MAX,
+            window_max: WINDOW_MAX,
             since: None,
             waits: 0,
             probes: false,
@@ -50,12 +57,21 @@ impl Idle {
         }
     }
 
+    /// Whether programs in guests are served.
+    pub(super) const fn set_guests(&mut self, guests: bool) {
+        self.window_max = if guests {
+            WINDOW_MAX_GUESTS
+        } else {
+            WINDOW_MAX
+        };
+    }
+
     /// Something was done in this round.
     pub(super) fn busy(&mut self) {
         if self.since.take().is_some() {
             self.won += 1;
             self.probes = false;
-            self.window = (self.window * 2).clamp(WINDOW_MIN, WINDOW_MAX);
+            self.window = (self.window * 2).clamp(WINDOW_MIN, self.window_max);
         }
     }
 
@@ -75,7 +91,7 @@ impl Idle {
                     if !self.waits.is_multiple_of(PROBE_EVERY) {
                         return true;
                     }
-                    self.window = WINDOW_MAX;
+                    self.window = self.window_max;
                     self.probes = true;
                 }
                 self.since = Some(now);

@@ -120,6 +120,11 @@ impl Port {
         &self.program
     }
 
+    /// Whether the program runs in a guest.
+    pub(super) fn is_in_guest(&self) -> bool {
+        self.program.events.is_part()
+    }
+
     /// Whether the engine has to look at it.
     pub(super) const fn is_awake(&self) -> bool {
         self.is_awake
