@@ -178,10 +178,10 @@ impl RingBytes {
     pub unsafe fn copy_out(&self, index: usize, dst: *mut u8, len: usize) {
         let (at, first) = self.run(index, len);
         // SAFETY: at + first <= capacity; dst is writable for len >= first bytes.
-        unsafe { copy(self.base.as_ptr().add(at), dst, first) };
+        unsafe { copy_from_others(self.base.as_ptr().add(at), dst, first) };
         if first < len {
             // SAFETY: the rest starts at the ring's beginning and is shorter than the capacity.
-            unsafe { copy(self.base.as_ptr(), dst.add(first), len - first) };
+            unsafe { copy_from_others(self.base.as_ptr(), dst.add(first), len - first) };
         }
     }
 
@@ -280,7 +280,23 @@ unsafe fn copy_to_others(src: *const u8, dst: *mut u8, len: usize) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if len >= long::LONG {
         // SAFETY: as promised by the caller.
-        return unsafe { long::COPYING.copy(src, dst, len) };
+        return unsafe { long::copy_in(src, dst, len) };
+    }
+    // SAFETY: as promised by the caller.
+    unsafe { copy(src, dst, len) };
+}
+
+/// Copies bytes that somebody else has written, maybe on another processor.
+///
+/// # Safety
+/// As [`copy`].
+#[inline(always)]
+#[cfg(not(loom))]
+unsafe fn copy_from_others(src: *const u8, dst: *mut u8, len: usize) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    if len >= long::LONG {
+        // SAFETY: as promised by the caller.
+        return unsafe { long::copy_out(src, dst, len) };
     }
     // SAFETY: as promised by the caller.
     unsafe { copy(src, dst, len) };
