@@ -228,9 +228,14 @@ impl RingBytes {
         while done < len {
             let (src, there) = other.raw_run(from.wrapping_add(done), len - done);
             let (dst, room) = self.raw_run(index.wrapping_add(done), there);
-            // SAFETY: `room` bytes from either address lie inside its ring, which is mapped readable and
-            // writable; `copy` allows the two to be the same memory.
-            unsafe { core::ptr::copy(src.cast_const(), dst, room) };
+            if src.addr().abs_diff(dst.addr()) < room {
+                // SAFETY: `room` bytes from either address lie inside its ring, which is mapped readable and
+                // writable; `copy` allows the two to be the same memory.
+                unsafe { core::ptr::copy(src.cast_const(), dst, room) };
+            } else {
+                // SAFETY: as above, and the two are apart.
+                unsafe { copy_to_others(src.cast_const(), dst, room) };
+            }
             done += room;
         }
     }
