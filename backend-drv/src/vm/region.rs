@@ -523,6 +523,25 @@ mod tests {
     }
 
     #[test]
+    fn the_next_machine_finds_nothing_of_the_one_before() {
+        use std::os::unix::fs::FileExt;
+        let mut region = Region::create(4, 64 << 20).unwrap();
+        let file = std::fs::File::from(region.memory().try_clone().unwrap());
+        let (memory, _) = region.lend();
+        let written: Vec<u64> = (0..64).map(|number| (number << 20) + 8192).collect();
+        for at in &written {
+            file.write_all_at(b"of a machine that left", *at).unwrap();
+        }
+        drop(memory);
+        region.reset();
+        for at in written {
+            let mut word = [1; 32];
+            file.read_exact_at(&mut word, at).unwrap();
+            assert_eq!(word, [0; 32], "{at}");
+        }
+    }
+
+    #[test]
     fn what_was_for_events_stays_that_until_nobody_is_left() {
         let mut region = Region::create(2, 64 << 20).unwrap();
         let free = region.free();

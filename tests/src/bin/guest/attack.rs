@@ -14,7 +14,7 @@ use rdma_core::channel::{
     doorbell_value,
 };
 use rdma_core::layout::LAYOUT_VERSION;
-use rdma_core::wire::pairing::Names;
+use rdma_core::wire::pairing::{Names, Pairing, Sample};
 use viaduct_tests::vm::window::Window;
 
 use crate::say;
@@ -179,7 +179,7 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
     known.push(process);
     known.truncate(1000);
     let connection = random.number();
-    match random.below(10) {
+    match random.below(11) {
         0 | 1 => Up::Program {
             process,
             at: random.number() & !4095,
@@ -204,10 +204,7 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
         7 => Up::Told(connection),
         8 => Up::Holds {
             process,
-            names: Names {
-                own: ([10, 77, 0, 1], random.quarter()).into(),
-                far: ([10, 77, 0, 2], random.quarter()).into(),
-            },
+            names: names(random),
             grant: Grant {
                 registration: random.number(),
                 connection,
@@ -222,10 +219,31 @@ fn lie(random: &mut Random, known: &mut Vec<u32>) -> Up {
                 reserved: [0; 2],
             },
         },
+        9 => Up::Pairing {
+            process,
+            message: Pairing::Offer {
+                id: connection,
+                names: names(random),
+                ring_log2: (random.half() & 31) as u8,
+                sample: Sample::default(),
+            },
+        },
         _ => Up::Kick {
             process,
             context: random.half(),
         },
+    }
+}
+
+/// Our own address or another, and that of a victim or nobody's.
+fn names(random: &mut Random) -> Names {
+    let mut address = |network: u8| {
+        let [host, ..] = (random.below(3) + 1).to_le_bytes();
+        ([10, network, 0, host], random.quarter()).into()
+    };
+    Names {
+        own: address(77),
+        far: address(78),
     }
 }
 

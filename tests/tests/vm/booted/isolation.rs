@@ -116,14 +116,26 @@ fn attacks(guest: &mut Guest, line: &str) -> Result<()> {
     Ok(())
 }
 
+/// As [`attacks`], with what the daemon reads: it must have noticed.
+fn offends(guest: &mut Guest, site: &Site<'_>, line: &str) -> Result<()> {
+    attacks(guest, line)?;
+    let status = site.daemon.status();
+    let machines = status["vms"]["machines"].as_array();
+    let mut machines = machines.into_iter().flatten();
+    let hostile = machines.find(|machine| machine["name"] == HOSTILE.name);
+    let offences = hostile.and_then(|machine| machine["offences"].as_u64());
+    ensure!(offences > Some(0), "the host has noticed nothing: {status}");
+    Ok(())
+}
+
 #[test]
 fn garbage_in_the_region_harms_its_guest_alone() -> Result<()> {
-    suffers(|guest, _| attacks(guest, &format!("garbage 1 {SECONDS}")))
+    suffers(|guest, site| offends(guest, site, &format!("garbage 1 {SECONDS}")))
 }
 
 #[test]
 fn lies_in_the_control_ring_harm_its_guest_alone() -> Result<()> {
-    suffers(|guest, _| attacks(guest, &format!("lies 1 {SECONDS}")))
+    suffers(|guest, site| offends(guest, site, &format!("lies 1 {SECONDS}")))
 }
 
 #[test]

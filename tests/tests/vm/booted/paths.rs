@@ -59,6 +59,8 @@ fn guests_of_one_tenant_reach_each_other() -> Result<()> {
         serde_json::from_str::<serde_json::Value>(&status).is_ok(),
         "{status}"
     );
+    let doctor = two.run("viaduct doctor 2>&1")?;
+    ensure!(doctor.contains("viaductd"), "{doctor}");
     Ok(())
 }
 
@@ -137,6 +139,9 @@ fn go_on(other: &Machine) -> Result<()> {
     two.until("! kill -0 $(cat /tmp/meanwhile.pid) 2>/dev/null")?;
     let said = two.run("cat /tmp/meanwhile.log")?;
     ensure!(said.ends_with("done\n"), "{said}");
+    // On its rings all the time, not on TCP after the first daemon's end.
+    let stats = serde_json::from_str(&two.run("cat /tmp/meanwhile.json")?)?;
+    ensure!(by_ring(&stats) > 9 * (2 * 60 * 65536) / 10, "{stats}");
     rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
 }
 
@@ -145,16 +150,32 @@ fn free_port() -> Result<u16> {
     Ok(socket.local_addr()?.port())
 }
 
-#[test]
-fn an_address_that_is_not_the_guests_own_stays_on_tcp() -> Result<()> {
+/// A program of guest B, with an address that it was not given, connects to guest `one`.
+fn poses(one: &Machine) -> Result<()> {
     let Some(rig) = Rig::new()? else {
         return Ok(());
     };
-    let site = Site::new(&rig, &[A, B], "");
-    let [mut one, mut two] = both(&rig, &site, &A, &B)?;
+    let address = one.address;
+    let site = Site::new(&rig, &[*one, B], "");
+    let [mut one, mut two] = both(&rig, &site, one, &B)?;
     serve(&mut one)?;
     two.run("ip addr add 10.77.0.3/24 dev eth0")?;
-    let stats = talk(&mut two, &format!("talk 10.77.0.3 10.77.0.1:7000 {TALK}"))?;
+    let stats = talk(&mut two, &format!("talk 10.77.0.3 {address}:7000 {TALK}"))?;
     ensure!(by_ring(&stats) == 0, "{stats}");
-    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))
+    rides(&mut two, &format!("talk 10.77.0.2 {address}:7000 {TALK}"))
+}
+
+// The end with the lower address offers a connection to the other.
+
+#[test]
+fn an_address_that_is_not_the_guests_own_is_not_reached_by_ring() -> Result<()> {
+    poses(&A)
+}
+
+#[test]
+fn an_address_that_is_not_the_guests_own_reaches_nobody_by_ring() -> Result<()> {
+    poses(&Machine {
+        address: "10.77.0.9",
+        ..A
+    })
 }
