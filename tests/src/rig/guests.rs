@@ -121,6 +121,32 @@ pub struct Guests {
     _directory: TempDir,
 }
 
+/// How a host and its guests are set up.
+#[derive(Debug)]
+struct Setup<'a> {
+    /// Of each region.
+    memory: &'a str,
+    /// In the configuration of the host.
+    link: &'a str,
+    /// In that of each machine.
+    limits: &'a [&'a str],
+    managed: bool,
+    /// Arguments of the guests' daemons.
+    more: &'a [&'a str],
+}
+
+impl Default for Setup<'_> {
+    fn default() -> Self {
+        Self {
+            memory: "1 GiB",
+            link: "",
+            limits: &[],
+            managed: false,
+            more: &[],
+        }
+    }
+}
+
 impl Guests {
     /// A guest of each of these tenants. `more` are arguments of their daemons, which serve everybody unless those say
     /// whom.
@@ -130,15 +156,42 @@ impl Guests {
 
     /// The same, with regions of another size.
     pub fn configured(tenants: &[&str], memory: &str, more: &[&str]) -> Self {
-        Self::hosted(tenants, memory, "", more)
+        let setup = Setup {
+            memory,
+            more,
+            ..Setup::default()
+        };
+        Self::hosted(tenants, &setup)
     }
 
     /// A guest of each of these tenants, whose host has this in its configuration besides.
     pub fn linked(tenants: &[&str], link: &str) -> Self {
-        Self::hosted(tenants, "1 GiB", link, &[])
+        let setup = Setup {
+            link,
+            ..Setup::default()
+        };
+        Self::hosted(tenants, &setup)
     }
 
-    fn hosted(tenants: &[&str], memory: &str, link: &str, more: &[&str]) -> Self {
+    /// A guest of each of these tenants, whose host has this in its configuration of each.
+    pub fn limited(tenants: &[&str], limits: &[&str]) -> Self {
+        let setup = Setup {
+            limits,
+            ..Setup::default()
+        };
+        Self::hosted(tenants, &setup)
+    }
+
+    /// A guest of each of these tenants, whose host is looked after by a [`Manager`](super::manager::Manager).
+    pub fn managed(tenants: &[&str]) -> Self {
+        let setup = Setup {
+            managed: true,
+            ..Setup::default()
+        };
+        Self::hosted(tenants, &setup)
+    }
+
+    fn hosted(tenants: &[&str], setup: &Setup<'_>) -> Self {
         // Other users' programs come to the sockets in it.
         let directory = tempfile::Builder::new()
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
@@ -148,17 +201,24 @@ impl Guests {
         let machines: String = (0..tenants.len())
             .map(|index| {
                 format!(
-                    "[[vm]]\nname = \"{index}\"\nsocket = \"{}\"\ntenant = \"{}\"\nmemory = \"{memory}\"\n\
-                     addresses = [\"127.0.0.0/8\", \"::1\"]\nshared_network = true\n",
+                    "[[vm]]\nname = \"{index}\"\nsocket = \"{}\"\ntenant = \"{}\"\nmemory = \"{}\"\n\
+                     addresses = [\"127.0.0.0/8\", \"::1\"]\nshared_network = true\n{}\n",
                     device(index).display(),
                     tenants[index],
+                    setup.memory,
+                    setup.limits.get(index).unwrap_or(&""),
                 )
             })
             .collect();
-        let host = Daemon::configured(&format!("{link}{machines}"));
+        let configuration = format!("{}{machines}", setup.link);
+        let host = if setup.managed {
+            Daemon::managed(&configuration)
+        } else {
+            Daemon::configured(&configuration)
+        };
         let guests = (0..tenants.len()).map(|index| {
             let socket = directory.path().join(format!("guest-{index}.sock"));
-            Guest::start(&device(index), &socket, more)
+            Guest::start(&device(index), &socket, setup.more)
         });
         let guests = guests.collect();
         Self {

@@ -142,6 +142,44 @@ fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
 }
 
 #[test]
+fn guests_go_on_when_a_manager_restarts_the_daemon_of_the_host() {
+    let mut guests = Guests::managed(TWO);
+    let mut duo = joined(&guests);
+    let kernel = duo.kernel(0);
+    in_the_middle(&mut duo, 24 * MIB, || {
+        guests.host.kill();
+        guests.host.restart();
+    });
+    duo.both("ping 0 100", "pong 0 100");
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    let manager = guests.host.manager().expect("it has one");
+    assert!(manager.stored() > 0 && guests.host.keeper().is_none());
+    close(&mut duo, 0);
+    settled(&guests.host, 0, 0);
+}
+
+#[test]
+fn what_a_guest_has_relayed_is_limited_as_its_machine_is() {
+    let guests = Guests::limited(TWO, &["rate_limit = \"64 MiB\"", ""]);
+    let mut duo = joined(&guests);
+    duo.stream(0, 24 * MIB);
+    // Of each domain: what was copied for it, and whether it had to wait.
+    let counts = retry("the bytes are counted", || {
+        let status = guests.host.status();
+        let domains = status["relay"]["domains"].as_array()?;
+        let counts = domains.iter().map(|domain| {
+            let bytes = domain["bytes"].as_u64()?;
+            Some((bytes, domain["throttled_us"].as_u64()? > 0))
+        });
+        let mut counts = counts.collect::<Option<Vec<_>>>()?;
+        counts.retain(|(bytes, _)| *bytes > 20 * MIB as u64);
+        (!counts.is_empty()).then_some(counts)
+    });
+    let limited = counts.iter().filter(|(_, throttled)| *throttled);
+    assert_eq!(limited.count(), 1, "{counts:?}");
+}
+
+#[test]
 fn without_interrupts_memory_is_looked_at() {
     let guests = Guests::start(TWO, &["--no-interrupts"]);
     let mut duo = joined(&guests);
