@@ -1,10 +1,12 @@
 //! Every way that the bytes of a connection can take, between programs of real guests.
 
 use anyhow::{Result, ensure};
-use viaduct_tests::vm::guest::{Guest, Network};
+use viaduct_tests::vm::guest::{Guest, Network, Spec};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{GUEST, Machine, Running, Site, accelerated, by_ring, listens, serve, talk};
+use crate::site::{
+    GUEST, Machine, Running, Site, accelerated, by_ring, listens, serve, start_daemon, talk,
+};
 
 const A: Machine = GUEST;
 
@@ -62,6 +64,27 @@ fn guests_of_one_tenant_reach_each_other() -> Result<()> {
     let doctor = two.run("viaduct doctor 2>&1")?;
     ensure!(doctor.contains("viaductd"), "{doctor}");
     Ok(())
+}
+
+/// Whom nothing interrupts looks at the memory, programs as well as the daemon.
+#[test]
+fn a_guest_without_an_iommu_is_reached_and_reaches_others() -> Result<()> {
+    let Some(rig) = Rig::new()? else {
+        return Ok(());
+    };
+    let site = Site::new(&rig, &[A, B], "");
+    let wire = rig.path("wire");
+    let mut one = site.boot(&A, Network::Listen(wire.clone()))?;
+    let spec = Spec {
+        iommu: false,
+        ..site.spec(&B, Network::Connect(wire))
+    };
+    let mut two = rig.boot(&spec)?;
+    start_daemon(&mut two, "")?;
+    serve(&mut one)?;
+    rides(&mut two, &format!("talk 10.77.0.2 10.77.0.1:7000 {TALK}"))?;
+    serve(&mut two)?;
+    rides(&mut one, &format!("talk 10.77.0.1 10.77.0.2:7000 {TALK}"))
 }
 
 #[test]
