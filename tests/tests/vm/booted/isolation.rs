@@ -5,6 +5,7 @@
 
 use anyhow::{Result, ensure};
 use serde_json::Value;
+use viaduct_tests::rig::daemon::retry;
 use viaduct_tests::vm::guest::{Guest, Network};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
@@ -93,11 +94,11 @@ fn suffers_here(attack: impl FnOnce(&mut Guest, &Site<'_>) -> Result<()>) -> Res
     let mut site = Site::new(&rig, &[HOSTILE, one, two], "");
     let mut guest = site.boot(&HOSTILE, Network::Tap(TAP.to_owned()))?;
     let victims = Victims::new(&site)?;
-    victims.are_well(victims.talk("10", "0")?)?;
+    victims.are_well(victims.talk("30", "10")?)?;
     // Those who talk meanwhile go on, others begin.
     let meanwhile = victims.talk("60", "100")?;
     attack(&mut guest, &site)?;
-    victims.are_well(victims.talk("10", "0")?)?;
+    victims.are_well(victims.talk("30", "10")?)?;
     victims.are_well(meanwhile)?;
     assert!(site.daemon.is_alive());
     // Its next daemon begins anew.
@@ -131,6 +132,29 @@ fn offends(guest: &mut Guest, site: &Site<'_>, line: &str) -> Result<()> {
 #[test]
 fn garbage_in_the_region_harms_its_guest_alone() -> Result<()> {
     suffers(|guest, site| offends(guest, site, &format!("garbage 1 {SECONDS}")))
+}
+
+/// The relay looks at rings, positions and waiting contexts while they are overwritten.
+#[test]
+fn garbage_under_a_relayed_connection_harms_its_guest_alone() -> Result<()> {
+    suffers(|guest, site| {
+        let _server = Running::start(site.program(&["serve", "7001"]))?;
+        listens(&format!("{HOST}:7001"))?;
+        let line = format!("talk {} {HOST}:7001 1000000 65536 0", HOSTILE.address);
+        guest.spawn("meanwhile", &accelerated(&line, "meanwhile"))?;
+        retry("the connection is relayed", || {
+            (site.daemon.status()["vms"]["relayed"] == 1).then_some(())
+        });
+        guest.until("grep -q 'round 20' /tmp/meanwhile.log")?;
+        offends(guest, site, &format!("garbage 2 {SECONDS}"))?;
+        // The server that was at the other end serves others.
+        let to = format!("{HOST}:7001");
+        let talk = Running::start(site.program(&["talk", HOST, &to, "20", "65536", "0"]))?;
+        let output = talk.output()?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        ensure!(said.ends_with("done\n"), "{output:?}");
+        Ok(())
+    })
 }
 
 #[test]
