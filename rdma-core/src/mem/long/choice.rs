@@ -7,8 +7,10 @@ use core::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 /// An ordinary copy is slow if it takes more than so many ticks of the time-stamp counter for a cache line: 11 to
 /// 21 GB/s, for counters of 2 to 4 GHz.
-const SLOW_TICKS: u64 = 12;
+const SLOW_TICKS: u32 = 12;
 const LINE: u64 = 64;
+/// Ticks are kept for so many lines, which tells ways apart that take less than one more for a line.
+const LINES: u32 = 16;
 /// Bytes of slow copies in a row that are no accident, as an interrupt or a page fault is. Enough for the ring to come
 /// around: what non-temporal copies have sent to memory is slow to write to once.
 const SLOW_BYTES: u32 = 2 << 20;
@@ -42,7 +44,7 @@ pub(super) struct Choice {
     kept: AtomicU32,
     /// Bytes of slow copies in a row, if ordinary ones are watched; bytes so far, if another way is tried.
     so_far: AtomicU32,
-    /// The fewest ticks for 16 lines that each way has taken in this round.
+    /// The fewest ticks for [`LINES`] lines that each way has taken in this round.
     least: [AtomicU32; WAYS.len()],
 }
 
@@ -81,13 +83,12 @@ impl Choice {
 
     /// A copy of `len` bytes took so many ticks.
     pub(super) fn took(&self, way: Way, len: usize, ticks: u64) {
-        let per_line = ticks.saturating_mul(LINE) / (len as u64).max(1);
-        if way == Way::Ordinary && per_line <= SLOW_TICKS {
+        let per_lines = ticks.saturating_mul(u64::from(LINES) * LINE) / (len as u64).max(1);
+        let per_lines = u32::try_from(per_lines).unwrap_or(u32::MAX);
+        if way == Way::Ordinary && per_lines / LINES <= SLOW_TICKS {
             self.start(way);
             return;
         }
-        let per_lines = ticks.saturating_mul(16 * LINE) / (len as u64).max(1);
-        let per_lines = u32::try_from(per_lines).unwrap_or(u32::MAX);
         let least = &self.least[way as usize];
         if per_lines < least.load(Ordering::Relaxed) {
             least.store(per_lines, Ordering::Relaxed);
@@ -143,7 +144,7 @@ mod tests {
     use super::*;
 
     const LEN: usize = 65_536;
-    const LINES: u64 = LEN as u64 / LINE;
+    const COPY: u64 = LEN as u64 / LINE;
 
     /// Copies of which a line takes so many ticks in each way, until one is settled; how many of each there were.
     fn settle(choice: &Choice, ticks: [u64; 3]) -> [usize; 3] {
@@ -152,7 +153,7 @@ mod tests {
             let way = choice.tried();
             copies[way as usize] += 1;
             assert!(copies[way as usize] < 1000, "nothing is ever settled");
-            choice.took(way, LEN, ticks[way as usize] * LINES);
+            choice.took(way, LEN, ticks[way as usize] * COPY);
         }
         copies
     }
@@ -188,10 +189,10 @@ mod tests {
     #[test]
     fn fast_copies_stay_what_they_are() {
         let choice = Choice::of(&[Way::Streamed, Way::Words]);
-        for ticks in [SLOW_TICKS, 4].repeat(1000) {
+        for ticks in [u64::from(SLOW_TICKS), 4].repeat(1000) {
             assert_eq!(choice.chosen(LEN), None);
             assert_eq!(choice.tried(), Way::Ordinary);
-            choice.took(Way::Ordinary, LEN, ticks * LINES);
+            choice.took(Way::Ordinary, LEN, ticks * COPY);
         }
     }
 
@@ -200,7 +201,7 @@ mod tests {
         let choice = Choice::of(&[Way::Streamed]);
         for ticks in [1000, 4].repeat(1000) {
             assert_eq!(choice.chosen(LEN), None);
-            choice.took(choice.tried(), LEN, ticks * LINES);
+            choice.took(choice.tried(), LEN, ticks * COPY);
         }
         // And one in a trial says nothing about the way.
         let mut interrupted = true;
@@ -214,7 +215,7 @@ mod tests {
             } else {
                 30
             };
-            choice.took(way, LEN, ticks * LINES);
+            choice.took(way, LEN, ticks * COPY);
         }
         assert_eq!(kept(&choice).0, Way::Streamed);
     }
