@@ -6,7 +6,8 @@
 //!   window is cut when the *share* of lost frames is above [`TOLERATED`]; below it, it only shrinks by
 //!   what was lost.
 //! * The window shrinks while the queue that it causes costs more than [`Limits::queue_delay`]: what waits in a
-//!   driver makes every other domain wait as well, and fits no cache.
+//!   driver makes every other domain wait as well, and fits no cache. It shrinks further where other domains do
+//!   send.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
 use super::rtt::Rtt;
@@ -32,7 +33,9 @@ const CUT: f64 = 0.7;
 
 /// A window of so many bytes is never held down for the delay that it causes: where the backends share
 /// their processors with others, much of the delay is waiting for those.
-const QUEUE_MIN: u64 = 512 << 10;
+const QUEUE_MIN: u64 = 1 << 20;
+/// The same, on a link that several domains use.
+const QUEUE_MIN_SHARED: u64 = 512 << 10;
 
 /// What is left of the window after a round in which the queue was long: all but this part.
 const QUEUE_SHARE: u64 = 8;
@@ -58,6 +61,8 @@ impl Limits {
 #[derive(Debug)]
 pub(super) struct Congestion {
     limits: Limits,
+    /// What the window is never held down to, for the delay that it causes.
+    queue_min: u64,
     frame: u64,
     window: u64,
     /// Below it the window doubles each round.
@@ -87,6 +92,7 @@ impl Congestion {
     pub(super) const fn new(frame: u64, limits: Limits) -> Self {
         Self {
             limits,
+            queue_min: QUEUE_MIN,
             frame,
             window: FRAMES_INITIAL * frame,
             threshold: u64::MAX,
@@ -137,6 +143,11 @@ impl Congestion {
     #[inline]
     pub(super) fn on_sent(&mut self, size: u64) {
         self.in_flight += size;
+    }
+
+    /// Whether several domains use the link.
+    pub(super) const fn set_shared(&mut self, shared: bool) {
+        self.queue_min = if shared { QUEUE_MIN_SHARED } else { QUEUE_MIN };
     }
 
     /// There was more to send than the window let.
@@ -241,14 +252,14 @@ impl Congestion {
 
     fn queue_is_long(&self, rtt: &Rtt) -> bool {
         let least = self.round_least.min(self.last_least);
-        self.window >= QUEUE_MIN
+        self.window >= self.queue_min
             && least != u64::MAX
             && least > rtt.least.saturating_add(self.limits.queue_delay)
     }
 
     /// Down, but not below what is always allowed; from here on it grows slowly.
     fn shrink(&mut self) {
-        self.window = (self.window - self.window / QUEUE_SHARE).max(QUEUE_MIN);
+        self.window = (self.window - self.window / QUEUE_SHARE).max(self.queue_min);
         self.clamp();
         self.threshold = self.threshold.min(self.window);
         self.window_before = as_f64(self.window) / as_f64(self.frame);
@@ -400,6 +411,17 @@ mod tests {
             round(&mut c, &rtt, &mut now, 0);
         }
         assert!((QUEUE_MIN..2 * QUEUE_MIN).contains(&c.window()));
+        c.set_shared(true);
+        for _ in 0..20 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert_eq!(c.window(), QUEUE_MIN_SHARED);
+        c.set_shared(false);
+        rtt.sample(now, MILLISECOND, 0);
+        for _ in 0..400 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert!(c.window() > QUEUE_MIN, "{}", c.window());
         c.collapse();
         assert_eq!(c.window(), FRAMES_MIN * FRAME);
     }

@@ -9,7 +9,7 @@
 //!   produced, consumed, set_state  --->  streams (`stream`, `reassembly`)
 //!   send_control                   --->  control channel (`control`)
 //!   poll_transmit(now, schedule)   <---  `transmit`: whose turn (`schedule`), how much
-//!                                        (`congestion`), how large (`probe`), sealed (`seal`)
+//!                                        (`congestion`, `company`), how large (`probe`), sealed (`seal`)
 //!   handle_frame(now, frame)       --->  `receive`: handshake (`hello`), numbers (`received`),
 //!                                        operations, what was lost (`recovery`, `sent`, `rtt`)
 //!   handle_timeout(now)            --->  `timeout`: the tail, keep-alive, silence
@@ -28,6 +28,7 @@
 
 #![forbid(unsafe_code)]
 
+mod company;
 mod config;
 mod congestion;
 mod control;

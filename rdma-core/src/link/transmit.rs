@@ -153,7 +153,7 @@ impl Link {
             ..Sending::default()
         };
         if let Some(turn) = turn {
-            self.put_write(turn, limit, schedule, head, &mut sending);
+            self.put_write(now, turn, limit, schedule, head, &mut sending);
         }
         if !acks && !sending.asks {
             return None;
@@ -296,13 +296,14 @@ impl Link {
     #[inline]
     fn put_write(
         &mut self,
+        now: Time,
         turn: Turn,
         limit: usize,
         schedule: &mut Schedule,
         head: &mut Head,
         sending: &mut Sending,
     ) {
-        let (Some(session), Some(stream)) = (&self.session, self.streams.at(turn.slot)) else {
+        let (Some(session), Some(stream)) = (&mut self.session, self.streams.at(turn.slot)) else {
             return;
         };
         let room = limit.saturating_sub(head.bytes.len() + WRITE_BYTES);
@@ -331,6 +332,7 @@ impl Link {
             stream.ready = false;
             stream.credit = credit;
         }
+        session.company.on_sent(turn.domain, now);
         sending.asks = true;
         sending.write = Some(SentWrite {
             slot: StreamRef {
