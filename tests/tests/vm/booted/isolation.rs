@@ -120,12 +120,14 @@ fn attacks(guest: &mut Guest, line: &str) -> Result<()> {
 /// As [`attacks`], with what the daemon reads: it must have noticed.
 fn offends(guest: &mut Guest, site: &Site<'_>, line: &str) -> Result<()> {
     attacks(guest, line)?;
-    let status = site.daemon.status();
-    let machines = status["vms"]["machines"].as_array();
-    let mut machines = machines.into_iter().flatten();
-    let hostile = machines.find(|machine| machine["name"] == HOSTILE.name);
-    let offences = hostile.and_then(|machine| machine["offences"].as_u64());
-    ensure!(offences > Some(0), "the host has noticed nothing: {status}");
+    retry("the host has noticed", || {
+        let status = site.daemon.status();
+        let machines = status["vms"]["machines"].as_array()?;
+        let hostile = machines
+            .iter()
+            .find(|machine| machine["name"] == HOSTILE.name)?;
+        (hostile["offences"].as_u64()? > 0).then_some(())
+    });
     Ok(())
 }
 
