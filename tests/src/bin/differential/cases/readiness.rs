@@ -196,6 +196,8 @@ fn poll_full(stage: &mut Stage) {
     stage.a("say", |a| a.say("hello"));
     stage.b("hear", |b| b.hear(5));
     let _ = fill(stage);
+    // The reset is for bytes that lie there unread.
+    stage.b("data", |b| b.ready(IN_OUT));
     stage.b("close", End::close);
     stage.a("reset", |a| a.ready(FIN | POLLHUP | POLLERR));
 }
