@@ -6,21 +6,26 @@ use super::time::{MILLISECOND, Time};
 const REMEMBERED: u64 = 100 * MILLISECOND;
 
 /// See the module documentation.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Company {
     domain: Option<usize>,
     until: Time,
 }
 
 impl Company {
+    pub(super) const fn new() -> Self {
+        Self {
+            domain: None,
+            until: Time(0),
+        }
+    }
+
     /// Bytes of `domain` were sent.
     #[inline]
     pub(super) fn on_sent(&mut self, domain: usize, now: Time) {
-        if self.domain != Some(domain) {
-            if self.domain.is_some() {
-                self.until = now.plus(REMEMBERED);
-            }
-            self.domain = Some(domain);
+        let before = self.domain.replace(domain);
+        if before.is_some_and(|before| before != domain) {
+            self.until = now.plus(REMEMBERED);
         }
     }
 
@@ -36,7 +41,7 @@ mod tests {
 
     #[test]
     fn is_mixed_while_domains_take_turns_and_shortly_after() {
-        let mut company = Company::default();
+        let mut company = Company::new();
         for at in 1..4 {
             company.on_sent(7, Time(at));
             assert!(!company.is_mixed(Time(at)));

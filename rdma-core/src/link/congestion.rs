@@ -10,6 +10,7 @@
 //!   send.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
+use super::company::Company;
 use super::rtt::Rtt;
 use super::time::{MICROSECOND, SECOND, Time};
 
@@ -61,8 +62,7 @@ impl Limits {
 #[derive(Debug)]
 pub(super) struct Congestion {
     limits: Limits,
-    /// What the window is never held down to, for the delay that it causes.
-    queue_min: u64,
+    company: Company,
     frame: u64,
     window: u64,
     /// Below it the window doubles each round.
@@ -92,7 +92,7 @@ impl Congestion {
     pub(super) const fn new(frame: u64, limits: Limits) -> Self {
         Self {
             limits,
-            queue_min: QUEUE_MIN,
+            company: Company::new(),
             frame,
             window: FRAMES_INITIAL * frame,
             threshold: u64::MAX,
@@ -145,9 +145,19 @@ impl Congestion {
         self.in_flight += size;
     }
 
-    /// Whether several domains use the link.
-    pub(super) const fn set_shared(&mut self, shared: bool) {
-        self.queue_min = if shared { QUEUE_MIN_SHARED } else { QUEUE_MIN };
+    /// What was sent is of this domain.
+    #[inline]
+    pub(super) fn on_sent_for(&mut self, domain: usize, now: Time) {
+        self.company.on_sent(domain, now);
+    }
+
+    /// What the window is never held down below, for the delay that it causes.
+    fn queue_min(&self, now: Time) -> u64 {
+        if self.company.is_mixed(now) {
+            QUEUE_MIN_SHARED
+        } else {
+            QUEUE_MIN
+        }
     }
 
     /// There was more to send than the window let.
@@ -198,13 +208,14 @@ impl Congestion {
         newest_acked: Option<Time>,
         newest_lost: Option<Time>,
     ) {
+        let queue_min = self.queue_min(now);
         if let Some(newest) = newest_acked {
             self.round_least = self.round_least.min(rtt.latest);
             if newest >= self.round_end {
                 self.last_least = core::mem::replace(&mut self.round_least, u64::MAX);
                 self.round_end = now;
-                if self.queue_is_long(rtt) {
-                    self.shrink();
+                if self.queue_is_long(rtt, queue_min) {
+                    self.shrink(queue_min);
                 }
             }
         }
@@ -216,7 +227,7 @@ impl Congestion {
             self.lost /= 2;
         }
         let credit = core::mem::take(&mut self.credit);
-        if credit > 0 && core::mem::take(&mut self.limited) && !self.queue_is_long(rtt) {
+        if credit > 0 && core::mem::take(&mut self.limited) && !self.queue_is_long(rtt, queue_min) {
             self.grow(now, rtt, credit);
         }
     }
@@ -250,16 +261,16 @@ impl Congestion {
         self.threshold = self.window;
     }
 
-    fn queue_is_long(&self, rtt: &Rtt) -> bool {
+    fn queue_is_long(&self, rtt: &Rtt, queue_min: u64) -> bool {
         let least = self.round_least.min(self.last_least);
-        self.window >= self.queue_min
+        self.window >= queue_min
             && least != u64::MAX
             && least > rtt.least.saturating_add(self.limits.queue_delay)
     }
 
     /// Down, but not below what is always allowed; from here on it grows slowly.
-    fn shrink(&mut self) {
-        self.window = (self.window - self.window / QUEUE_SHARE).max(self.queue_min);
+    fn shrink(&mut self, queue_min: u64) {
+        self.window = (self.window - self.window / QUEUE_SHARE).max(queue_min);
         self.clamp();
         self.threshold = self.threshold.min(self.window);
         self.window_before = as_f64(self.window) / as_f64(self.frame);
@@ -411,12 +422,12 @@ mod tests {
             round(&mut c, &rtt, &mut now, 0);
         }
         assert!((QUEUE_MIN..2 * QUEUE_MIN).contains(&c.window()));
-        c.set_shared(true);
+        c.on_sent_for(1, now);
+        c.on_sent_for(2, now);
         for _ in 0..20 {
             round(&mut c, &rtt, &mut now, 0);
         }
         assert_eq!(c.window(), QUEUE_MIN_SHARED);
-        c.set_shared(false);
         rtt.sample(now, MILLISECOND, 0);
         for _ in 0..400 {
             round(&mut c, &rtt, &mut now, 0);

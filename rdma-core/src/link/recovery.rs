@@ -117,7 +117,6 @@ impl Link {
             session.congestion.collapse();
             self.stats.collapses += 1;
         }
-        session.congestion.set_shared(session.company.is_mixed(now));
         session
             .congestion
             .settle(now, &session.rtt, newest_acked, newest);

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use super::Config;
-use super::company::Company;
 use super::congestion::{Congestion, Limits};
 use super::hello::credentials;
 use super::probe::PathProbe;
@@ -60,7 +59,6 @@ pub(super) struct Session {
     pub(super) largest_acked: Option<u64>,
     pub(super) rtt: Rtt,
     pub(super) congestion: Congestion,
-    pub(super) company: Company,
     pub(super) path: PathProbe,
     /// The oldest frame under way will be taken for lost then.
     pub(super) lost_at: Option<Time>,
@@ -98,7 +96,6 @@ impl Session {
                     queue_delay: config.queue_delay,
                 },
             ),
-            company: Company::default(),
             own,
             far,
             number: 0,

@@ -332,7 +332,7 @@ impl Link {
             stream.ready = false;
             stream.credit = credit;
         }
-        session.company.on_sent(turn.domain, now);
+        session.congestion.on_sent_for(turn.domain, now);
         sending.asks = true;
         sending.write = Some(SentWrite {
             slot: StreamRef {
