@@ -106,6 +106,19 @@ pub(crate) fn all_free(host: &Daemon, before: u64) {
     });
 }
 
+/// Programs whose bytes stay on their rings while the daemon of the host is killed and started again.
+fn go_on_over_a_restart(guests: &mut Guests) -> Duo {
+    let mut duo = joined(guests);
+    let kernel = duo.kernel(0);
+    in_the_middle(&mut duo, 24 * MIB, || {
+        guests.host.kill();
+        guests.host.restart();
+    });
+    duo.both("ping 0 100", "pong 0 100");
+    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    duo
+}
+
 #[test]
 fn of_one_tenant_talk_without_the_host() {
     talk(ONE, (1, 0));
@@ -114,15 +127,7 @@ fn of_one_tenant_talk_without_the_host() {
 #[test]
 fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
     let mut guests = Guests::start(ONE, &[]);
-    let mut duo = joined(&guests);
-    let kernel = duo.kernel(0);
-    let host = &mut guests.host;
-    in_the_middle(&mut duo, 24 * MIB, || {
-        host.kill();
-        host.restart();
-    });
-    duo.both("ping 0 100", "pong 0 100");
-    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    let mut duo = go_on_over_a_restart(&mut guests);
     // The same programs, with the new daemon; nothing of theirs is given to others.
     for index in 1..4 {
         duo.connect(index);
@@ -144,14 +149,7 @@ fn guests_go_on_when_the_daemon_of_the_host_is_restarted() {
 #[test]
 fn guests_go_on_when_a_manager_restarts_the_daemon_of_the_host() {
     let mut guests = Guests::managed(TWO);
-    let mut duo = joined(&guests);
-    let kernel = duo.kernel(0);
-    in_the_middle(&mut duo, 24 * MIB, || {
-        guests.host.kill();
-        guests.host.restart();
-    });
-    duo.both("ping 0 100", "pong 0 100");
-    assert_eq!(duo.kernel(0), kernel, "all of it went by the rings");
+    let mut duo = go_on_over_a_restart(&mut guests);
     let manager = guests.host.manager().expect("it has one");
     assert!(manager.stored() > 0 && guests.host.keeper().is_none());
     close(&mut duo, 0);

@@ -177,7 +177,7 @@ pub(crate) fn talk(guest: &mut Guest, line: &str) -> Result<Value> {
 }
 
 /// Waits until somebody listens, on this machine.
-pub(crate) fn listens(address: &str) -> Result<()> {
+fn listens(address: &str) -> Result<()> {
     for _ in 0..600 {
         if TcpStream::connect(address).is_ok() {
             return Ok(());
@@ -246,6 +246,13 @@ pub(crate) struct Running(Option<Child>);
 impl Running {
     pub(crate) fn start(mut command: Command) -> Result<Self> {
         Ok(Self(Some(command.spawn()?)))
+    }
+
+    /// The same of a server, once it listens at this address of this machine.
+    pub(crate) fn serve(command: Command, address: &str) -> Result<Self> {
+        let server = Self::start(command)?;
+        listens(address)?;
+        Ok(server)
     }
 
     /// Its number.

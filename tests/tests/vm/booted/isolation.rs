@@ -10,7 +10,7 @@ use viaduct_tests::vm::guest::{Guest, Network};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
 use crate::site::{
-    Machine, Member, Running, Site, accelerated, by_ring, listens, serve, start_daemon, talk,
+    Machine, Member, Running, Site, accelerated, by_ring, serve, start_daemon, talk,
 };
 
 const HOSTILE: Machine = Machine {
@@ -49,8 +49,8 @@ impl Victims {
         let free = std::net::TcpListener::bind((members[0].address, 0))?;
         let port = free.local_addr()?.port().to_string();
         drop(free);
-        let server = Running::start(members[0].program(&["serve", &port]))?;
-        listens(&format!("{}:{port}", one.address))?;
+        let program = members[0].program(&["serve", &port]);
+        let server = Running::serve(program, &format!("{}:{port}", one.address))?;
         Ok(Self {
             members,
             _server: server,
@@ -67,17 +67,23 @@ impl Victims {
 
     /// A talk has gone well, and by ring.
     fn are_well(&self, talk: Running) -> Result<()> {
-        let output = talk.output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let error = String::from_utf8_lossy(&output.stderr);
-        ensure!(
-            output.status.success() && said.ends_with("done\n"),
-            "{said}{error}"
-        );
+        ends_well(talk)?;
         let stats = self.members[1].stats()?;
         ensure!(by_ring(&stats) > 0, "not by ring: {stats}");
         Ok(())
     }
+}
+
+/// A talk has come to its end.
+fn ends_well(talk: Running) -> Result<()> {
+    let output = talk.output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let error = String::from_utf8_lossy(&output.stderr);
+    ensure!(
+        output.status.success() && said.ends_with("done\n"),
+        "{said}{error}"
+    );
+    Ok(())
 }
 
 /// What the guest does, while others talk; and that it is served again afterwards.
@@ -140,8 +146,7 @@ fn garbage_in_the_region_harms_its_guest_alone() -> Result<()> {
 #[test]
 fn garbage_under_a_relayed_connection_harms_its_guest_alone() -> Result<()> {
     suffers(|guest, site| {
-        let _server = Running::start(site.program(&["serve", "7001"]))?;
-        listens(&format!("{HOST}:7001"))?;
+        let _server = Running::serve(site.program(&["serve", "7001"]), &format!("{HOST}:7001"))?;
         let line = format!("talk {} {HOST}:7001 1000000 65536 0", HOSTILE.address);
         guest.spawn("meanwhile", &accelerated(&line, "meanwhile"))?;
         retry("the connection is relayed", || {
@@ -151,11 +156,9 @@ fn garbage_under_a_relayed_connection_harms_its_guest_alone() -> Result<()> {
         offends(guest, site, &format!("garbage 2 {SECONDS}"))?;
         // The server that was at the other end serves others.
         let to = format!("{HOST}:7001");
-        let talk = Running::start(site.program(&["talk", HOST, &to, "20", "65536", "0"]))?;
-        let output = talk.output()?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        ensure!(said.ends_with("done\n"), "{output:?}");
-        Ok(())
+        ends_well(Running::start(
+            site.program(&["talk", HOST, &to, "20", "65536", "0"]),
+        )?)
     })
 }
 
@@ -172,8 +175,7 @@ fn a_flood_of_doorbells_harms_its_guest_alone() -> Result<()> {
 #[test]
 fn more_connections_than_there_is_memory_for_stay_on_tcp() -> Result<()> {
     suffers(|guest, site| {
-        let _server = Running::start(site.program(&["serve", "7001"]))?;
-        listens(&format!("{HOST}:7001"))?;
+        let _server = Running::serve(site.program(&["serve", "7001"]), &format!("{HOST}:7001"))?;
         let line = format!("crowd {} {HOST}:7001 200", HOSTILE.address);
         let said = guest.run(&accelerated(&line, "crowd"))?;
         ensure!(said.ends_with("done\n"), "{said}");

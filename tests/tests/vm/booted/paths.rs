@@ -4,9 +4,7 @@ use anyhow::{Result, ensure};
 use viaduct_tests::vm::guest::{Guest, Network, Spec};
 
 use crate::rig::{HOST, Rig, TAP, in_own_network};
-use crate::site::{
-    GUEST, Machine, Running, Site, accelerated, by_ring, listens, serve, start_daemon, talk,
-};
+use crate::site::{GUEST, Machine, Running, Site, accelerated, by_ring, serve, start_daemon, talk};
 
 const A: Machine = GUEST;
 
@@ -107,8 +105,7 @@ fn a_guest_and_a_program_of_its_host_reach_each_other() -> Result<()> {
         };
         let site = Site::new(&rig, &[A], "");
         let mut guest = site.boot(&A, Network::Tap(TAP.to_owned()))?;
-        let _server = Running::start(site.program(&["serve", "7000"]))?;
-        listens(&format!("{HOST}:7000"))?;
+        let _server = Running::serve(site.program(&["serve", "7000"]), &format!("{HOST}:7000"))?;
         rides(&mut guest, &format!("talk 10.77.0.1 {HOST}:7000 {TALK}"))
     })
 }
