@@ -367,7 +367,7 @@ fn killed_while_the_far_end_sends(stage: &mut Stage) {
         },
         |b| {
             let error = loop {
-                if let Err(error) = sys::send(b.fd, &[b'x'; 65_536], 0) {
+                if let Err(error) = b.send_some(&[b'x'; 65_536]) {
                     break error;
                 }
             };
