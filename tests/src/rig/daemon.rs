@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use frontend_drv::client::Client;
 use rdma_core::control::{MESSAGE_MAX, Message, Query};
@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 use super::build;
 use super::manager::Manager;
+use super::patience::Patience;
 use super::program::WATCHDOG;
 
 /// A daemon of the test's own, in a directory of its own.
@@ -313,12 +314,15 @@ pub fn wait_readable(fd: impl AsFd, timeout: Duration) -> bool {
 /// # Panics
 /// If it has not happened when the watchdog barks.
 pub fn retry<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + WATCHDOG / 2;
+    let mut patience = Patience::new();
     loop {
         if let Some(found) = condition() {
             return found;
         }
-        assert!(Instant::now() < deadline, "{what}: it never happened");
+        assert!(
+            !patience.is_beyond(WATCHDOG / 2),
+            "{what}: it never happened"
+        );
         std::thread::sleep(Duration::from_millis(5));
     }
 }

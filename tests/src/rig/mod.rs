@@ -7,6 +7,7 @@
 //! * [`held`]: one thread of a process, held up.
 //! * [`linked`]: two daemons with a link between them.
 //! * [`manager`]: what systemd is to a daemon.
+//! * [`patience`]: how long a watcher has watched.
 //! * [`program`]: programs, plain or under the library, with a watchdog.
 //! * [`far`]: the far end of an accelerated connection, written against the protocol itself, so that
 //!   a test can be as honest or as hostile as it likes.
@@ -23,4 +24,5 @@ pub mod held;
 pub mod linked;
 pub mod manager;
 pub mod over;
+pub mod patience;
 pub mod program;

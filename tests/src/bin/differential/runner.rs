@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use viaduct_tests::rig::patience::Patience;
 use viaduct_tests::show;
 use viaduct_tests::sys;
 
@@ -277,12 +278,12 @@ fn spawn(
 
 /// Waits for the ends; what must be said of how they left.
 fn watch(name: &str, ends: &mut [(Side, Child)], hangs: &AtomicUsize) -> String {
-    let deadline = Instant::now() + watchdog();
+    let mut patience = Patience::new();
     while ends
         .iter_mut()
         .any(|(_, child)| matches!(child.try_wait(), Ok(None)))
     {
-        if Instant::now() > deadline {
+        if patience.is_beyond(watchdog()) {
             for (side, child) in ends.iter_mut() {
                 eprintln!(
                     "{name} hangs: end {}: {}",
