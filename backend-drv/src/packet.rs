@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rdma_core::control::{FDS_MAX, MESSAGE_MAX};
+use rustix::io::retry_on_intr;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -102,6 +103,8 @@ fn send_with(
     if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(fds)) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
-    rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, flags)?;
+    let bytes = [IoSlice::new(bytes)];
+    // A daemon that is stopped and goes on is interrupted where it waits.
+    retry_on_intr(|| rustix::net::sendmsg(&socket, &bytes, &mut control, flags))?;
     Ok(())
 }

@@ -13,6 +13,7 @@
 //! It ends when it is told so, or when no daemon has come back for a minute. Programs that wait for one are told
 //! then.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -51,6 +52,9 @@ pub const SUBCOMMAND: &str = "keeper";
 #[derive(Debug)]
 pub(super) struct Line {
     socket: OwnedFd,
+    /// The keeper has not read for as long as we wait. Nobody waits again before it has read: the daemon has programs
+    /// to serve, and what is not kept costs them something only if the daemon is killed.
+    is_behind: Cell<bool>,
 }
 
 impl Line {
@@ -83,9 +87,16 @@ impl Line {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         set_socket_timeout(&socket, Timeout::Send, Some(ANSWER))?;
-        let line = Self { socket };
+        let line = Self::over(socket);
         let items = line.take()?;
         Ok((line, items))
+    }
+
+    const fn over(socket: OwnedFd) -> Self {
+        Self {
+            socket,
+            is_behind: Cell::new(false),
+        }
     }
 
     fn take(&self) -> io::Result<Vec<Item>> {
@@ -118,7 +129,14 @@ impl Line {
     }
 
     fn say(&self, text: &str, fds: &[BorrowedFd<'_>]) -> io::Result<()> {
-        packet::send_waiting(&self.socket, text.as_bytes(), fds)
+        let sent = if self.is_behind.get() {
+            packet::send(&self.socket, text.as_bytes(), fds)
+        } else {
+            packet::send_waiting(&self.socket, text.as_bytes(), fds)
+        };
+        let is_full = |error: &io::Error| error.kind() == io::ErrorKind::WouldBlock;
+        self.is_behind.set(sent.as_ref().is_err_and(is_full));
+        sent
     }
 }
 
@@ -331,6 +349,35 @@ mod tests {
             line.finish();
         }
         keeper.join().unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_keeper_that_does_not_read_is_waited_for_once() {
+        let (near, far) = rustix::net::socketpair(
+            AddressFamily::UNIX,
+            SocketType::SEQPACKET,
+            SocketFlags::empty(),
+            None,
+        )
+        .unwrap();
+        set_socket_timeout(&near, Timeout::Send, Some(Duration::from_millis(20))).unwrap();
+        let line = Line::over(near);
+        let taken = (0..100_000)
+            .take_while(|number| line.drop(&number.to_string()).is_ok())
+            .count();
+        assert!(line.is_behind.get());
+        // With the socket's own timeout it would wait for ever now.
+        set_socket_timeout(&line.socket, Timeout::Send, None).unwrap();
+        let error = line.drop("more").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+        let mut inbox = Inbox::new();
+        for number in 0..taken {
+            let message = inbox.receive(&far).unwrap();
+            let expected = format!("DROP {number}");
+            assert_eq!(inbox.bytes(message.length), expected.as_bytes());
+        }
+        line.drop("again").unwrap();
+        assert!(!line.is_behind.get());
     }
 
     #[test]

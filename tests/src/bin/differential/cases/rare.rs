@@ -285,5 +285,6 @@ fn waits_are_not_early(stage: &mut Stage) {
         });
     }
     stage.b("say", |b| b.say("hello"));
+    stage.a("arrived", |a| a.arrived(5));
     stage.a("hear", |a| a.hear(5));
 }
