@@ -41,7 +41,7 @@ pub(super) struct NetperfArgs {
         help_heading = "What to measure"
     )]
     pub(super) tests: Option<Vec<Test>>,
-    /// Where netperf and netserver run [default: both]
+    /// Where netperf and netserver run [default: two-cores,one-core; with --host, two-cores]
     #[arg(
         long,
         value_name = "LIST",

@@ -167,14 +167,18 @@ impl Setup {
         let mut words = Vec::new();
         let mut add = |text: &str| words.extend(text.split_whitespace().map(str::to_owned));
         let first = self.cores.first;
-        let second = match placement {
-            Placement::OneCore => first,
-            Placement::TwoCores => self.cores.second.unwrap_or(first),
+        let bound = match placement {
+            Placement::OneCore => Some((first, first)),
+            Placement::TwoCores => Some((first, self.cores.second.unwrap_or(first))),
+            Placement::Unbound => None,
         };
         add(if self.address.is_ipv4() { "-4" } else { "-6" });
         // -P 0: no banner. -T: the same binding, by netperf itself, for both kinds of run.
         add(&format!("-P 0 -H {} -p {port}", self.address));
-        add(&format!("-l {} -T {first},{second}", self.seconds));
+        add(&format!("-l {}", self.seconds));
+        if let Some((first, second)) = bound {
+            add(&format!("-T {first},{second}"));
+        }
         add(&format!("-t {}", test.netperf_name()));
         words.extend(self.options.global.iter().cloned());
         let mut add = |text: &str| words.extend(text.split_whitespace().map(str::to_owned));
@@ -347,6 +351,8 @@ mod tests {
         );
         let words = setup(None).arguments(1, Test::RequestResponse, Placement::OneCore);
         assert!(words.join(" ").contains("-T 0,0 -t TCP_RR -- -r 1,1 -k"));
+        let words = setup(None).arguments(1, Test::RequestResponse, Placement::Unbound);
+        assert!(!words.contains(&"-T".to_owned()));
     }
 
     #[test]

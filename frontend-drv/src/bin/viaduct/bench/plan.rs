@@ -206,7 +206,7 @@ impl TryFrom<String> for Test {
     }
 }
 
-/// Which cores netperf and netserver are bound to, by netperf's own `-T`.
+/// Which cores netperf and netserver are bound to, by netperf's own `-T`, if to any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Placement {
@@ -214,13 +214,19 @@ pub(super) enum Placement {
     TwoCores,
     /// Both on the same core.
     OneCore,
+    /// Wherever the scheduler puts them. Beside daemons that share the cores, that is what a user has.
+    Unbound,
 }
 
 impl Placement {
+    /// All of them, in the order in which charts and their legends show them.
+    pub(super) const ALL: [Self; 3] = [Self::TwoCores, Self::OneCore, Self::Unbound];
+
     pub(super) fn title(self) -> &'static str {
         match self {
             Self::TwoCores => "two cores",
             Self::OneCore => "one core",
+            Self::Unbound => "unbound",
         }
     }
 }

@@ -119,7 +119,7 @@ fn legend(canvas: &mut dyn Canvas, results: &Results) -> Result<()> {
     if throughput::points(results).is_empty() {
         return Ok(());
     }
-    for placement in [Placement::TwoCores, Placement::OneCore] {
+    for placement in Placement::ALL {
         if !results.rows.iter().any(|row| row.placement == placement) {
             continue;
         }
@@ -138,6 +138,7 @@ fn dash(placement: Placement) -> Option<f64> {
     match placement {
         Placement::TwoCores => None,
         Placement::OneCore => Some(7.0),
+        Placement::Unbound => Some(2.5),
     }
 }
 

@@ -65,7 +65,7 @@ pub(super) fn draw(canvas: &mut dyn Canvas, frame: Frame, points: &[Point]) -> R
     )?;
     y_axis.draw(canvas, x_axis.left, x_axis.right, tick_label)?;
     x_axis.draw(canvas, points)?;
-    for placement in [Placement::OneCore, Placement::TwoCores] {
+    for placement in Placement::ALL.into_iter().rev() {
         let here: Vec<Point> = points
             .iter()
             .copied()
@@ -88,7 +88,7 @@ pub(super) fn draw(canvas: &mut dyn Canvas, frame: Frame, points: &[Point]) -> R
     Ok(())
 }
 
-/// A point of a line: filled for two cores, hollow for one.
+/// A point of a line: filled for two cores, hollow for one, a ring for any.
 pub(super) fn marker(
     canvas: &mut dyn Canvas,
     at: (f64, f64),
@@ -99,6 +99,7 @@ pub(super) fn marker(
     match placement {
         Placement::TwoCores => Ok(()),
         Placement::OneCore => canvas.dot(at, MARKER_RADIUS / 2.0, BACKGROUND),
+        Placement::Unbound => canvas.dot(at, MARKER_RADIUS * 0.8, BACKGROUND),
     }
 }
 
@@ -159,7 +160,7 @@ fn ratios(canvas: &mut dyn Canvas, axis: &LogAxis, x: f64, points: &[Point]) -> 
         let style = Text::new(12.0).align(Align::Center).color(VIADUCT).backed();
         let style = match point.placement {
             Placement::TwoCores => style.bold(),
-            Placement::OneCore => style,
+            Placement::OneCore | Placement::Unbound => style,
         };
         canvas.text(
             (x - LABEL_SHIFT, baseline),

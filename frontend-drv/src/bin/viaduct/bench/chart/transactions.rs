@@ -21,10 +21,9 @@ pub(super) struct Group {
 /// Everything the panel shows, from left to right.
 pub(super) fn groups(results: &Results) -> Vec<Group> {
     let tests = [Test::RequestResponse, Test::ConnectRequestResponse];
-    let placements = [Placement::TwoCores, Placement::OneCore];
     tests
         .into_iter()
-        .flat_map(|test| placements.map(|placement| (test, placement)))
+        .flat_map(|test| Placement::ALL.map(|placement| (test, placement)))
         .filter_map(|(test, placement)| {
             let row = results.main_row(test, placement)?;
             let (plain, viaduct) = Figures::pair(row)?;
