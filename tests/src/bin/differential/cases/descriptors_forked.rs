@@ -111,7 +111,9 @@ fn fork_reader_and_writer(stage: &mut Stage) {
     stage.both(
         "echo",
         |a| {
-            let pid = child(|| a.drink(&pattern, BYTES, 1) == format!("drank {BYTES}"));
+            // With a set of its own: in one set the child would change what the parent waits for.
+            let mut own = a.another();
+            let pid = child(|| own.drink(&pattern, BYTES, 1) == format!("drank {BYTES}"));
             let poured = a.pour(&pattern, BYTES, 2);
             format!("{poured} {}", sys::wait_for(pid))
         },
