@@ -449,7 +449,8 @@ fn revoked_at_random_times() {
         let stop = Over(&over);
         let cases = [
             "echo/",
-            "both_ways/",
+            // Not stranger_both_ways: what was given back to TCP and not read yet cannot be passed on.
+            "large_both_ways/",
             "one_way/",
             // Not epoll_two_sets: a connection that goes back to TCP may report an edge of its own.
             "two_readers/",
