@@ -115,6 +115,10 @@ impl Totals {
             reasons: core::array::from_fn(|code| counters.reasons.get(code).map_or(0, read)),
         };
         program.each_slot(|_, slot| {
+            // Whoever held it last has counted it already.
+            if slot.meta.holders.load(Ordering::Relaxed) == 0 {
+                return;
+            }
             let more = [
                 (&mut totals.ring_tx_bytes, slot.tx.cursor().tail),
                 (&mut totals.ring_rx_bytes, slot.rx.cursor().head),

@@ -83,7 +83,7 @@ pub const HOLDER_PIDS: usize = 6;
 pub struct SlotMeta {
     /// Raised when the slot is freed; tells two connections in one slot apart.
     pub generation: AtomicU32,
-    /// Processes that hold the connection through the shim.
+    /// Processes that hold the connection through the shim; 0: none any more, and what it did is in the arena's counters.
     pub holders: AtomicU32,
     /// Process numbers of some of them, 0 for a free place; hints, for those that die.
     pub holder_pids: [AtomicU32; HOLDER_PIDS],

@@ -125,8 +125,8 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     count(conn);
 }
 
-/// Adds what the connection did to the process's counters.
-fn count(conn: &Conn) {
+/// Nobody holds the connection any more: adds what it did to the process's counters.
+pub(super) fn count(conn: &Conn) {
     let Some(arena) = control::arena() else {
         return;
     };

@@ -6,7 +6,7 @@ use rdma_core::Reason;
 use rdma_core::slot::Stage;
 
 use super::any_known;
-use super::close::take_out;
+use super::close::{self, take_out};
 use super::fork::{each_conn, is_own_memory};
 use super::leave::{all_to_kernel, unregister};
 use crate::conn::{Conn, conn};
@@ -34,7 +34,9 @@ pub(crate) extern "C" fn at_exit() {
     });
     each_conn(|conn| {
         conn.refs.store(0, Ordering::Relaxed);
-        holders::leave(conn.slot());
+        if holders::leave(conn.slot()) {
+            close::count(conn);
+        }
     });
 }
 
