@@ -13,6 +13,8 @@ use rdma_core::Reason;
 use rdma_core::layout::ConnView;
 use rdma_core::slot::Slot;
 
+use crate::lull::Lull;
+
 /// Connections to peers that one process can hold at once; also the range of pending bits.
 pub(crate) const CONNS: usize = 16_384;
 
@@ -106,6 +108,8 @@ pub(crate) struct Conn {
     pub exec: AtomicU32,
     /// Programs started, as counted when the connection was made; see [`crate::lifecycle::spawning`].
     pub spawns: AtomicU32,
+    /// When its sender pauses for a reader that is always behind.
+    pub lull: Lull,
     /// O_APPEND of the socket as last seen: 0 if it must be asked, 1 unset, 2 set.
     append: AtomicU32,
 }
@@ -152,6 +156,7 @@ impl Conn {
             sent_at_recv: Note(AtomicU64::new(u64::MAX)),
             exec: AtomicU32::new(0),
             spawns: AtomicU32::new(0),
+            lull: Lull::new(),
             append: AtomicU32::new(0),
         }
     }
@@ -183,6 +188,7 @@ impl Conn {
         self.kernel_bits.store(0, Ordering::Relaxed);
         self.no_wait.store(0, Ordering::Relaxed);
         self.sent_at_recv.swap_relaxed(u64::MAX);
+        self.lull.reset();
         self.forget_flags();
         // Who goes through all connections finds it from here on.
         self.refs.store(1, Ordering::Release);

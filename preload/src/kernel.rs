@@ -162,6 +162,11 @@ pub(crate) fn readable(fd: c_int) -> Option<u64> {
     queue(fd, SIOCINQ)
 }
 
+/// Bytes of the kernel socket that the far end has not acknowledged yet.
+pub(crate) fn unacknowledged(fd: c_int) -> Option<u64> {
+    queue(fd, SIOCOUTQ)
+}
+
 /// Whether the next byte to be read is an urgent one, or was before it was read.
 pub(crate) fn is_at_mark(fd: c_int) -> bool {
     queue(fd, SIOCATMARK) == Some(1)

@@ -50,6 +50,7 @@ mod init;
 mod kernel;
 mod kick;
 mod lifecycle;
+mod lull;
 mod ops;
 mod pins;
 mod probe;

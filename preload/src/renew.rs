@@ -122,6 +122,7 @@ fn detach(conn: &'static Conn, slot: &Slot) -> (u32, SlotRef) {
     }
     conn.over_since.store(0, Ordering::Relaxed);
     conn.sent_at_recv.swap_relaxed(u64::MAX);
+    conn.lull.reset();
     meta.reason.store(Reason::Drained.code(), Ordering::Relaxed);
     forsaken::note_let_go(conn);
     conn.detach();

@@ -278,17 +278,14 @@ fn proc_path(buffer: &mut [u8; 32], fd: c_int) -> Option<&core::ffi::CStr> {
     core::ffi::CStr::from_bytes_until_nul(buffer).ok()
 }
 
-/// Whether the shim sees how this program waits on the descriptor (design: arming needs evidence).
-fn has_evidence(conn: &Conn, fd: c_int, dont_wait: bool) -> bool {
-    let meta = &conn.slot().meta;
-    if meta.delivered.load(Ordering::Relaxed) != 0 {
-        return true;
-    }
-    if dont_wait || kernel::is_nonblocking(fd) {
-        return false;
-    }
-    // A blocking descriptor: the call itself waits inside the shim.
-    true
+/// Whether the library has told the program the readiness of the descriptor.
+fn was_told(conn: &Conn) -> bool {
+    conn.slot().meta.delivered.load(Ordering::Relaxed) != 0
+}
+
+/// Whether a call waits itself, inside the library, if it must.
+fn waits(fd: c_int, dont_wait: bool) -> bool {
+    !dont_wait && !kernel::is_nonblocking(fd)
 }
 
 /// Receiver: arms the direction if nothing speaks against it. Under the receive lock.
@@ -306,17 +303,16 @@ pub(crate) fn try_arm(conn: &'static Conn, view: &ConnView, fd: c_int, dont_wait
     {
         return false;
     }
-    // A call that finds something may come after a wait that the library did not see, of a program whose
-    // epoll calls are its own; one that finds nothing waits itself, as one before may have done. Asked before the rest:
-    // a program that never waits asks at each call.
-    let meta = &slot.meta;
-    let is_shown =
-        meta.delivered.load(Ordering::Relaxed) != 0 || meta.waited.load(Ordering::Relaxed) != 0;
-    if !is_shown && kernel::readable(fd) != Some(0) || !has_evidence(conn, fd, dont_wait) {
-        return false;
-    }
-    if meta.delivered.load(Ordering::Relaxed) == 0 {
-        meta.waited.store(1, Ordering::Relaxed);
+    if !was_told(conn) {
+        // A call that finds something may come after a wait that the library did not see, of a program whose
+        // epoll calls are its own; one that finds nothing waits itself, as one before may have done. Asked in this
+        // order: a program that never waits asks at each call.
+        let waited = &slot.meta.waited;
+        let is_shown = waited.load(Ordering::Relaxed) != 0 || kernel::readable(fd) == Some(0);
+        if !is_shown || !waits(fd, dont_wait) {
+            return false;
+        }
+        waited.store(1, Ordering::Relaxed);
     }
     if !crate::ops::epoll::may_arm(conn) || crate::ops::ready::has_uncounted_sleepers() {
         return false;
@@ -348,7 +344,7 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
         || conn.view().is_none()
         || slot.stage() != Stage::Attached
         || conn.vetoed().is_some()
-        || !has_evidence(conn, fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
+        || !was_told(conn) && !waits(fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
     {
         return false;
     }

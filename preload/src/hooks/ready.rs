@@ -5,7 +5,7 @@ use core::ffi::c_int;
 use libc::{epoll_event, fd_set, nfds_t, pollfd, sigset_t, size_t, timespec, timeval};
 
 use crate::ops::{epoll, ready};
-use crate::{config, control, errno, lifecycle, probe, real};
+use crate::{config, control, errno, lifecycle, lull, probe, real};
 
 // SAFETY (whole file): as in `data`: the arguments are the program's, and so is their contract.
 
@@ -51,6 +51,13 @@ unsafe fn poll_any(
     else {
         return native();
     };
+    if entries == 1 && mask.is_null() {
+        // SAFETY: by contract one entry, which can be read.
+        let entry = unsafe { fds.read() };
+        if entry.events & libc::POLLOUT != 0 {
+            lull::before_wait(entry.fd, timeout);
+        }
+    }
     loop {
         // SAFETY: by contract.
         if let Some(result) = unsafe { ready::poll(fds, entries, timeout, mask) } {

@@ -12,6 +12,8 @@
 //! become-cat I        -> (nothing)    becomes cat by a raw system call, with connection I only
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
 //! put I BYTES SEED, take I BYTES SEED -> ok       only one of the two
+//! lag I BYTES SEED   -> ok           takes them with a pause before each call; lag-epoll: without blocking, by epoll
+//! put-polling I BYTES SEED -> ok      sends them without blocking, and polls
 //! bursts I N OWN FAR FORKS -> ok      sends N bursts of seed OWN and receives those of FAR; FORKS 1: by children, too
 //! echo I              -> ret N | err ERRNO    echoes until the end
 //! echo-epoll I        -> the same        with epoll_wait before each receive
@@ -44,12 +46,13 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use viaduct_tests::rig::program::{MARK, ROLE};
 
+use crate::behind::{lag, put_polling};
 use crate::bursts::bursts;
 use crate::kernel_bytes::kernel_bytes;
 use crate::pattern::Pattern;
 
 /// Bytes per call of the streams.
-const CHUNK: usize = 16 * 1024;
+pub(crate) const CHUNK: usize = 16 * 1024;
 
 /// Becomes an agent if the environment says so; else does nothing.
 pub(crate) fn run_if_told() {
@@ -179,6 +182,8 @@ impl Agent {
                 Ok(()) => "ok".to_owned(),
                 Err(what) => what,
             },
+            "lag" | "lag-epoll" => lag(stream, number(1), number(2) as u64, verb == "lag-epoll")?,
+            "put-polling" => put_polling(stream, number(1), number(2) as u64)?,
             "bursts" => {
                 let (own, far) = (number(2) as u64, number(3) as u64);
                 bursts(stream, number(1), own, far, number(4) == 1)?

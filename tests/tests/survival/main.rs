@@ -6,6 +6,7 @@
 
 mod agent;
 mod at_once;
+mod behind;
 mod bursts;
 mod daemon_gone;
 mod drained;
@@ -24,6 +25,7 @@ mod pattern;
 mod peer_killed;
 mod revoked;
 mod strangers;
+mod totals;
 mod two_daemons;
 mod two_guests;
 

@@ -51,7 +51,7 @@ pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
     let conn = conn(index);
     while !send::is_on_ring(conn, out) {
         // Counted as any other send, so that a file server's connections prove their worth.
-        if let Some(sent) = send::to_kernel(conn, out, &native) {
+        if let Some(sent) = send::to_kernel(conn, out, true, &native) {
             return sent;
         }
     }
@@ -89,7 +89,7 @@ pub(crate) unsafe fn sendfile(out: c_int, input: c_int, offset: *mut off_t, coun
     }
     if matches!(ended, Ended::Native) {
         if transfer.total == 0 {
-            return send::to_kernel(conn, out, &native).unwrap_or_else(native);
+            return send::to_kernel(conn, out, true, &native).unwrap_or_else(native);
         }
         transfer.by_kernel();
     }
@@ -298,7 +298,7 @@ impl Transfer {
         let (out, input, left) = (self.out, self.input, self.left);
         // SAFETY: a local offset.
         let rest = || errno::preserved(|| unsafe { real::sendfile(out, input, at.as_ptr(), left) });
-        if let Some(sent) = send::to_kernel(self.conn, out, &rest) {
+        if let Some(sent) = send::to_kernel(self.conn, out, true, &rest) {
             self.advance(usize::try_from(sent).unwrap_or(0));
         }
     }

@@ -10,7 +10,7 @@
 use core::ffi::c_int;
 use core::mem::MaybeUninit;
 
-use libc::{MSG_PEEK, MSG_TRUNC};
+use libc::{MSG_PEEK, MSG_TRUNC, SPLICE_F_NONBLOCK};
 use rdma_core::event::WaitFor;
 use rdma_core::ring::Consumer;
 use rdma_core::slot::RxState;
@@ -26,7 +26,7 @@ use crate::{errno, kick, real, resend, tls};
 
 /// Flags that the kernel knows.
 const FLAGS: u32 =
-    libc::SPLICE_F_MOVE | libc::SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE | libc::SPLICE_F_GIFT;
+    libc::SPLICE_F_MOVE | SPLICE_F_NONBLOCK | libc::SPLICE_F_MORE | libc::SPLICE_F_GIFT;
 
 /// splice(2).
 ///
@@ -273,7 +273,7 @@ fn to_socket(
             if total > 0 {
                 return count(total);
             }
-            match send::to_kernel(conn, fd, native) {
+            match send::to_kernel(conn, fd, flags & SPLICE_F_NONBLOCK == 0, native) {
                 Some(result) => return result,
                 None => continue,
             }

@@ -198,7 +198,7 @@ pub(crate) unsafe fn send_batch(fd: c_int, msgs: *mut mmsghdr, count: u32, flags
             // SAFETY: the kernel has just written them.
             unsafe { bytes_of(msgs, result.get()) }
         };
-        if send::to_kernel(conn, fd, &counted).is_some() {
+        if send::to_kernel(conn, fd, flags & libc::MSG_DONTWAIT == 0, &counted).is_some() {
             return result.get();
         }
     }

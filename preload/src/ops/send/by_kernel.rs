@@ -10,12 +10,14 @@ use rdma_core::slot::{RxState, TxState};
 
 use crate::conn::Conn;
 use crate::user::Buffers;
-use crate::{errno, fds, kernel, kick, pins, real, upgrade};
+use crate::{errno, fds, kernel, kick, lull, pins, real, upgrade};
 
-/// The program's own call, counted. `None`: the direction was switched meanwhile; look again.
+/// The program's own call, counted; `may_wait`: unless the descriptor says otherwise. `None`: the direction was switched
+/// meanwhile; look again.
 pub(in crate::ops) fn to_kernel(
     conn: &'static Conn,
     fd: c_int,
+    may_wait: bool,
     native: &dyn Fn() -> isize,
 ) -> Option<isize> {
     let tx = &conn.slot().tx;
@@ -25,7 +27,13 @@ pub(in crate::ops) fn to_kernel(
         tx.inside.leave();
         return None;
     }
-    let sent = pins::inside(conn, fd, native);
+    let sent = pins::inside(conn, fd, || {
+        let sent = native();
+        if sent > 0 && state == TxState::Kernel {
+            lull::after_send(conn, fd, may_wait);
+        }
+        sent
+    });
     tx.inside.leave();
     let sent = sent?;
     if sent > 0 {

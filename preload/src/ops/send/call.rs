@@ -79,7 +79,7 @@ fn deliver(
             Step::Native => {
                 forsaken::look(false);
                 renew::let_go(conn);
-                match to_kernel(conn, fd, native) {
+                match to_kernel(conn, fd, !dont_wait, native) {
                     Some(result) => return result,
                     None => continue,
                 }

@@ -1,0 +1,202 @@
+//! A sender's pause that lets its reader run dry.
+//!
+//! A reader arms when it has waited inside the library: at a blocking call that finds nothing, or after its readiness was
+//! delivered ([`crate::upgrade::try_arm`]). One that is always behind, as where both programs share a core, never waits, and
+//! the stream would stay on TCP for as long as it lives. So a sender that may wait does that for some milliseconds, as if
+//! the socket were full, when much has gone through the kernel since the connection was attached: in its call, or in a
+//! `poll` on this descriptor alone.
+//!
+//! Pauses are rare (each after four times as many bytes as the one before) and short (a small part of the time that the
+//! stream has taken, within bounds), so that a far end that never arms costs next to nothing.
+
+use core::ffi::c_int;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use libc::{POLLIN, POLLRDHUP};
+use rdma_core::layout::ConnView;
+use rdma_core::slot::{Stage, TxState};
+
+use crate::conn::{Conn, SHUT_WRITE, conn};
+use crate::ops::ready::kernel_poll;
+use crate::{control, fds, kernel, pins, relayed};
+
+/// Bytes through the kernel, since the connection was attached, before the first pause.
+const FIRST_BYTES: u64 = 256 << 10;
+/// How many times as many come before the next.
+const FACTOR: u64 = 4;
+/// A pause may last this part of the time since the connection was attached.
+const PART: u64 = 32;
+/// But so long in any case: a reader that shares its core with others gets its turn.
+const SHORTEST_NS: u64 = 5_000_000;
+/// And never longer.
+const LONGEST_NS: u64 = 200_000_000;
+/// Waits shorter than this are not for pauses, which would make them longer.
+const PATIENCE_NS: u64 = 20 * LONGEST_NS;
+/// Between two looks at the far end.
+const LOOK_NS: u64 = 200_000;
+
+/// When a connection's sender pauses next.
+#[derive(Debug)]
+pub(crate) struct Lull {
+    /// After how many bytes through the kernel.
+    at: AtomicU64,
+    /// How many of them come between the last pause and that; 0: not attached yet.
+    apart: AtomicU64,
+    /// Monotonic nanoseconds when the first send after the attachment was seen.
+    since: AtomicU64,
+    /// Nanoseconds of a pause for the next wait; 0: none is due.
+    owed: AtomicU64,
+}
+
+impl Lull {
+    pub(crate) const fn new() -> Self {
+        Self {
+            at: AtomicU64::new(0),
+            apart: AtomicU64::new(0),
+            since: AtomicU64::new(0),
+            owed: AtomicU64::new(0),
+        }
+    }
+
+    /// As if nothing had been sent yet.
+    pub(crate) fn reset(&self) {
+        self.at.store(0, Ordering::Relaxed);
+        self.apart.store(0, Ordering::Relaxed);
+        self.owed.store(0, Ordering::Relaxed);
+    }
+
+    /// `sent` bytes have gone through the kernel by `now`: how long to pause, in nanoseconds.
+    fn due(&self, sent: u64, now: u64) -> Option<u64> {
+        let apart = self.apart.load(Ordering::Relaxed);
+        let next = if apart == 0 {
+            self.since.store(now, Ordering::Relaxed);
+            FIRST_BYTES
+        } else {
+            apart.saturating_mul(FACTOR)
+        };
+        self.apart.store(next, Ordering::Relaxed);
+        self.at.store(sent.saturating_add(next), Ordering::Relaxed);
+        let passed = now.saturating_sub(self.since.load(Ordering::Relaxed));
+        (apart != 0).then(|| (passed / PART).clamp(SHORTEST_NS, LONGEST_NS))
+    }
+}
+
+/// The kernel has taken bytes of a call: pauses if it is time, and the call may wait; `may_wait`: unless the descriptor
+/// says otherwise. The caller holds no lock, and is [pinned](crate::pins) to the connection.
+#[inline]
+pub(crate) fn after_send(conn: &'static Conn, fd: c_int, may_wait: bool) {
+    let sent = conn.slot().tx.tcp_bytes.load(Ordering::Relaxed);
+    if sent >= conn.lull.at.load(Ordering::Relaxed)
+        && let Some(view) = conn.view()
+    {
+        consider(conn, view, fd, sent, may_wait);
+    }
+}
+
+#[cold]
+fn consider(conn: &'static Conn, view: &ConnView, fd: c_int, sent: u64, may_wait: bool) {
+    let now = control::monotonic_ns();
+    if let Some(pause) = conn.lull.due(sent, now)
+        && would_switch(conn, view)
+    {
+        if may_wait && !kernel::is_nonblocking(fd) {
+            wait(now, pause, fd, || view.theirs.state.is_armed());
+        } else {
+            conn.lull.owed.store(pause, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Before a wait for room in this descriptor alone, of `timeout` nanoseconds at most: a pause that is owed.
+#[inline]
+pub(crate) fn before_wait(fd: c_int, timeout: Option<u64>) {
+    if timeout.is_none_or(|ns| ns >= PATIENCE_NS)
+        && let Some(conn) = fds::lookup(fd).as_conn().map(conn)
+        && conn.lull.owed.load(Ordering::Relaxed) != 0
+    {
+        make_good(conn, fd);
+    }
+}
+
+#[cold]
+fn make_good(conn: &'static Conn, fd: c_int) {
+    let pause = conn.lull.owed.swap(0, Ordering::Relaxed);
+    pins::inside(conn, fd, || {
+        if let Some(view) = conn.view()
+            && would_switch(conn, view)
+        {
+            let has_news = || kernel::poll_now(fd, POLLIN | POLLRDHUP) != 0;
+            let done = || view.theirs.state.is_armed() || has_news();
+            wait(control::monotonic_ns(), pause, fd, done);
+        }
+    });
+}
+
+/// Whether only the far end's arming is missing.
+fn would_switch(conn: &'static Conn, view: &ConnView) -> bool {
+    let slot = conn.slot();
+    slot.stage() == Stage::Attached
+        && slot.tx.state() == TxState::Kernel
+        && conn.shut() & SHUT_WRITE == 0
+        && conn.vetoed().is_none()
+        && !view.theirs.state.is_reader_gone()
+        && !relayed::is_broken(view)
+}
+
+/// Waits from `start` on until `done`, or for `pause` nanoseconds in which the far end has taken nothing of what is queued:
+/// as long as it does, it loses nothing. Ends early when a signal was handled: what that asks for is not put off.
+fn wait(start: u64, pause: u64, fd: c_int, done: impl Fn() -> bool) {
+    let last = start.saturating_add(LONGEST_NS);
+    let (mut end, mut queued) = (start.saturating_add(pause), u64::MAX);
+    let mut now = start;
+    while !done() && now < end.min(last) {
+        if kernel_poll(&mut [], Some(LOOK_NS)).is_err() {
+            return;
+        }
+        now = control::monotonic_ns();
+        let left = kernel::unacknowledged(fd).unwrap_or(0);
+        if left < core::mem::replace(&mut queued, left) {
+            end = now.saturating_add(pause);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_are_rare_and_a_small_part_of_the_time() {
+        let lull = Lull::new();
+        let (mut now, mut paused, mut pauses) = (1_000, 0, 0);
+        // 64 GiB at 1 GiB/s.
+        for sent in (0..64 << 30).step_by(64 << 10) {
+            now += 61_035;
+            if sent >= lull.at.load(Ordering::Relaxed)
+                && let Some(pause) = lull.due(sent, now)
+            {
+                assert!((SHORTEST_NS..=LONGEST_NS).contains(&pause), "{pause}");
+                now += pause;
+                paused += pause;
+                pauses += 1;
+            }
+        }
+        assert!((7..=10).contains(&pauses), "{pauses}");
+        assert!(paused < now / 100, "{paused} of {now}");
+    }
+
+    #[test]
+    fn the_first_pause_is_counted_from_the_attachment() {
+        let lull = Lull::new();
+        let already = 9 << 30;
+        assert_eq!(lull.due(already, 5), None);
+        assert_eq!(lull.at.load(Ordering::Relaxed), already + FIRST_BYTES);
+        assert_eq!(
+            lull.due(already + FIRST_BYTES, 6),
+            Some(SHORTEST_NS),
+            "soon after"
+        );
+        lull.reset();
+        assert_eq!(lull.due(already, 7), None, "attached anew");
+    }
+}

@@ -1,0 +1,114 @@
+//! Readers that are always behind their sender, and so never wait: their streams come by ring all the same.
+
+use std::io::{Error, ErrorKind, Read, Result, Write};
+use std::net::TcpStream;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use viaduct_tests::rig::daemon::Daemon;
+
+use crate::agent::CHUNK;
+use crate::duo::{Duo, assert_carried, forms};
+use crate::pattern::Pattern;
+
+/// What each reader reads.
+const BYTES: usize = 48 << 20;
+
+/// Receives so many bytes, each read after a pause in which the sender fills the buffers again. `by_epoll`: without
+/// blocking, so that it waits in an epoll set if there is nothing.
+pub(crate) fn lag(
+    mut stream: &TcpStream,
+    bytes: usize,
+    seed: u64,
+    by_epoll: bool,
+) -> Result<String> {
+    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+    if by_epoll {
+        stream.set_nonblocking(true)?;
+        set.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, 7))?;
+    }
+    std::thread::sleep(Duration::from_millis(5));
+    let mut pattern = Pattern::new(seed);
+    let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let mut done = 0;
+    while done < bytes {
+        std::thread::sleep(Duration::from_micros(50));
+        let size = CHUNK.min(bytes - done);
+        let got = match stream.read(&mut chunk[..size]) {
+            Ok(0) => return Ok(format!("end after {done}")),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                set.wait(&mut [EpollEvent::empty()], 10_000u16)?;
+                continue;
+            }
+            other => other?,
+        };
+        pattern.fill(&mut wanted[..got]);
+        if chunk[..got] != wanted[..got] {
+            return Err(Error::other(format!("wrong bytes after {done}")));
+        }
+        done += got;
+    }
+    Ok("ok".to_owned())
+}
+
+/// Sends so many bytes without blocking, and polls at first, as after a connect, and where the socket takes no more.
+pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
+    stream.set_nonblocking(true)?;
+    let wait = || {
+        let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut entry, PollTimeout::NONE)
+    };
+    wait()?;
+    let mut pattern = Pattern::new(seed);
+    let mut chunk = vec![0; CHUNK];
+    for begin in (0..bytes).step_by(CHUNK) {
+        let mut left = &mut chunk[..CHUNK.min(bytes - begin)];
+        pattern.fill(left);
+        while !left.is_empty() {
+            match stream.write(left) {
+                Ok(taken) => left = &mut left[taken..],
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    wait()?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok("ok".to_owned())
+}
+
+/// Sends to a reader that lags, and does not wait.
+fn stream_by(writer: &str, reader: &str) {
+    let daemon = Daemon::start();
+    for (form, way) in forms(&daemon) {
+        let mut duo = Duo::new(&form);
+        duo.connect(0);
+        let before = duo.kernel(0);
+        let what = format!("0 {BYTES} 3");
+        duo.both(&format!("{writer} {what}"), &format!("{reader} {what}"));
+        assert_ne!(duo.kernel(0), before, "{way:?}: it begins in the kernel");
+    }
+    assert_carried(&daemon, BYTES as u64 / 2);
+}
+
+#[test]
+fn both_block() {
+    stream_by("put", "lag");
+}
+
+#[test]
+fn the_reader_does_not_block() {
+    stream_by("put", "lag-epoll");
+}
+
+#[test]
+fn the_writer_polls() {
+    stream_by("put-polling", "lag");
+}
+
+#[test]
+fn neither_blocks() {
+    stream_by("put-polling", "lag-epoll");
+}
