@@ -1,5 +1,6 @@
 //! Two brokers and a link between them that loses nothing.
 
+use rdma_core::control::Register;
 use std::collections::VecDeque;
 
 use rdma_core::wire::pairing::{PAIRING_MAX, Pairing, Place as FarPlace};

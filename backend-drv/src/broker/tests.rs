@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rdma_core::control::Paired;
+use rdma_core::control::{Paired, Register};
 
 use super::*;
 use crate::pairing::Comparison;

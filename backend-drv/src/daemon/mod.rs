@@ -13,6 +13,7 @@ mod outbox;
 mod programs;
 mod relays;
 mod revocations;
+mod signals;
 mod survivors;
 mod trims;
 mod uplink;
@@ -21,16 +22,14 @@ mod withdrawals;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering as Count;
 use std::time::{Duration, Instant};
 
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
-use nix::sys::signal::{SigSet, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::SignalFd;
 
 use crate::accounts::{Accounts, Holdings};
 use crate::broker::{Broker, Domain};
@@ -60,6 +59,7 @@ use survivors::Survivors;
 use trims::Trims;
 use withdrawals::Withdrawals;
 
+pub use signals::{block_signals, is_signalled};
 pub use withdrawals::Task;
 
 /// Events taken at once.
@@ -190,7 +190,7 @@ impl Daemon {
         uplink: Option<Uplink>,
         vms: Vms,
     ) -> io::Result<Self> {
-        let signals = signals()?;
+        let signals = signals::signals()?;
         let user = options.limits.per_user;
         let user_limit = Holdings {
             processes: user.processes.into(),
@@ -429,46 +429,6 @@ impl Daemon {
 
 /// Descriptors of one user that may wait to be closed.
 const STRAYS_MAX: u64 = 512;
-
-/// Signals that end the daemon.
-fn ending() -> SigSet {
-    let mut ending = SigSet::empty();
-    ending.add(Signal::SIGTERM);
-    ending.add(Signal::SIGINT);
-    ending
-}
-
-/// Blocks the signals that a daemon receives as it does everything else. For a program that starts threads before
-/// it makes its daemon: a signal would otherwise find one of those, and kill.
-///
-/// # Errors
-/// None in practice.
-pub fn block_signals() -> io::Result<()> {
-    let mut blocked = ending();
-    blocked.add(Signal::SIGXFSZ);
-    Ok(blocked.thread_block()?)
-}
-
-/// Waits so long for a signal that ends the daemon. For a program that [has blocked](block_signals) them and has no
-/// daemon yet.
-///
-/// # Errors
-/// None in practice.
-pub fn is_signalled(patience: Duration) -> io::Result<bool> {
-    let signals = signals()?;
-    let mut readable = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-    let patience = PollTimeout::try_from(patience).unwrap_or(PollTimeout::ZERO);
-    Ok(poll(&mut readable, patience)? > 0)
-}
-
-/// Signals that end the daemon come through a descriptor; SIGXFSZ stays blocked, so that a memory
-/// beyond the file size limit is an error (EFBIG) and not our death.
-fn signals() -> io::Result<SignalFd> {
-    block_signals()?;
-    let ending = ending();
-    let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    Ok(SignalFd::with_flags(&ending, flags)?)
-}
 
 /// Who keeps what the next daemon needs, and what one before us has left there.
 fn keep_for(socket: &Path) -> (Option<Keeper>, Kept, Survivors, Vec<Item>) {

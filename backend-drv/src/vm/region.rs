@@ -1,5 +1,9 @@
 //! The memory that virtual machines share with the backend, and with each other if they are of one tenant.
 
+mod handover;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +19,7 @@ use rdma_core::sync::Ordering;
 use rustix::fs::{FallocateFlags, fallocate};
 use serde::{Deserialize, Serialize};
 
-use super::inheritance::{Inheritance, stride};
+use super::inheritance::Inheritance;
 use super::lease::{Lease, Leases};
 use super::persistent::write_info;
 use crate::carving::{Carving, Couple, Place};
@@ -23,6 +27,8 @@ use crate::ids::{ArenaId, Process};
 use crate::memory::Mapping;
 use crate::shared::{ConnectionArena, EventMemory, Whole, sealed_memory};
 use crate::space::Space;
+
+pub use handover::{Idle, Mark};
 
 /// Arenas of regions are numbered apart from those of programs of this host, and of other regions.
 const ARENAS: u32 = 1 << 30;
@@ -45,15 +51,6 @@ pub struct Heap {
     pub at: u64,
     /// How much it is.
     pub bytes: u64,
-}
-
-/// Memory for events that has no driver: it is not used for anything else.
-#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
-pub struct Idle {
-    /// Of ports.
-    pub events: Vec<u64>,
-    /// Of drivers.
-    pub heaps: Vec<Heap>,
 }
 
 /// Where an arena lies.
@@ -89,19 +86,6 @@ pub struct Region {
     was_lent: bool,
 }
 
-/// What the next daemon has to know of a region.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
-pub struct Mark {
-    /// Whatever is given out lies below this.
-    pub used_to: u64,
-    /// Arenas have smaller numbers, or this.
-    pub last_arena: u32,
-}
-
-/// Marks are moved in steps, so that few have to be written down.
-const STEP: u64 = 16 << 20;
-const ARENA_STEP: u32 = 64;
-
 impl Region {
     /// Makes region number `index`, of `bytes` bytes, a power of two.
     ///
@@ -135,45 +119,10 @@ impl Region {
         Ok(region)
     }
 
-    /// A region that a daemon before us has made, in which everything below a mark may be in use.
-    ///
-    /// # Errors
-    /// It is not what it should be.
-    pub fn restore(index: usize, memory: OwnedFd, bytes: u64, mark: Mark) -> io::Result<Self> {
-        let len = usize::try_from(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let mapping = Arc::new(Mapping::of_sealed(&memory, len)?);
-        let mut carving = Carving::default();
-        let index = u32::try_from(index).unwrap_or(0);
-        carving.skip(ArenaId(ARENAS + index * ARENAS_PER_REGION));
-        carving.skip(ArenaId(mark.last_arena));
-        let memory = Arc::new(memory);
-        Ok(Self {
-            leases: Leases::of(&memory),
-            memory,
-            mapping,
-            bytes,
-            space: Space::new(mark.used_to, bytes),
-            carving,
-            arenas: HashMap::new(),
-            inherited: Inheritance::below(mark.used_to),
-            used_to: mark.used_to,
-            ports: BTreeSet::new(),
-            changes: 0,
-            idle_events: Vec::new(),
-            idle_heaps: Vec::new(),
-            was_lent: true,
-        })
-    }
-
     /// The memory for a member, and the lease by which it is known whether anybody there has it still.
     pub fn lend(&mut self) -> (Arc<OwnedFd>, Lease) {
         self.was_lent = true;
         self.leases.lend()
-    }
-
-    /// A member of a daemon before us has this.
-    pub fn note_lease(&mut self, lease: Lease) {
-        self.leases.note(lease);
     }
 
     /// Whether somebody has it of whom nobody can ever say that he has it no more.
@@ -215,91 +164,6 @@ impl Region {
         self.carving.skip(last);
         self.arenas.clear();
         self.inherited = Inheritance::default();
-    }
-
-    /// A daemon before us has given out this memory for the connection at `place`, of an arena that begins at `at`.
-    /// `None`: it cannot have, or somebody has it already.
-    pub fn inherit_place(&mut self, at: u64, place: &Place) -> Option<ConnectionArena> {
-        let hole = Hole {
-            at,
-            bytes: place.arena_bytes,
-        };
-        let last = self.carving.last();
-        let is_ours = is_in_region(place.arena)
-            && region_of(place.arena) == region_of(last)
-            && place.arena <= last;
-        let is_known = self.arenas.get(&place.arena);
-        let fits = is_known.is_none_or(|known| *known == hole && self.inherited.has(place.arena));
-        let arena = ConnectionArena::part(&self.whole(), hole.at, hole.bytes)?;
-        if !is_ours || !fits || !self.inherited.claim_place(hole, place) {
-            return None;
-        }
-        self.arenas.insert(place.arena, hole);
-        self.changes += 1;
-        Some(arena)
-    }
-
-    /// The same, but nobody will ever say that it is used no more.
-    pub fn set_aside(&mut self, at: u64, place: &Place) {
-        let _is_ours = self.inherited.claim(at + place.offset, stride(place));
-    }
-
-    /// The same of memory for events, which is a port's.
-    pub fn inherit_events(&mut self, at: u64) -> Option<EventMemory> {
-        let events = self.events_at(at)?;
-        let idle = self.idle_events.iter().position(|idle| *idle == at)?;
-        self.idle_events.swap_remove(idle);
-        self.ports.insert(at);
-        self.changes += 1;
-        Some(events)
-    }
-
-    /// The same of what a driver has.
-    pub fn inherit_heap(&mut self, heap: Heap) -> bool {
-        self.inherited.claim(heap.at, heap.bytes)
-    }
-
-    /// What was for events, and is nobody's until it is inherited.
-    pub fn inherit_idle(&mut self, idle: &Idle) {
-        for at in &idle.events {
-            if self.inherited.claim(*at, EVENT_BYTES as u64) {
-                self.idle_events.push(*at);
-            }
-        }
-        for heap in &idle.heaps {
-            if self.inherit_heap(*heap) {
-                self.idle_heaps.push(*heap);
-            }
-        }
-    }
-
-    /// Memory for events that is no driver's.
-    pub fn idle(&self) -> Idle {
-        let events = self.ports.iter().chain(&self.idle_events);
-        Idle {
-            events: events.copied().collect(),
-            heaps: self.idle_heaps.clone(),
-        }
-    }
-
-    /// Everything of a daemon before us that is in use has been inherited: the rest is free.
-    pub fn inherit_rest(&mut self) {
-        for (at, bytes) in self.inherited.finish() {
-            self.give_back(at, bytes);
-        }
-    }
-
-    /// Whether somebody has the memory who has none of these leases.
-    pub fn is_lent_but(&self, known: &BTreeSet<Lease>) -> bool {
-        self.leases.any_but(known)
-    }
-
-    /// What the next daemon has to know.
-    pub fn mark(&self) -> Mark {
-        Mark {
-            used_to: self.used_to.next_multiple_of(STEP).min(self.bytes),
-            last_arena: self.carving.last().0.next_multiple_of(ARENA_STEP),
-        }
     }
 
     fn write_header(&self) -> io::Result<()> {
@@ -494,104 +358,5 @@ impl Region {
         if let Some(Hole { at, bytes }) = self.arenas.remove(&arena) {
             self.give_back(at, bytes);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::vm::lease::ENDLESS;
-
-    #[test]
-    fn memory_comes_back_as_zeros() {
-        let mut region = Region::create(1, 64 << 20).unwrap();
-        let free = region.free();
-        let couple = Couple::of(Process(1), Process(2));
-        let (place, arena) = region.place(couple, 16).unwrap();
-        assert!(is_in_region(place.arena));
-        arena.prepare(place.offset, 16, 9).unwrap();
-        arena.clear(place.offset, 16).unwrap();
-        region.release(&place, true);
-        region.leave(Process(1));
-        assert_eq!(region.free(), free);
-        let (at, events) = region.events().unwrap();
-        events.context(3).unwrap().post(7);
-        region.give_back_events(at);
-        let (again, events) = region.events().unwrap();
-        assert_eq!(again, at);
-        assert!(!events.context(3).unwrap().has_pending());
-    }
-
-    #[test]
-    fn the_next_machine_finds_nothing_of_the_one_before() {
-        use std::os::unix::fs::FileExt;
-        let mut region = Region::create(4, 64 << 20).unwrap();
-        let file = std::fs::File::from(region.memory().try_clone().unwrap());
-        let (memory, _) = region.lend();
-        let written: Vec<u64> = (0..64).map(|number| (number << 20) + 8192).collect();
-        for at in &written {
-            file.write_all_at(b"of a machine that left", *at).unwrap();
-        }
-        drop(memory);
-        region.reset();
-        for at in written {
-            let mut word = [1; 32];
-            file.read_exact_at(&mut word, at).unwrap();
-            assert_eq!(word, [0; 32], "{at}");
-        }
-    }
-
-    #[test]
-    fn what_was_for_events_stays_that_until_nobody_is_left() {
-        let mut region = Region::create(2, 64 << 20).unwrap();
-        let free = region.free();
-        let heap = region.take_heap(32 << 20).unwrap();
-        let (memory, lease) = region.lend();
-        region.give_back_heap(heap);
-        assert_eq!(region.free(), free);
-        assert_eq!(region.take(32 << 20), None, "for connections");
-        assert_eq!(region.take_heap(32 << 20), Some(heap));
-        region.give_back_heap(heap);
-        region.reset();
-        assert!(region.is_lent(lease) && region.take(32 << 20).is_none());
-        drop(memory);
-        region.reset();
-        assert!(!region.is_lent(lease) && region.take(32 << 20).is_some());
-    }
-
-    #[test]
-    fn a_region_that_an_older_daemon_has_lent_is_not_emptied() {
-        for lease in [ENDLESS, Lease::default()] {
-            let memory = Region::create(3, 64 << 20).unwrap().memory().try_clone();
-            let mark = Mark {
-                used_to: HEAP_START + EVENT_BYTES as u64,
-                last_arena: 0,
-            };
-            let mut region = Region::restore(3, memory.unwrap(), 64 << 20, mark).unwrap();
-            assert!(region.may_be_reset() && !region.is_endless());
-            region.note_lease(lease);
-            assert!(region.is_endless() && !region.may_be_reset());
-            region
-                .events_at(HEAP_START)
-                .unwrap()
-                .context(3)
-                .unwrap()
-                .post(7);
-            region.reset();
-            let events = region.events_at(HEAP_START).unwrap();
-            assert!(events.context(3).unwrap().has_pending());
-        }
-    }
-
-    #[test]
-    fn a_full_region_has_no_place() {
-        let mut region = Region::create(0, 64 << 20).unwrap();
-        let couple = Couple::of(Process(1), Process(2));
-        let mut count = 0;
-        while region.place(couple, 22).is_some() {
-            count += 1;
-        }
-        assert!(count >= 2, "{count}");
-        assert!(region.place(couple, 16).is_some(), "a smaller one fits");
     }
 }
