@@ -49,7 +49,7 @@ pub(crate) unsafe fn select_in_kernel(
     native: impl Fn() -> c_int,
 ) -> c_int {
     // SAFETY: by contract.
-    let asked = unsafe { asked(count.min(1 << 20), sets) };
+    let asked = unsafe { asked(count, sets) };
     let result = as_reader(&mut asked.map(|entry| entry.fd), &native);
     if result > 0 {
         // SAFETY: by contract.
@@ -131,7 +131,7 @@ unsafe fn delivered(fds: *const pollfd, count: usize) {
 unsafe fn delivered_sets(count: c_int, sets: [*mut fd_set; 3]) {
     let sets = [sets[0], sets[1], core::ptr::null_mut()];
     // SAFETY: by contract.
-    for entry in unsafe { asked(count.min(1 << 20), sets) } {
+    for entry in unsafe { asked(count, sets) } {
         note_delivered(entry.fd);
     }
 }

@@ -97,12 +97,12 @@ fn wait(
     }
 }
 
-/// What the sets ask about, as entries of poll.
+/// What the sets ask about, as entries of poll; of [`SELECT_MAX`] descriptors at most.
 ///
 /// # Safety
 /// The sets are null or hold `count` descriptors, and can be read until the iterator is gone.
 pub(super) unsafe fn asked(count: c_int, sets: [*mut fd_set; 3]) -> impl Iterator<Item = pollfd> {
-    let count = usize::try_from(count).unwrap_or(0);
+    let count = usize::try_from(count.min(SELECT_MAX)).unwrap_or(0);
     (0..count.div_ceil(BITS)).flat_map(move |index| {
         let within = match count - index * BITS {
             left if left < BITS => (1 << left) - 1,
