@@ -41,11 +41,11 @@ pub struct ProgramRecord {
 }
 
 impl ProgramRecord {
-    /// Gives each slot in use to `found`.
+    /// Gives each slot in use to `found`, but not those of which everything is in the counters.
     pub fn each_slot(&self, mut found: impl FnMut(u32, &Slot)) {
         let used = self.slots.header().slots_used.load(Ordering::Relaxed);
         self.slots.each_slot(used, |index, slot| {
-            if slot.stage() != Stage::Free {
+            if slot.stage() != Stage::Free && !slot.is_counted() {
                 found(index, slot);
             }
         });
@@ -115,10 +115,6 @@ impl Totals {
             reasons: core::array::from_fn(|code| counters.reasons.get(code).map_or(0, read)),
         };
         program.each_slot(|_, slot| {
-            // Whoever held it last has counted it already.
-            if slot.meta.holders.load(Ordering::Relaxed) == 0 {
-                return;
-            }
             let more = [
                 (&mut totals.ring_tx_bytes, slot.tx.cursor().tail),
                 (&mut totals.ring_rx_bytes, slot.rx.cursor().head),

@@ -76,6 +76,12 @@ impl TcpInfo {
     fn bytes_retransmitted(&self) -> u64 {
         self.u64_at(208)
     }
+
+    /// What the far end has room for.
+    fn send_window(&self) -> u32 {
+        let bytes = self.0.get(228..232).and_then(|b| b.try_into().ok());
+        bytes.map_or(0, u32::from_ne_bytes)
+    }
 }
 
 /// Reads an option into `value`; the length that the kernel wrote.
@@ -162,9 +168,10 @@ pub(crate) fn readable(fd: c_int) -> Option<u64> {
     queue(fd, SIOCINQ)
 }
 
-/// Bytes of the kernel socket that the far end has not acknowledged yet.
-pub(crate) fn unacknowledged(fd: c_int) -> Option<u64> {
-    queue(fd, SIOCOUTQ)
+/// What tells that the far end goes on to take what it is sent: bytes that its kernel has not acknowledged yet, and how many
+/// more that has room for, 0 if this kernel does not say (Linux before 6.2).
+pub(crate) fn under_way(fd: c_int) -> Option<(u64, u32)> {
+    Some((queue(fd, SIOCOUTQ)?, TcpInfo::of(fd)?.send_window()))
 }
 
 /// Whether the next byte to be read is an urgent one, or was before it was read.

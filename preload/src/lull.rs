@@ -3,8 +3,8 @@
 //! A reader arms when it has waited inside the library: at a blocking call that finds nothing, or after its readiness was
 //! delivered ([`crate::upgrade::try_arm`]). One that is always behind, as where both programs share a core, never waits, and
 //! the stream would stay on TCP for as long as it lives. So a sender that may wait does that for some milliseconds, as if
-//! the socket were full, when much has gone through the kernel since the connection was attached: in its call, or in a
-//! `poll` on this descriptor alone.
+//! the socket were full, when much has gone through the kernel since the connection was attached: in its call, or, if it
+//! has asked for readiness, in a `poll` for room in this descriptor alone.
 //!
 //! Pauses are rare (each after four times as many bytes as the one before) and short (a small part of the time that the
 //! stream has taken, within bounds), so that a far end that never arms costs next to nothing.
@@ -12,13 +12,14 @@
 use core::ffi::c_int;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use libc::{POLLIN, POLLRDHUP};
+use libc::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDHUP, SO_SNDTIMEO, pollfd};
 use rdma_core::layout::ConnView;
 use rdma_core::slot::{Stage, TxState};
+use rustix::io::Errno;
 
 use crate::conn::{Conn, SHUT_WRITE, conn};
-use crate::ops::ready::kernel_poll;
-use crate::{control, fds, kernel, pins, relayed};
+use crate::ops::ready;
+use crate::{control, fds, kernel, pins, relayed, upgrade};
 
 /// Bytes through the kernel, since the connection was attached, before the first pause.
 const FIRST_BYTES: u64 = 256 << 10;
@@ -33,7 +34,7 @@ const LONGEST_NS: u64 = 200_000_000;
 /// Waits shorter than this are not for pauses, which would make them longer.
 const PATIENCE_NS: u64 = 20 * LONGEST_NS;
 /// Between two looks at the far end.
-const LOOK_NS: u64 = 200_000;
+const LOOK_NS: i64 = 200_000;
 
 /// When a connection's sender pauses next.
 #[derive(Debug)]
@@ -81,8 +82,8 @@ impl Lull {
     }
 }
 
-/// The kernel has taken bytes of a call: pauses if it is time, and the call may wait; `may_wait`: unless the descriptor
-/// says otherwise. The caller holds no lock, and is [pinned](crate::pins) to the connection.
+/// The kernel has taken bytes of a call, which is otherwise done: pauses if it is time, and the call may wait; `may_wait`:
+/// unless the descriptor says otherwise. The caller holds no lock, and is [pinned](crate::pins) to the connection.
 #[inline]
 pub(crate) fn after_send(conn: &'static Conn, fd: c_int, may_wait: bool) {
     let sent = conn.slot().tx.tcp_bytes.load(Ordering::Relaxed);
@@ -95,68 +96,97 @@ pub(crate) fn after_send(conn: &'static Conn, fd: c_int, may_wait: bool) {
 
 #[cold]
 fn consider(conn: &'static Conn, view: &ConnView, fd: c_int, sent: u64, may_wait: bool) {
-    let now = control::monotonic_ns();
-    if let Some(pause) = conn.lull.due(sent, now)
-        && would_switch(conn, view)
-    {
-        if may_wait && !kernel::is_nonblocking(fd) {
-            wait(now, pause, fd, || view.theirs.state.is_armed());
-        } else {
-            conn.lull.owed.store(pause, Ordering::Relaxed);
-        }
+    let Some(pause) = conn.lull.due(sent, control::monotonic_ns()) else {
+        return;
+    };
+    // Who asks for readiness does not expect that a call waits that was told of room.
+    if !may_wait || upgrade::is_watched(conn) || kernel::is_nonblocking(fd) {
+        conn.lull.owed.store(pause, Ordering::Relaxed);
+    } else if is_patient(kernel::timeout_ns(fd, SO_SNDTIMEO)) && !conn.never_waits(SO_SNDTIMEO) {
+        wait(conn, view, fd, pause, POLLIN | POLLRDHUP);
     }
 }
 
-/// Before a wait for room in this descriptor alone, of `timeout` nanoseconds at most: a pause that is owed.
+fn is_patient(timeout_ns: Option<u64>) -> bool {
+    timeout_ns.is_none_or(|ns| ns >= PATIENCE_NS)
+}
+
+/// Before a wait for what `entry` asks for alone, of `timeout_ns` at most: a pause that is owed, if the wait is one for room.
+/// True: a signal was handled, and there is nothing to report.
 #[inline]
-pub(crate) fn before_wait(fd: c_int, timeout: Option<u64>) {
-    if timeout.is_none_or(|ns| ns >= PATIENCE_NS)
-        && let Some(conn) = fds::lookup(fd).as_conn().map(conn)
-        && conn.lull.owed.load(Ordering::Relaxed) != 0
-    {
-        make_good(conn, fd);
-    }
+pub(crate) fn before_wait(entry: &pollfd, timeout_ns: Option<u64>) -> bool {
+    entry.events & POLLOUT != 0
+        && is_patient(timeout_ns)
+        && fds::lookup(entry.fd)
+            .as_conn()
+            .map(conn)
+            .is_some_and(|conn| {
+                conn.lull.owed.load(Ordering::Relaxed) != 0 && make_good(conn, entry)
+            })
 }
 
 #[cold]
-fn make_good(conn: &'static Conn, fd: c_int) {
+fn make_good(conn: &'static Conn, entry: &pollfd) -> bool {
     let pause = conn.lull.owed.swap(0, Ordering::Relaxed);
-    pins::inside(conn, fd, || {
-        if let Some(view) = conn.view()
-            && would_switch(conn, view)
-        {
-            let has_news = || kernel::poll_now(fd, POLLIN | POLLRDHUP) != 0;
-            let done = || view.theirs.state.is_armed() || has_news();
-            wait(control::monotonic_ns(), pause, fd, done);
-        }
+    let paused = pins::inside(conn, entry.fd, || {
+        conn.view()
+            .is_some_and(|view| wait(conn, view, entry.fd, pause, entry.events & !POLLOUT))
     });
+    paused == Some(true) && !has(conn, entry.fd, entry.events)
+}
+
+/// Whether the descriptor is ready for one of `events`, or has an error.
+fn has(conn: &'static Conn, fd: c_int, events: i16) -> bool {
+    let bits = kernel::poll_now(fd, events);
+    let bits = if ready::involves_ring(conn) {
+        ready::merge(conn, fd, bits)
+    } else {
+        bits
+    };
+    bits & (events | POLLERR | POLLHUP) != 0
 }
 
 /// Whether only the far end's arming is missing.
-fn would_switch(conn: &'static Conn, view: &ConnView) -> bool {
+fn would_switch(conn: &Conn, view: &ConnView) -> bool {
     let slot = conn.slot();
     slot.stage() == Stage::Attached
         && slot.tx.state() == TxState::Kernel
         && conn.shut() & SHUT_WRITE == 0
         && conn.vetoed().is_none()
+        && !view.theirs.state.is_armed()
         && !view.theirs.state.is_reader_gone()
         && !relayed::is_broken(view)
 }
 
-/// Waits from `start` on until `done`, or for `pause` nanoseconds in which the far end has taken nothing of what is queued:
-/// as long as it does, it loses nothing. Ends early when a signal was handled: what that asks for is not put off.
-fn wait(start: u64, pause: u64, fd: c_int, done: impl Fn() -> bool) {
+/// Waits until the far end has armed, there is something of `events`, or for `pause` nanoseconds in which the far end's
+/// kernel has found no more room: what its program reads is told ever more rarely, each time that the room has doubled.
+/// True: a signal was handled, and what that asks for is not put off.
+fn wait(conn: &'static Conn, view: &ConnView, fd: c_int, pause: u64, events: i16) -> bool {
+    let start = control::monotonic_ns();
     let last = start.saturating_add(LONGEST_NS);
-    let (mut end, mut queued) = (start.saturating_add(pause), u64::MAX);
-    let mut now = start;
-    while !done() && now < end.min(last) {
-        if kernel_poll(&mut [], Some(LOOK_NS)).is_err() {
-            return;
+    let (mut end, mut progress) = (start.saturating_add(pause), start);
+    let (mut least, mut most) = kernel::under_way(fd).unwrap_or_default();
+    let look = rustix::time::Timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK_NS,
+    };
+    loop {
+        let now = control::monotonic_ns();
+        let (queued, room) = kernel::under_way(fd).unwrap_or_default();
+        if queued < least || room > most {
+            end = now.saturating_add(pause.max(2 * (now - progress)));
+            (least, most, progress) = (queued, room, now);
         }
-        now = control::monotonic_ns();
-        let left = kernel::unacknowledged(fd).unwrap_or(0);
-        if left < core::mem::replace(&mut queued, left) {
-            end = now.saturating_add(pause);
+        if now >= end.min(last)
+            || !would_switch(conn, view)
+            || fds::lookup(fd) != conn.entry()
+            || has(conn, fd, events)
+        {
+            return false;
+        }
+        // Not libc's, in which a thread may be cancelled: the bytes are sent.
+        if rustix::event::poll(&mut [], Some(&look)) == Err(Errno::INTR) {
+            return true;
         }
     }
 }

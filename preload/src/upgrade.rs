@@ -283,6 +283,11 @@ fn was_told(conn: &Conn) -> bool {
     conn.slot().meta.delivered.load(Ordering::Relaxed) != 0
 }
 
+/// Whether the program asks for readiness of the descriptor, as far as the library has seen.
+pub(crate) fn is_watched(conn: &Conn) -> bool {
+    was_told(conn) || crate::ops::epoll::is_registered(conn)
+}
+
 /// Whether a call waits itself, inside the library, if it must.
 fn waits(fd: c_int, dont_wait: bool) -> bool {
     !dont_wait && !kernel::is_nonblocking(fd)
@@ -344,7 +349,7 @@ pub(crate) fn try_switch(conn: &'static Conn, view: &ConnView, fd: c_int, dont_w
         || conn.view().is_none()
         || slot.stage() != Stage::Attached
         || conn.vetoed().is_some()
-        || !was_told(conn) && !waits(fd, dont_wait) && !crate::ops::epoll::is_registered(conn)
+        || !is_watched(conn) && !waits(fd, dont_wait)
     {
         return false;
     }

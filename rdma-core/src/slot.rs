@@ -83,7 +83,7 @@ pub const HOLDER_PIDS: usize = 6;
 pub struct SlotMeta {
     /// Raised when the slot is freed; tells two connections in one slot apart.
     pub generation: AtomicU32,
-    /// Processes that hold the connection through the shim; 0: none any more, and what it did is in the arena's counters.
+    /// Processes that hold the connection through the shim.
     pub holders: AtomicU32,
     /// Process numbers of some of them, 0 for a free place; hints, for those that die.
     pub holder_pids: [AtomicU32; HOLDER_PIDS],
@@ -131,8 +131,15 @@ pub struct Slot {
     pub rx: RxSlot,
     /// Everything else.
     pub meta: SlotMeta,
-    reserved: [AtomicU64; 16],
+    /// Whether what the connection did is in an arena's counters: 0, [`COUNTING`] or [`COUNTED`].
+    counted: AtomicU64,
+    reserved: [AtomicU64; 15],
 }
+
+/// Somebody adds it to them.
+const COUNTING: u64 = 1;
+/// It is.
+const COUNTED: u64 = 2;
 
 #[cfg(not(loom))]
 const _: () = assert!(size_of::<Slot>() == SLOT_BYTES);
@@ -235,6 +242,25 @@ impl Slot {
         self.meta.stage.store(stage as u32, Ordering::Release);
     }
 
+    /// The connection has ended: true for the one who is to add what it did to an arena's counters, and to
+    /// [say so](Self::end_count) then.
+    pub fn begin_count(&self) -> bool {
+        let claim =
+            self.counted
+                .compare_exchange(0, COUNTING, Ordering::Relaxed, Ordering::Relaxed);
+        claim.is_ok()
+    }
+
+    /// See [`Self::begin_count`].
+    pub fn end_count(&self) {
+        self.counted.store(COUNTED, Ordering::Release);
+    }
+
+    /// Whether what the connection did is in an arena's counters, so that the slot must not be added to them.
+    pub fn is_counted(&self) -> bool {
+        self.counted.load(Ordering::Acquire) == COUNTED
+    }
+
     /// Clears everything but the generation, which it raises: for a new connection.
     pub fn reset(&self) {
         self.tx.set_cursor(&TxCursor::default());
@@ -250,6 +276,7 @@ impl Slot {
             word.store(0, Ordering::Relaxed);
         }
         for word in [
+            &self.counted,
             &self.tx.tcp_bytes,
             &self.tx.kicks,
             &self.tx.resend,

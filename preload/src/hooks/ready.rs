@@ -54,8 +54,9 @@ unsafe fn poll_any(
     if entries == 1 && mask.is_null() {
         // SAFETY: by contract one entry, which can be read.
         let entry = unsafe { fds.read() };
-        if entry.events & libc::POLLOUT != 0 {
-            lull::before_wait(entry.fd, timeout);
+        if lull::before_wait(&entry, timeout) {
+            errno::set(libc::EINTR);
+            return -1;
         }
     }
     loop {

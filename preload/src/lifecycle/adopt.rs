@@ -187,12 +187,13 @@ pub(crate) fn move_to_own_arena(conn: &'static Conn) -> Option<u32> {
     slot.rx
         .lowat
         .store(old.rx.lowat.load(Ordering::Relaxed), Ordering::Relaxed);
-    slot.rx
-        .tcp_bytes
-        .store(old.rx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
-    slot.tx
-        .tcp_bytes
-        .store(old.tx.tcp_bytes.load(Ordering::Relaxed), Ordering::Relaxed);
+    // Moved, so that they are counted once if the daemon knows the parent too.
+    for (from, to) in [
+        (&old.rx.tcp_bytes, &slot.rx.tcp_bytes),
+        (&old.tx.tcp_bytes, &slot.tx.tcp_bytes),
+    ] {
+        to.store(from.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+    }
     slot.set_stage(Stage::Candidate);
     conn.move_slot(slot, index);
     control::bind_slot(index, Some(conn.index()));

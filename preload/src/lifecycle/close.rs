@@ -125,13 +125,16 @@ fn last_descriptor(conn: &'static Conn, socket: Option<c_int>) {
     count(conn);
 }
 
-/// Nobody holds the connection any more: adds what it did to the process's counters.
+/// Nobody holds the connection any more: adds what it did to the process's counters, if it has any.
 pub(super) fn count(conn: &Conn) {
     let Some(arena) = control::arena() else {
         return;
     };
     let counters = &arena.header().counters;
     let slot = conn.slot();
+    if !slot.begin_count() {
+        return;
+    }
     for (total, part) in [
         (&counters.ring_tx_bytes, slot.tx.cursor().tail),
         (&counters.ring_rx_bytes, slot.rx.cursor().head),
@@ -170,6 +173,7 @@ pub(super) fn count(conn: &Conn) {
         counters.declined.fetch_add(1, Ordering::Relaxed);
         counters.count_reason(reason);
     }
+    slot.end_count();
 }
 
 impl Closing {

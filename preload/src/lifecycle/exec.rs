@@ -33,8 +33,8 @@ pub(crate) extern "C" fn at_exit() {
         }
     });
     each_conn(|conn| {
-        conn.refs.store(0, Ordering::Relaxed);
-        if holders::leave(conn.slot()) {
+        // Not if another thread has just closed it.
+        if conn.refs.swap(0, Ordering::AcqRel) != 0 && holders::leave(conn.slot()) {
             close::count(conn);
         }
     });

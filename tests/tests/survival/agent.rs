@@ -13,12 +13,14 @@
 //! stream I BYTES SEED -> ok           sends and receives that many, and checks them
 //! put I BYTES SEED, take I BYTES SEED -> ok       only one of the two
 //! lag I BYTES SEED   -> ok           takes them with a pause before each call; lag-epoll: without blocking, by epoll
+//! jammed I MS         -> err 4        fills the socket without blocking, and polls until a signal comes MS later
 //! put-polling I BYTES SEED -> ok      sends them without blocking, and polls
 //! bursts I N OWN FAR FORKS -> ok      sends N bursts of seed OWN and receives those of FAR; FORKS 1: by children, too
 //! echo I              -> ret N | err ERRNO    echoes until the end
 //! echo-epoll I        -> the same        with epoll_wait before each receive
 //! orphan I N          -> ok           N times: a child that sends 'c's is killed, then one 'P' is sent
 //! census I            -> ret C P X    counts 'c', 'P' and everything else until the end
+//! exit-reading I      -> (nothing)    exits while a thread is blocked in a receive call
 //! write-die I N       -> (nothing)    sends N bytes and kills itself
 //! kernel I            -> N            bytes received through the kernel's TCP
 //! patience I MS       -> ok           SO_RCVTIMEO and SO_SNDTIMEO
@@ -46,7 +48,7 @@ use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork};
 use viaduct_tests::rig::program::{MARK, ROLE};
 
-use crate::behind::{lag, put_polling};
+use crate::behind::{jammed, lag, put_polling};
 use crate::bursts::bursts;
 use crate::kernel_bytes::kernel_bytes;
 use crate::pattern::Pattern;
@@ -183,6 +185,8 @@ impl Agent {
                 Err(what) => what,
             },
             "lag" | "lag-epoll" => lag(stream, number(1), number(2) as u64, verb == "lag-epoll")?,
+            "jammed" => jammed(stream, number(1))?,
+            "exit-reading" => exit_reading(stream)?,
             "put-polling" => put_polling(stream, number(1), number(2) as u64)?,
             "bursts" => {
                 let (own, far) = (number(2) as u64, number(3) as u64);
@@ -307,6 +311,14 @@ fn wait_epoll(stream: &TcpStream, how: EpollFlags) -> Result<String> {
     let count = set.wait(&mut events, nix::sys::epoll::EpollTimeout::NONE)?;
     let bits = events[0].events().bits();
     Ok(format!("ret {count} {bits:#x} {}", events[0].data()))
+}
+
+/// Exits while another thread waits for bytes.
+fn exit_reading(stream: &TcpStream) -> Result<String> {
+    let mut blocked = stream.try_clone()?;
+    std::thread::spawn(move || blocked.read(&mut [0]));
+    std::thread::sleep(Duration::from_millis(100));
+    std::process::exit(0);
 }
 
 /// Becomes a program without the library in a way that no library sees. Nothing else is kept open.

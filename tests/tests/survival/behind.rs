@@ -8,6 +8,7 @@ use std::time::Duration;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use viaduct_tests::rig::daemon::Daemon;
+use viaduct_tests::sys;
 
 use crate::agent::CHUNK;
 use crate::duo::{Duo, assert_carried, forms};
@@ -79,6 +80,28 @@ pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Re
     Ok("ok".to_owned())
 }
 
+/// Sends until the socket takes no more, which nobody reads, and polls until a signal is handled that comes so long after
+/// it has gone to sleep.
+pub(crate) fn jammed(mut stream: &TcpStream, milliseconds: usize) -> Result<String> {
+    stream.set_nonblocking(true)?;
+    while stream.write(&[b'j'; CHUNK]).is_ok() {}
+    sys::catch(libc::SIGUSR1, libc::SA_RESTART).map_err(Error::from_raw_os_error)?;
+    let (poller, number) = (sys::this_thread(), sys::thread_number());
+    std::thread::scope(|scope| {
+        let signaller = scope.spawn(move || {
+            while !sys::is_asleep(number) {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(milliseconds as u64));
+            sys::signal_thread(poller, libc::SIGUSR1);
+        });
+        let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
+        let ready = poll(&mut entry, PollTimeout::NONE);
+        signaller.join().expect("the signaller");
+        Ok(format!("ret {}", ready?))
+    })
+}
+
 /// Sends to a reader that lags, and does not wait.
 fn stream_by(writer: &str, reader: &str) {
     let daemon = Daemon::start();
@@ -91,6 +114,24 @@ fn stream_by(writer: &str, reader: &str) {
         assert_ne!(duo.kernel(0), before, "{way:?}: it begins in the kernel");
     }
     assert_carried(&daemon, BYTES as u64 / 2);
+}
+
+/// Whether the signal comes while the sender pauses for its reader or later.
+#[test]
+fn a_signal_ends_the_wait() {
+    let daemon = Daemon::start();
+    for milliseconds in [0, 300] {
+        for (form, _) in forms(&daemon) {
+            let mut duo = Duo::new(&form);
+            duo.connect(0);
+            // Both ends have called, so that they are paired; nobody has waited.
+            assert_eq!(duo.server.ask("send 0 1"), "ret 1");
+            assert_eq!(duo.client.ask("send 0 1"), "ret 1");
+            std::thread::sleep(Duration::from_millis(200));
+            let answer = duo.client.ask(&format!("jammed 0 {milliseconds}"));
+            assert_eq!(answer, format!("err {}", libc::EINTR), "{milliseconds} ms");
+        }
+    }
 }
 
 #[test]

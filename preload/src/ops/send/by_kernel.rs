@@ -29,24 +29,27 @@ pub(in crate::ops) fn to_kernel(
     }
     let sent = pins::inside(conn, fd, || {
         let sent = native();
-        if sent > 0 && state == TxState::Kernel {
+        let Ok(bytes) = usize::try_from(sent) else {
+            return (sent, None);
+        };
+        if bytes > 0 {
+            if hears_by_ring(conn) {
+                kernel::push(fd);
+            }
+            kick::went_by_kernel();
+        }
+        if state == TxState::Done || fds::lookup(fd) != conn.entry() {
+            return (sent, None);
+        }
+        tx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if bytes > 0 && state == TxState::Kernel {
             lull::after_send(conn, fd, may_wait);
         }
-        sent
+        (sent, Some(bytes))
     });
     tx.inside.leave();
-    let sent = sent?;
-    if sent > 0 {
-        if hears_by_ring(conn) {
-            kernel::push(fd);
-        }
-        kick::went_by_kernel();
-    }
-    if let Ok(bytes) = usize::try_from(sent)
-        && state != TxState::Done
-        && fds::lookup(fd) == conn.entry()
-    {
-        tx.tcp_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    let (sent, counts) = sent?;
+    if let Some(bytes) = counts {
         upgrade::note(conn, fd, bytes);
     }
     Some(sent)

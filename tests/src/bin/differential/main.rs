@@ -40,7 +40,7 @@ fn main() -> ExitCode {
         Some("replay") => replay::replay(words.get(1..).unwrap_or_default()),
         _ => Err("usage: differential run [--topology processes|threads|single] [--warm] [--ring] \
                   [--swap] [--preload-a LIBRARY] [--preload-b LIBRARY] [--socket-b PATH] [--user-b UID] \
-                  [--only TEXT] \
+                  [--only TEXT|^START] \
                   [--evidence FILE]\n\
                   \x20      differential replay [before|during|never] [processes|single] OPERATIONS"
             .to_owned()),

@@ -174,7 +174,10 @@ fn turns(wishes: &Wishes) -> Vec<Turn> {
             if wishes
                 .only
                 .as_ref()
-                .is_none_or(|only| name.contains(only.as_str()))
+                .is_none_or(|only| match only.strip_prefix('^') {
+                    Some(start) => name.starts_with(start),
+                    None => name.contains(only.as_str()),
+                })
             {
                 turns.push(Turn { case, form, name });
             }
