@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::socket::{setsockopt, sockopt};
 use viaduct_tests::rig::daemon::Daemon;
 use viaduct_tests::sys;
 
@@ -16,6 +17,8 @@ use crate::pattern::Pattern;
 
 /// What each reader reads.
 const BYTES: usize = 48 << 20;
+/// Of a socket, so that a slow reader on a busy machine has little to catch up with.
+const BUFFER: usize = 64 << 10;
 
 /// Receives so many bytes, each read after a pause in which the sender fills the buffers again. `by_epoll`: without
 /// blocking, so that it waits in an epoll set if there is nothing.
@@ -25,6 +28,7 @@ pub(crate) fn lag(
     seed: u64,
     by_epoll: bool,
 ) -> Result<String> {
+    setsockopt(stream, sockopt::RcvBuf, &BUFFER)?;
     let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     if by_epoll {
         stream.set_nonblocking(true)?;
@@ -56,6 +60,7 @@ pub(crate) fn lag(
 
 /// Sends so many bytes without blocking, and polls at first, as after a connect, and where the socket takes no more.
 pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
+    setsockopt(stream, sockopt::SndBuf, &BUFFER)?;
     stream.set_nonblocking(true)?;
     let wait = || {
         let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
