@@ -17,7 +17,7 @@ use crate::pattern::Pattern;
 
 /// What each reader reads.
 const BYTES: usize = 48 << 20;
-/// Of a socket, so that a slow reader on a busy machine has little to catch up with.
+/// Of the reader's socket, so that a slow one on a busy machine has little to catch up with.
 const BUFFER: usize = 64 << 10;
 
 /// Receives so many bytes, each read after a pause in which the sender fills the buffers again. `by_epoll`: without
@@ -60,7 +60,6 @@ pub(crate) fn lag(
 
 /// Sends so many bytes without blocking, and polls at first, as after a connect, and where the socket takes no more.
 pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
-    setsockopt(stream, sockopt::SndBuf, &BUFFER)?;
     stream.set_nonblocking(true)?;
     let wait = || {
         let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
