@@ -9,10 +9,11 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::socket::{setsockopt, sockopt};
 use viaduct_tests::rig::daemon::Daemon;
+use viaduct_tests::rig::program::Form;
 use viaduct_tests::sys;
 
 use crate::agent::CHUNK;
-use crate::duo::{Duo, assert_carried, forms};
+use crate::duo::{Duo, forms};
 use crate::pattern::Pattern;
 
 /// What each reader reads.
@@ -106,18 +107,34 @@ pub(crate) fn jammed(mut stream: &TcpStream, milliseconds: usize) -> Result<Stri
     })
 }
 
-/// Sends to a reader that lags, and does not wait.
+/// How often a stream is tried: where others keep the processors busy, a reader may not catch up within a pause.
+const TRIES: usize = 6;
+
+/// Sends to a reader that lags; how many bytes the kernel brought it.
+fn stream(form: &Form, writer: &str, reader: &str) -> usize {
+    let mut duo = Duo::new(form);
+    duo.connect(0);
+    let what = format!("0 {BYTES} 3");
+    duo.both(&format!("{writer} {what}"), &format!("{reader} {what}"));
+    let [_, brought] = duo.kernel(0);
+    brought.parse().expect("a number")
+}
+
+/// The stream begins in the kernel, and goes on by ring.
 fn stream_by(writer: &str, reader: &str) {
     let daemon = Daemon::start();
-    for (form, way) in forms(&daemon) {
-        let mut duo = Duo::new(&form);
-        duo.connect(0);
-        let before = duo.kernel(0);
-        let what = format!("0 {BYTES} 3");
-        duo.both(&format!("{writer} {what}"), &format!("{reader} {what}"));
-        assert_ne!(duo.kernel(0), before, "{way:?}: it begins in the kernel");
-    }
-    assert_carried(&daemon, BYTES as u64 / 2);
+    let [(plain, _), (accelerated, _)] = forms(&daemon);
+    assert_eq!(stream(&plain, writer, reader), BYTES);
+    let mut brought = Vec::new();
+    let goes_by_ring = (0..TRIES).any(|_| {
+        let bytes = stream(&accelerated, writer, reader);
+        brought.push(bytes);
+        (1..=BYTES / 2).contains(&bytes)
+    });
+    assert!(
+        goes_by_ring,
+        "brought by the kernel: {brought:?} of {BYTES}"
+    );
 }
 
 /// Whether the signal comes while the sender pauses for its reader or later.
