@@ -164,8 +164,9 @@ fn would_switch(conn: &Conn, view: &ConnView) -> bool {
 fn wait(conn: &'static Conn, view: &ConnView, fd: c_int, pause: u64, events: i16) -> bool {
     let start = control::monotonic_ns();
     let last = start.saturating_add(LONGEST_NS);
-    let (mut end, mut progress) = (start.saturating_add(pause), start);
-    let (mut least, mut most) = kernel::under_way(fd).unwrap_or_default();
+    // The first look is news of any sort, from which the pause counts.
+    let (mut end, mut progress) = (0, start);
+    let (mut least, mut most) = (u64::MAX, 0);
     let look = rustix::time::Timespec {
         tv_sec: 0,
         tv_nsec: LOOK_NS,
