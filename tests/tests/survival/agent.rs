@@ -177,17 +177,20 @@ impl Agent {
             "stream" => exchange(stream, number(1), number(2) as u64),
             "put" => {
                 let sent = AtomicUsize::new(0);
-                send_pattern(stream, number(1), number(2) as u64, &sent)?;
+                put(stream, number(1), number(2) as u64, &sent)?;
                 "ok".to_owned()
             }
-            "take" => match receive_pattern(stream, number(1), number(2) as u64) {
-                Ok(()) => "ok".to_owned(),
-                Err(what) => what,
-            },
-            "lag" | "lag-epoll" => lag(stream, number(1), number(2) as u64, verb == "lag-epoll")?,
+            "take" => told(take(stream, number(1), number(2) as u64)),
+            "lag" | "lag-epoll" => {
+                let by_epoll = verb == "lag-epoll";
+                told(lag(stream, number(1), number(2) as u64, by_epoll)?)
+            }
             "jammed" => jammed(stream, number(1))?,
             "exit-reading" => exit_reading(stream)?,
-            "put-polling" => put_polling(stream, number(1), number(2) as u64)?,
+            "put-polling" => {
+                put_polling(stream, number(1), number(2) as u64)?;
+                "ok".to_owned()
+            }
             "bursts" => {
                 let (own, far) = (number(2) as u64, number(3) as u64);
                 bursts(stream, number(1), own, far, number(4) == 1)?
@@ -214,6 +217,11 @@ impl Agent {
         }
         self.connections[index] = Some(stream);
     }
+}
+
+/// What a receiver tells.
+fn told(received: std::result::Result<(), String>) -> String {
+    received.err().unwrap_or_else(|| "ok".to_owned())
 }
 
 fn connect_all(count: usize, port: u16) -> Result<Vec<TcpStream>> {
@@ -347,15 +355,20 @@ fn give_up(stream: &TcpStream) -> impl FnOnce(Error) -> Error {
     }
 }
 
-/// Sends so many bytes; counts those that were taken.
-fn send_pattern(mut stream: &TcpStream, bytes: usize, seed: u64, sent: &AtomicUsize) -> Result<()> {
+/// Sends so many bytes by `write`; counts those that were taken.
+pub(crate) fn send_pattern(
+    bytes: usize,
+    seed: u64,
+    sent: &AtomicUsize,
+    mut write: impl FnMut(&[u8]) -> Result<usize>,
+) -> Result<()> {
     let mut pattern = Pattern::new(seed);
     let mut chunk = vec![0; CHUNK];
     for begin in (0..bytes).step_by(CHUNK) {
         let mut left = &mut chunk[..CHUNK.min(bytes - begin)];
         pattern.fill(left);
         while !left.is_empty() {
-            match stream.write(left).map_err(give_up(stream))? {
+            match write(left)? {
                 0 => return Err(ErrorKind::WriteZero.into()),
                 taken => {
                     sent.fetch_add(taken, Ordering::Relaxed);
@@ -367,18 +380,18 @@ fn send_pattern(mut stream: &TcpStream, bytes: usize, seed: u64, sent: &AtomicUs
     Ok(())
 }
 
-/// Receives so many bytes and looks at each of them; what came instead, and after how many.
-fn receive_pattern(
-    mut stream: &TcpStream,
+/// Receives so many bytes by `read` and looks at each of them; what came instead, and after how many.
+pub(crate) fn receive_pattern(
     bytes: usize,
     seed: u64,
+    mut read: impl FnMut(&mut [u8]) -> Result<usize>,
 ) -> std::result::Result<(), String> {
     let mut pattern = Pattern::new(seed);
     let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
     let mut done = 0;
     while done < bytes {
         let size = CHUNK.min(bytes - done);
-        match stream.read(&mut chunk[..size]).map_err(give_up(stream)) {
+        match read(&mut chunk[..size]) {
             Ok(0) => return Err(format!("end after {done}")),
             Ok(got) => {
                 pattern.fill(&mut wanted[..got]);
@@ -396,12 +409,24 @@ fn receive_pattern(
     Ok(())
 }
 
+fn put(mut stream: &TcpStream, bytes: usize, seed: u64, sent: &AtomicUsize) -> Result<()> {
+    send_pattern(bytes, seed, sent, |left| {
+        stream.write(left).map_err(give_up(stream))
+    })
+}
+
+fn take(mut stream: &TcpStream, bytes: usize, seed: u64) -> std::result::Result<(), String> {
+    receive_pattern(bytes, seed, |chunk| {
+        stream.read(chunk).map_err(give_up(stream))
+    })
+}
+
 /// Both directions at once. What is not "ok" says how many bytes were sent, and what came after how many.
 fn exchange(stream: &TcpStream, bytes: usize, seed: u64) -> String {
     let sent = AtomicUsize::new(0);
     let (written, read) = std::thread::scope(|scope| {
-        let writer = scope.spawn(|| send_pattern(stream, bytes, seed, &sent));
-        let read = receive_pattern(stream, bytes, seed);
+        let writer = scope.spawn(|| put(stream, bytes, seed, &sent));
+        let read = take(stream, bytes, seed);
         (writer.join().expect("the writer"), read)
     });
     let sent = sent.into_inner();

@@ -3,6 +3,7 @@
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::net::TcpStream;
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -12,9 +13,8 @@ use viaduct_tests::rig::daemon::Daemon;
 use viaduct_tests::rig::program::Form;
 use viaduct_tests::sys;
 
-use crate::agent::CHUNK;
+use crate::agent::{CHUNK, receive_pattern, send_pattern};
 use crate::duo::{Duo, forms};
-use crate::pattern::Pattern;
 
 /// What each reader reads.
 const BYTES: usize = 48 << 20;
@@ -28,7 +28,7 @@ pub(crate) fn lag(
     bytes: usize,
     seed: u64,
     by_epoll: bool,
-) -> Result<String> {
+) -> Result<std::result::Result<(), String>> {
     setsockopt(stream, sockopt::RcvBuf, &BUFFER)?;
     let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
     if by_epoll {
@@ -36,53 +36,37 @@ pub(crate) fn lag(
         set.add(stream, EpollEvent::new(EpollFlags::EPOLLIN, 7))?;
     }
     std::thread::sleep(Duration::from_millis(5));
-    let mut pattern = Pattern::new(seed);
-    let (mut chunk, mut wanted) = (vec![0; CHUNK], vec![0; CHUNK]);
-    let mut done = 0;
-    while done < bytes {
-        std::thread::sleep(Duration::from_micros(50));
-        let size = CHUNK.min(bytes - done);
-        let got = match stream.read(&mut chunk[..size]) {
-            Ok(0) => return Ok(format!("end after {done}")),
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                set.wait(&mut [EpollEvent::empty()], 10_000u16)?;
-                continue;
+    Ok(receive_pattern(bytes, seed, |chunk| {
+        loop {
+            std::thread::sleep(Duration::from_micros(50));
+            match stream.read(chunk) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    set.wait(&mut [EpollEvent::empty()], 10_000u16)?;
+                }
+                done => return done,
             }
-            other => other?,
-        };
-        pattern.fill(&mut wanted[..got]);
-        if chunk[..got] != wanted[..got] {
-            return Err(Error::other(format!("wrong bytes after {done}")));
         }
-        done += got;
-    }
-    Ok("ok".to_owned())
+    }))
 }
 
 /// Sends so many bytes without blocking, and polls at first, as after a connect, and where the socket takes no more.
-pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<String> {
+pub(crate) fn put_polling(mut stream: &TcpStream, bytes: usize, seed: u64) -> Result<()> {
     stream.set_nonblocking(true)?;
     let wait = || {
         let mut entry = [PollFd::new(stream.as_fd(), PollFlags::POLLOUT)];
         poll(&mut entry, PollTimeout::NONE)
     };
     wait()?;
-    let mut pattern = Pattern::new(seed);
-    let mut chunk = vec![0; CHUNK];
-    for begin in (0..bytes).step_by(CHUNK) {
-        let mut left = &mut chunk[..CHUNK.min(bytes - begin)];
-        pattern.fill(left);
-        while !left.is_empty() {
+    send_pattern(bytes, seed, &AtomicUsize::new(0), |left| {
+        loop {
             match stream.write(left) {
-                Ok(taken) => left = &mut left[taken..],
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wait()?;
                 }
-                Err(error) => return Err(error),
+                done => return done,
             }
         }
-    }
-    Ok("ok".to_owned())
+    })
 }
 
 /// Sends until the socket takes no more, which nobody reads, and polls until a signal is handled that comes so long after
