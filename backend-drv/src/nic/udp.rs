@@ -74,7 +74,7 @@ impl Udp {
             full: false,
             outbox: Outbox::default(),
             runs: Vec::new(),
-            inbox: Inbox::new(MESSAGES_MAX),
+            inbox: Inbox::new(MESSAGES_IN_MAX),
             lost: 0,
             stats: NicStats::default(),
         })
@@ -336,7 +336,10 @@ const IP_MAX: usize = 65_535;
 const MESSAGE_MAX: usize = IP_MAX - UDP_HEADER - IPV6_HEADER;
 /// Most frames that the kernel cuts one message into (UDP_MAX_SEGMENTS of the oldest kernels that can).
 const SEGMENTS_MAX: usize = 64;
-/// Messages per call, out and in.
+/// Messages that one call sends.
 const MESSAGES_MAX: usize = 16;
+/// Messages that one call receives: a quarter of the window of a link, for which its far end asks to have acknowledgements.
+/// With a whole window at once the far end waits while they are placed, and we then wait for it.
+const MESSAGES_IN_MAX: usize = 4;
 /// Room for what arrives while we are busy: a few milliseconds at 20 Gbit/s.
 const BUFFER_BYTES: usize = 8 << 20;

@@ -209,9 +209,19 @@ impl Nics {
         };
         let by_address = &port.by_address;
         let announces = port.announcing.is_some();
-        let mut sink = |from: Address, frame: &mut [u8]| match by_address.get(&from) {
+        // Successive frames mostly come from one address.
+        let mut last = None;
+        let mut line_of = |from: Address| match last {
+            Some((address, line)) if address == from => Some(line),
+            _ => {
+                let line = *by_address.get(&from)?;
+                last = Some((from, line));
+                Some(line)
+            }
+        };
+        let mut sink = |from: Address, frame: &mut [u8]| match line_of(from) {
             Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
-                if let Err(why) = board.handle_frame(*line, now, frame) {
+                if let Err(why) = board.handle_frame(line, now, frame) {
                     tracing::trace!(%from, %why, "frame");
                 }
             }

@@ -10,6 +10,9 @@
 //!   send.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
+#[cfg(test)]
+mod tests;
+
 use super::company::Company;
 use super::rtt::Rtt;
 use super::time::{MICROSECOND, SECOND, Time};
@@ -37,6 +40,11 @@ const CUT: f64 = 0.7;
 const QUEUE_MIN: u64 = 1 << 20;
 /// The same, on a link that several domains use.
 const QUEUE_MIN_SHARED: u64 = 512 << 10;
+/// The same for each stream that waits for its turn, on a link of one domain: with many, a window of
+/// [`QUEUE_MIN`] is a few frames of each, and programs and backends wake each other for little. One turn.
+const QUEUE_MIN_STREAM: u64 = 64 << 10;
+/// At most that for all of them together.
+const QUEUE_MIN_STREAMS: u64 = 4 << 20;
 
 /// What is left of the window after a round in which the queue was long: all but this part.
 const QUEUE_SHARE: u64 = 8;
@@ -79,6 +87,8 @@ pub(super) struct Congestion {
     lost: u64,
     /// The window, not the program, was the limit since the last acknowledgement.
     limited: bool,
+    /// Streams that had more to send when the window last was the limit.
+    waiting: u64,
     /// Least round trip of this round and the last one; a round ends with an answer to what was sent
     /// after it began.
     round_least: u64,
@@ -104,6 +114,7 @@ impl Congestion {
             acked: 0,
             lost: 0,
             limited: false,
+            waiting: 0,
             round_least: u64::MAX,
             last_least: u64::MAX,
             round_end: Time(0),
@@ -156,14 +167,16 @@ impl Congestion {
         if self.company.is_mixed(now) {
             QUEUE_MIN_SHARED
         } else {
-            QUEUE_MIN
+            let streams = self.waiting.saturating_mul(QUEUE_MIN_STREAM);
+            streams.clamp(QUEUE_MIN, QUEUE_MIN_STREAMS)
         }
     }
 
-    /// There was more to send than the window let.
+    /// There was more to send than the window let: so many streams wait.
     #[inline]
-    pub(super) fn on_limited(&mut self) {
+    pub(super) fn on_limited(&mut self, waiting: usize) {
         self.limited = true;
+        self.waiting = waiting as u64;
     }
 
     /// A frame is no longer under way, for a reason that says nothing about the path.
@@ -320,120 +333,4 @@ const fn as_f64(value: u64) -> f64 {
 )]
 const fn as_u64(value: f64) -> u64 {
     value as u64
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    use crate::link::time::MILLISECOND;
-
-    const FRAME: u64 = 1500;
-
-    fn congestion() -> (Congestion, Rtt) {
-        let mut rtt = Rtt::new();
-        rtt.sample(Time(1), MILLISECOND, 0);
-        let limits = Limits {
-            window_max: 1 << 24,
-            queue_delay: MILLISECOND,
-        };
-        (Congestion::new(FRAME, limits), rtt)
-    }
-
-    /// A round: the window is filled, and of every `loss` frames one is lost (0: none).
-    fn round(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64) {
-        let start = *now;
-        let mut frames = 0;
-        while c.has_room() {
-            c.on_sent(FRAME);
-            frames += 1;
-        }
-        c.on_limited();
-        *now = now.plus(MILLISECOND);
-        let mut newest_lost = None;
-        for frame in 1..=frames {
-            if loss > 0 && frame % loss == 0 {
-                c.on_lost(FRAME);
-                newest_lost = Some(start.plus(1));
-            } else {
-                c.on_acked(FRAME, start.plus(1));
-            }
-        }
-        assert_eq!(c.in_flight(), 0);
-        c.settle(*now, rtt, Some(start.plus(1)), newest_lost);
-    }
-
-    #[test]
-    fn doubles_then_stops_at_the_limit() {
-        let (mut c, rtt) = congestion();
-        let mut now = Time(1);
-        let first = c.window();
-        round(&mut c, &rtt, &mut now, 0);
-        assert!(c.window() >= 2 * first - FRAME);
-        for _ in 0..30 {
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        assert_eq!(c.window(), 1 << 24);
-    }
-
-    #[test]
-    fn heavy_loss_cuts_and_it_grows_again() {
-        let (mut c, rtt) = congestion();
-        let mut now = Time(1);
-        for _ in 0..6 {
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        let before = c.window();
-        round(&mut c, &rtt, &mut now, 10);
-        assert!(c.window() < before * 7 / 10 + FRAME && c.cuts == 1);
-        let low = c.window();
-        for _ in 0..50 {
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        assert!(c.window() > low + 40 * FRAME);
-        for _ in 0..200 {
-            round(&mut c, &rtt, &mut now, 2);
-        }
-        assert!(c.window() <= 2 * FRAMES_MIN * FRAME);
-    }
-
-    #[test]
-    fn one_in_a_hundred_is_tolerated() {
-        let (mut c, rtt) = congestion();
-        let mut now = Time(1);
-        for _ in 0..100 {
-            round(&mut c, &rtt, &mut now, 100);
-        }
-        assert_eq!(c.cuts, 0);
-        assert!(c.window() > 200 * FRAME, "{}", c.window());
-    }
-
-    #[test]
-    fn an_idle_program_and_a_long_queue_do_not_grow_it() {
-        let (mut c, mut rtt) = congestion();
-        let window = c.window();
-        c.on_sent(FRAME);
-        c.on_acked(FRAME, Time(5));
-        c.settle(Time(6), &rtt, Some(Time(5)), None);
-        assert_eq!(c.window(), window);
-        let mut now = Time(10);
-        for _ in 0..20 {
-            rtt.sample(now, 5 * MILLISECOND, 0);
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        assert!((QUEUE_MIN..2 * QUEUE_MIN).contains(&c.window()));
-        c.on_sent_for(1, now);
-        c.on_sent_for(2, now);
-        for _ in 0..20 {
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        assert_eq!(c.window(), QUEUE_MIN_SHARED);
-        rtt.sample(now, MILLISECOND, 0);
-        for _ in 0..400 {
-            round(&mut c, &rtt, &mut now, 0);
-        }
-        assert!(c.window() > QUEUE_MIN, "{}", c.window());
-        c.collapse();
-        assert_eq!(c.window(), FRAMES_MIN * FRAME);
-    }
 }

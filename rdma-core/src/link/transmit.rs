@@ -170,7 +170,7 @@ impl Link {
         }
         let session = self.session.as_mut()?;
         if !session.sent.has_room() || !(session.congestion.has_room() || session.probes > 0) {
-            session.congestion.on_limited();
+            session.congestion.on_limited(self.turns.ready());
             return None;
         }
         match self.turns.next(schedule, now) {

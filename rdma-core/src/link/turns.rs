@@ -85,6 +85,12 @@ impl Turns {
         self.ready > 0
     }
 
+    /// How many streams are ready.
+    #[inline]
+    pub(super) const fn ready(&self) -> usize {
+        self.ready
+    }
+
     /// A stream that was not ready is. `credit` is what it had left.
     pub(super) fn add(&mut self, turn: Turn, credit: i64) {
         let domain = &mut self.domains[turn.domain];

@@ -1,0 +1,126 @@
+use super::*;
+
+use crate::link::time::MILLISECOND;
+
+const FRAME: u64 = 1500;
+
+fn congestion() -> (Congestion, Rtt) {
+    let mut rtt = Rtt::new();
+    rtt.sample(Time(1), MILLISECOND, 0);
+    let limits = Limits {
+        window_max: 1 << 24,
+        queue_delay: MILLISECOND,
+    };
+    (Congestion::new(FRAME, limits), rtt)
+}
+
+/// A round: the window is filled, and of every `loss` frames one is lost (0: none).
+fn round(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64) {
+    let start = *now;
+    let mut frames = 0;
+    while c.has_room() {
+        c.on_sent(FRAME);
+        frames += 1;
+    }
+    c.on_limited(usize::try_from(c.waiting.max(1)).unwrap());
+    *now = now.plus(MILLISECOND);
+    let mut newest_lost = None;
+    for frame in 1..=frames {
+        if loss > 0 && frame % loss == 0 {
+            c.on_lost(FRAME);
+            newest_lost = Some(start.plus(1));
+        } else {
+            c.on_acked(FRAME, start.plus(1));
+        }
+    }
+    assert_eq!(c.in_flight(), 0);
+    c.settle(*now, rtt, Some(start.plus(1)), newest_lost);
+}
+
+#[test]
+fn doubles_then_stops_at_the_limit() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    let first = c.window();
+    round(&mut c, &rtt, &mut now, 0);
+    assert!(c.window() >= 2 * first - FRAME);
+    for _ in 0..30 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert_eq!(c.window(), 1 << 24);
+}
+
+#[test]
+fn heavy_loss_cuts_and_it_grows_again() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..6 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    let before = c.window();
+    round(&mut c, &rtt, &mut now, 10);
+    assert!(c.window() < before * 7 / 10 + FRAME && c.cuts == 1);
+    let low = c.window();
+    for _ in 0..50 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert!(c.window() > low + 40 * FRAME);
+    for _ in 0..200 {
+        round(&mut c, &rtt, &mut now, 2);
+    }
+    assert!(c.window() <= 2 * FRAMES_MIN * FRAME);
+}
+
+#[test]
+fn one_in_a_hundred_is_tolerated() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..100 {
+        round(&mut c, &rtt, &mut now, 100);
+    }
+    assert_eq!(c.cuts, 0);
+    assert!(c.window() > 200 * FRAME, "{}", c.window());
+}
+
+#[test]
+fn an_idle_program_and_a_long_queue_do_not_grow_it() {
+    let (mut c, mut rtt) = congestion();
+    let window = c.window();
+    c.on_sent(FRAME);
+    c.on_acked(FRAME, Time(5));
+    c.settle(Time(6), &rtt, Some(Time(5)), None);
+    assert_eq!(c.window(), window);
+    let mut now = Time(10);
+    for _ in 0..20 {
+        rtt.sample(now, 5 * MILLISECOND, 0);
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert!((QUEUE_MIN..2 * QUEUE_MIN).contains(&c.window()));
+    let all = QUEUE_MIN_STREAMS / QUEUE_MIN_STREAM;
+    for (streams, floor) in [
+        (all / 2, QUEUE_MIN_STREAMS / 2),
+        (2 * all, QUEUE_MIN_STREAMS),
+        (1, QUEUE_MIN),
+    ] {
+        c.waiting = streams;
+        c.window = 2 * QUEUE_MIN_STREAMS;
+        for _ in 0..30 {
+            round(&mut c, &rtt, &mut now, 0);
+        }
+        assert_eq!(c.window(), floor, "{streams} streams");
+    }
+    c.waiting = all;
+    c.on_sent_for(1, now);
+    c.on_sent_for(2, now);
+    for _ in 0..20 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert_eq!(c.window(), QUEUE_MIN_SHARED);
+    rtt.sample(now, MILLISECOND, 0);
+    for _ in 0..400 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert!(c.window() > QUEUE_MIN, "{}", c.window());
+    c.collapse();
+    assert_eq!(c.window(), FRAMES_MIN * FRAME);
+}
