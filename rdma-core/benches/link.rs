@@ -177,7 +177,9 @@ impl Pair {
             if frame.sealed {
                 assert!(sender.link.seal(bytes));
             }
-            let done = receiver.link.handle_frame(now, bytes, &mut receiver.rings);
+            let done = receiver
+                .link
+                .handle_frame(now, now, bytes, &mut receiver.rings);
             debug_assert_eq!(done, Ok(()));
         }
         while let Some(event) = receiver.link.poll_event() {

@@ -10,8 +10,9 @@ use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::mtu::Mtu;
+use super::stamp::Stamps;
 use super::sys::{self, PacketRings};
-use super::{Address, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
 
 /// The number that says what our frames carry: one that IEEE 802 keeps for local experiments.
 pub const ETHER_TYPE: u16 = 0x88b5;
@@ -178,6 +179,7 @@ impl Nic for Ethernet {
         let before = stats.received_frames;
         let mut losing = false;
         let mut slots = 0;
+        let mut clock = Stamps::default();
         while slots < BATCH_MAX {
             let there = self.rings.receive(|arrived| {
                 losing |= arrived.losing;
@@ -186,7 +188,9 @@ impl Nic for Ethernet {
                     Some((header, frame)) if arrived.ours && !arrived.cut => {
                         stats.received_frames += 1;
                         stats.received_bytes += frame.len() as u64;
-                        sink(Address::Mac(sender(header)), frame);
+                        let from = Address::Mac(sender(header));
+                        let at = clock.moment(arrived.at);
+                        sink(Arrival { from, at }, frame);
                     }
                     _ => stats.malformed += 1,
                 }
@@ -272,7 +276,7 @@ mod tests {
             if poll(&mut fds, PollTimeout::from(2000u16)).unwrap() == 0 {
                 break;
             }
-            nic.receive(&mut |from, frame| got.push((from, frame.to_vec())))
+            nic.receive(&mut |arrival, frame| got.push((arrival.from, frame.to_vec())))
                 .unwrap();
         }
         got
@@ -425,7 +429,7 @@ mod tests {
             far.send(&[]).unwrap();
             let batch = [Outgoing::of_head(far.address(), &head)];
             send_all(&mut near, &batch);
-            far.receive(&mut |from, frame| got.push((from, frame.len())))
+            far.receive(&mut |arrival, frame| got.push((arrival.from, frame.len())))
                 .unwrap();
             if !got.is_empty() {
                 break;

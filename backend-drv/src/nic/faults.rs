@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
-use super::{Address, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
 
 /// What shall happen. The default is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -120,7 +120,7 @@ impl<N: Nic + ?Sized> Faults<N> {
 
 impl Network {
     /// A frame has come in: delivers it, keeps it for later, or loses it.
-    fn arrive(&mut self, now: Instant, from: Address, frame: &mut [u8], sink: &mut Sink<'_>) {
+    fn arrive(&mut self, now: Instant, arrival: Arrival, frame: &mut [u8], sink: &mut Sink<'_>) {
         let settings = self.settings;
         if settings.mtu.is_some_and(|mtu| frame.len() > mtu) {
             self.stats.too_long += 1;
@@ -143,8 +143,8 @@ impl Network {
         for _ in 0..copies {
             match self.when(now, frame.len()) {
                 None => self.stats.overflowed += 1,
-                Some(at) if at <= now => sink(from, frame),
-                Some(at) => self.keep(at, from, frame),
+                Some(at) if at <= now => sink(arrival, frame),
+                Some(at) => self.keep(at, arrival.from, frame),
             }
         }
     }
@@ -198,7 +198,11 @@ impl Network {
             };
             self.late_bytes -= late.bytes.len();
             count += 1;
-            sink(late.from, &mut late.bytes);
+            let arrival = Arrival {
+                from: late.from,
+                at: Some(late.at),
+            };
+            sink(arrival, &mut late.bytes);
             if self.spare.len() < SPARE_MAX {
                 self.spare.push(late.bytes);
             }
@@ -233,7 +237,7 @@ impl<N: Nic + ?Sized> Nic for Faults<N> {
         let network = &mut self.network;
         let came = self
             .nic
-            .receive(&mut |from, frame| network.arrive(now, from, frame, sink))?;
+            .receive(&mut |arrival, frame| network.arrive(now, arrival, frame, sink))?;
         Ok(came + self.network.deliver(now, sink))
     }
 
@@ -342,7 +346,7 @@ mod tests {
         let (mut near, mut far) = rig(settings);
         let to = far.address();
         let mut got = Vec::new();
-        let mut sink = |_: Address, frame: &mut [u8]| {
+        let mut sink = |_: Arrival, frame: &mut [u8]| {
             let (number, rest) = frame.split_first_chunk().unwrap();
             let number = u32::from_be_bytes(*number);
             let intact = number < count && *rest == [0x55; 96];

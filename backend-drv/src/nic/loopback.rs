@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 
-use super::{Address, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
 
 /// One of the two.
 #[derive(Debug)]
@@ -135,7 +135,8 @@ impl Nic for Loopback {
         for frame in &mut self.batch {
             self.stats.received_frames += 1;
             self.stats.received_bytes += frame.len() as u64;
-            sink(self.far, frame);
+            let from = self.far;
+            sink(Arrival { from, at: None }, frame);
             frame.clear();
         }
         let mut waiting = self.incoming.lock();
@@ -188,8 +189,8 @@ mod tests {
         let mut counts = Vec::new();
         while readable(&two) {
             let count = two
-                .receive(&mut |from, frame| {
-                    assert_eq!(from, one.address());
+                .receive(&mut |arrival, frame| {
+                    assert_eq!(arrival.from, one.address());
                     got.push(<[u8; 2]>::try_from(&*frame).unwrap());
                 })
                 .unwrap();

@@ -19,6 +19,7 @@ pub mod frame;
 pub mod loopback;
 pub mod mtu;
 pub mod pcap;
+pub mod stamp;
 pub mod sys;
 #[cfg(test)]
 mod tests;
@@ -89,8 +90,17 @@ pub trait Nic: Send + fmt::Debug {
     fn stats(&self) -> NicStats;
 }
 
-/// Takes one received frame: from whom, and its bytes, which it may change.
-pub type Sink<'a> = dyn FnMut(Address, &mut [u8]) + 'a;
+/// Takes one received frame, whose bytes it may change.
+pub type Sink<'a> = dyn FnMut(Arrival, &mut [u8]) + 'a;
+
+/// How a frame came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Who sent it.
+    pub from: Address,
+    /// When this machine had it, which may be a while before somebody looked; `None` if the driver cannot tell.
+    pub at: Option<Instant>,
+}
 
 /// Where a frame goes to or comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]

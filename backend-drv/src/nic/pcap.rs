@@ -137,11 +137,14 @@ impl<N: Nic + ?Sized> Nic for Pcap<N> {
 
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
         let (file, own) = (&mut self.file, self.own);
-        let count = self.nic.receive(&mut |from, frame| {
-            if let Some(Err(error)) = file.as_mut().map(|file| file.write(from, own, frame)) {
+        let count = self.nic.receive(&mut |arrival, frame| {
+            let written = file
+                .as_mut()
+                .map(|file| file.write(arrival.from, own, frame));
+            if let Some(Err(error)) = written {
                 Self::end(file, &error);
             }
-            sink(from, frame);
+            sink(arrival, frame);
         })?;
         // Nothing to do at the moment: time for the disk.
         if let Some(file) = self.file.as_mut().filter(|file| file.dirty && count == 0) {

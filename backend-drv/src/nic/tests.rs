@@ -15,7 +15,7 @@ use super::{Address, Driver, Nic, NicConfig, Outgoing, Slice, loopback, open};
 struct Pair {
     one: Box<dyn Nic>,
     two: Box<dyn Nic>,
-    _network: Option<Veth>,
+    network: Option<Veth>,
 }
 
 /// A config for one end of a veth pair.
@@ -36,7 +36,7 @@ fn pairs(around: fn(Box<dyn Nic>) -> Box<dyn Nic>) -> Vec<Pair> {
     let mut pairs = vec![Pair {
         one: around(Box::new(one)),
         two: around(Box::new(two)),
-        _network: None,
+        network: None,
     }];
     for (udp, mtu) in [(true, 1500), (true, 9000), (false, 1500), (false, 9000)] {
         let Some(veth) = Veth::new(mtu) else {
@@ -46,7 +46,7 @@ fn pairs(around: fn(Box<dyn Nic>) -> Box<dyn Nic>) -> Vec<Pair> {
         let mut pair = Pair {
             one: around(one),
             two: around(two),
-            _network: Some(veth),
+            network: Some(veth),
         };
         // While the first frame is on its way, addresses are resolved, and little else is kept.
         pair.exchange(&[vec![1; 60]]);
@@ -68,7 +68,7 @@ fn collect(nic: &mut dyn Nic, frames: usize) -> Vec<(Address, Vec<u8>)> {
         if poll(&mut fds, timeout).unwrap() == 0 && wake.is_none() {
             break;
         }
-        nic.receive(&mut |from, frame| got.push((from, frame.to_vec())))
+        nic.receive(&mut |arrival, frame| got.push((arrival.from, frame.to_vec())))
             .unwrap();
     }
     got
@@ -236,4 +236,35 @@ fn what_cannot_be_opened_says_where_and_why() {
     });
     config.pcap = Some("/no/such/place".into());
     assert!(fails(&config).starts_with("cannot write frames to /no/such/place: "));
+}
+
+/// When a frame came is told apart from when somebody looked, by the drivers that have it from the kernel.
+#[test]
+fn a_frame_has_come_when_the_kernel_got_it() {
+    const PAUSE: Duration = Duration::from_millis(300);
+    for mut pair in pairs(|nic| nic) {
+        let to = pair.two.address();
+        let before = Instant::now();
+        assert_eq!(
+            pair.one.send(&[Outgoing::of_head(to, &[5; 100])]).unwrap(),
+            1
+        );
+        let mut fds = [PollFd::new(pair.two.readiness(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(2000u16)).unwrap(), 1);
+        let there = Instant::now();
+        std::thread::sleep(PAUSE);
+        let mut came = Vec::new();
+        pair.two
+            .receive(&mut |arrival, _| came.push(arrival.at))
+            .unwrap();
+        let kernel = pair.network.is_some();
+        assert_eq!(came.len(), 1);
+        assert_eq!(came[0].is_some(), kernel);
+        if let Some(came) = came[0] {
+            // The two clocks are not read at once.
+            let slack = PAUSE / 2;
+            assert!(came + slack > before, "{:?} early", before - came);
+            assert!(came < there + slack, "{:?} late", came - there);
+        }
+    }
 }

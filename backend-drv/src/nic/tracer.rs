@@ -62,9 +62,9 @@ impl<N: Nic + ?Sized> Nic for Tracer<N> {
     }
 
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
-        self.nic.receive(&mut |from, frame| {
-            tracing::trace!("<- {from}: {}", Decoded(frame));
-            sink(from, frame);
+        self.nic.receive(&mut |arrival, frame| {
+            tracing::trace!("<- {}: {}", arrival.from, Decoded(frame));
+            sink(arrival, frame);
         })
     }
 

@@ -19,7 +19,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::mtu::Mtu;
 use super::sys::{self, Inbox, Outbox, Run};
-use super::{Address, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
 
 /// A UDP socket.
 #[derive(Debug)]
@@ -58,6 +58,9 @@ impl Udp {
         }
         if let Err(error) = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_RXQ_OVFL, 1) {
             tracing::debug!(%error, "SO_RXQ_OVFL");
+        }
+        if let Err(error) = sys::set_option(&socket, libc::SOL_SOCKET, libc::SO_TIMESTAMPNS, 1) {
+            tracing::debug!(%error, "SO_TIMESTAMPNS");
         }
         let overhead = match address.ip() {
             IpAddr::V4(_) => UDP_HEADER + IPV4_HEADER,
@@ -252,7 +255,9 @@ impl Nic for Udp {
             stats.received_bytes += message.bytes.len() as u64;
             for frame in message.bytes.chunks_mut(message.segment) {
                 stats.received_frames += 1;
-                sink(Address::Udp(from), frame);
+                let from = Address::Udp(from);
+                let at = message.at;
+                sink(Arrival { from, at }, frame);
             }
         });
         usize::try_from(self.stats.received_frames - before)

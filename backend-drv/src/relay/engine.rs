@@ -195,6 +195,8 @@ impl Engine {
         if self.rounds.is_multiple_of(POLL_EVERY) || !busy {
             self.nics.announce();
         }
+        // What wakes programs may have given them the processor: frames are on their way from here on.
+        let now = self.now();
         let sent = self.nics.transmit(now, &mut self.board);
         busy | sent
     }
@@ -355,14 +357,16 @@ impl Engine {
         let mut some = false;
         for nic in 0..self.nics.len() {
             let mut strangers = std::mem::take(&mut self.strangers);
-            some |= self.nics.receive(nic, now, &mut self.board, &mut strangers);
+            some |= self
+                .nics
+                .receive(nic, now, self.started, &mut self.board, &mut strangers);
             for (from, mut frame) in strangers.drain(..) {
                 if let Some(addresses) = self.nics.announced(nic, &frame) {
                     self.note_announced(nic, from, &addresses);
                     continue;
                 }
                 if let Some(line) = self.line_from(nic, from) {
-                    let _ = self.board.handle_frame(line, now, &mut frame);
+                    let _ = self.board.handle_frame(line, now, now, &mut frame);
                 }
             }
             self.strangers = strangers;

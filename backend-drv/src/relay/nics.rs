@@ -13,10 +13,13 @@ use rdma_core::link::{Config, Frame, Head, Link, Psk, Time};
 use super::announcing::{Announcing, announced};
 use super::switchboard::Switchboard;
 use crate::config::{DriverConfig, LinkConfig};
-use crate::nic::{self, Address, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
+use crate::nic::{self, Address, Arrival, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
 
-/// Frames that are prepared at once.
+/// Frames that are prepared at once,
 const BATCH: usize = 64;
+/// and their bytes, about: two messages of what the kernel cuts up. All of them count as sent when they are prepared,
+/// and what they wait for each other in the call that sends them shall not look like a queue on the way.
+const BATCH_BYTES: usize = 128 << 10;
 /// Kind of a frame that announces.
 const ANNOUNCE: u8 = 4;
 /// Backends that are remembered to have announced themselves.
@@ -201,6 +204,7 @@ impl Nics {
         &mut self,
         index: usize,
         now: Time,
+        clock: Instant,
         board: &mut Switchboard,
         strangers: &mut Vec<(Address, Vec<u8>)>,
     ) -> bool {
@@ -219,9 +223,10 @@ impl Nics {
                 Some(line)
             }
         };
-        let mut sink = |from: Address, frame: &mut [u8]| match line_of(from) {
+        let mut sink = |Arrival { from, at }: Arrival, frame: &mut [u8]| match line_of(from) {
             Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
-                if let Err(why) = board.handle_frame(line, now, frame) {
+                let arrived = at.map_or(now, |at| Time(nanos(at.duration_since(clock))));
+                if let Err(why) = board.handle_frame(line, now, arrived, frame) {
                     tracing::trace!(%from, %why, "frame");
                 }
             }
@@ -318,17 +323,19 @@ impl Port {
     /// Fills the batch, one line after the other.
     fn prepare(&mut self, now: Time, board: &mut Switchboard) {
         let lines = self.lines.len();
+        let mut room = BATCH_BYTES;
         for turn in 0..lines {
             let Some((line, to)) = self.lines.get((self.next + turn) % lines).copied() else {
                 continue;
             };
-            while self.ready.len() < BATCH {
+            while self.ready.len() < BATCH && room >= self.nic.max_frame() {
                 let mut ready = self.spare.pop().unwrap_or_else(|| Ready::new(to));
                 let Some(frame) = board.poll_transmit(line, now, &mut ready.head) else {
                     self.spare.push(ready);
                     break;
                 };
                 (ready.to, ready.frame) = (to, frame);
+                room = room.saturating_sub(frame.size);
                 if !frame.sealed || ready.seal(line, board) {
                     self.ready.push_back(ready);
                 } else {

@@ -6,14 +6,16 @@
 //!   window is cut when the *share* of lost frames is above [`TOLERATED`]; below it, it only shrinks by
 //!   what was lost.
 //! * The window shrinks while the queue that it causes costs more than [`Limits::queue_delay`]: what waits in a
-//!   driver makes every other domain wait as well, and fits no cache. It shrinks further where other domains do
-//!   send.
+//!   driver or on the way makes everybody else wait as well. What waits for a backend to look, whose processor is
+//!   busy with something else, is no such queue: a smaller window would not shorten it. It only fits no cache, so
+//!   the window is held down then, but not further than to where it pays; further where other domains do send.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
 #[cfg(test)]
 mod tests;
 
 use super::company::Company;
+use super::least::{Base, Rounds};
 use super::rtt::Rtt;
 use super::time::{MICROSECOND, SECOND, Time};
 
@@ -35,8 +37,8 @@ const SAMPLE_LOST: u64 = 12;
 /// What is left of the window after a cut.
 const CUT: f64 = 0.7;
 
-/// A window of so many bytes is never held down for the delay that it causes: where the backends share
-/// their processors with others, much of the delay is waiting for those.
+/// A window of so many bytes is not held down for the time that backends take to look: where they share
+/// their processors with others, much of that is waiting for those.
 const QUEUE_MIN: u64 = 1 << 20;
 /// The same, on a link that several domains use.
 const QUEUE_MIN_SHARED: u64 = 512 << 10;
@@ -45,6 +47,11 @@ const QUEUE_MIN_SHARED: u64 = 512 << 10;
 const QUEUE_MIN_STREAM: u64 = 64 << 10;
 /// At most that for all of them together.
 const QUEUE_MIN_STREAMS: u64 = 4 << 20;
+
+/// A queue on the way holds the window down to so many bytes and frames: with less, a slow path would be idle while backends
+/// are woken.
+const QUEUE_LEAST: u64 = 32 << 10;
+const FRAMES_LEAST: u64 = 4;
 
 /// What is left of the window after a round in which the queue was long: all but this part.
 const QUEUE_SHARE: u64 = 8;
@@ -89,10 +96,11 @@ pub(super) struct Congestion {
     limited: bool,
     /// Streams that had more to send when the window last was the limit.
     waiting: u64,
-    /// Least round trip of this round and the last one; a round ends with an answer to what was sent
-    /// after it began.
-    round_least: u64,
-    last_least: u64,
+    /// Answers: how long until we had them, and how long frames and acknowledgements were on their way alone. A round
+    /// ends with an answer to what was sent after it began.
+    answers: Rounds<2>,
+    ways: Rounds<4>,
+    way: Base,
     round_end: Time,
     /// Cuts so far.
     pub(super) cuts: u64,
@@ -115,8 +123,9 @@ impl Congestion {
             lost: 0,
             limited: false,
             waiting: 0,
-            round_least: u64::MAX,
-            last_least: u64::MAX,
+            answers: Rounds::new(),
+            ways: Rounds::new(),
+            way: Base::new(),
             round_end: Time(0),
             cuts: 0,
         }
@@ -179,6 +188,17 @@ impl Congestion {
         self.waiting = waiting as u64;
     }
 
+    /// An answer came `after` so long, of which frame and acknowledgement were on their `way` for so long; 0 is no
+    /// way, but a clock that was set.
+    #[inline]
+    pub(super) fn on_answer(&mut self, now: Time, after: u64, way: u64) {
+        self.answers.note(after);
+        if way > 0 {
+            self.ways.note(way);
+            self.way.note(now, way);
+        }
+    }
+
     /// A frame is no longer under way, for a reason that says nothing about the path.
     pub(super) fn forget(&mut self, size: u64) {
         self.in_flight = self.in_flight.saturating_sub(size);
@@ -223,12 +243,12 @@ impl Congestion {
     ) {
         let queue_min = self.queue_min(now);
         if let Some(newest) = newest_acked {
-            self.round_least = self.round_least.min(rtt.latest);
             if newest >= self.round_end {
-                self.last_least = core::mem::replace(&mut self.round_least, u64::MAX);
+                self.answers.end();
+                self.ways.end();
                 self.round_end = now;
-                if self.queue_is_long(rtt, queue_min) {
-                    self.shrink(queue_min);
+                if let Some(least) = self.held_down_to(rtt, queue_min) {
+                    self.shrink(least);
                 }
             }
         }
@@ -240,7 +260,10 @@ impl Congestion {
             self.lost /= 2;
         }
         let credit = core::mem::take(&mut self.credit);
-        if credit > 0 && core::mem::take(&mut self.limited) && !self.queue_is_long(rtt, queue_min) {
+        if credit > 0
+            && core::mem::take(&mut self.limited)
+            && self.held_down_to(rtt, queue_min).is_none()
+        {
             self.grow(now, rtt, credit);
         }
     }
@@ -274,16 +297,19 @@ impl Congestion {
         self.threshold = self.window;
     }
 
-    fn queue_is_long(&self, rtt: &Rtt, queue_min: u64) -> bool {
-        let least = self.round_least.min(self.last_least);
-        self.window >= queue_min
-            && least != u64::MAX
-            && least > rtt.least.saturating_add(self.limits.queue_delay)
+    /// To how many bytes the window is to shrink, since its queue is long; `None`: it may grow.
+    fn held_down_to(&self, rtt: &Rtt, queue_min: u64) -> Option<u64> {
+        let delay = self.limits.queue_delay;
+        if self.ways.exceeds(self.way.get(), delay) {
+            return Some(QUEUE_LEAST.max(FRAMES_LEAST * self.frame));
+        }
+        let busy = self.window >= queue_min && self.answers.exceeds(rtt.least.get(), delay);
+        busy.then_some(queue_min)
     }
 
-    /// Down, but not below what is always allowed; from here on it grows slowly.
-    fn shrink(&mut self, queue_min: u64) {
-        self.window = (self.window - self.window / QUEUE_SHARE).max(queue_min);
+    /// Down, but not below `least`; from here on it grows slowly.
+    fn shrink(&mut self, least: u64) {
+        self.window = (self.window - self.window / QUEUE_SHARE).max(least);
         self.clamp();
         self.threshold = self.threshold.min(self.window);
         self.window_before = as_f64(self.window) / as_f64(self.frame);

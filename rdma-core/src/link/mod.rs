@@ -36,6 +36,7 @@ mod crossing;
 mod event;
 mod frame;
 mod hello;
+mod least;
 mod memory;
 mod probe;
 mod reassembly;

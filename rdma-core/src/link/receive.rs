@@ -26,8 +26,9 @@ pub(super) enum Done {
 }
 
 impl Link {
-    /// Takes one frame. The payload of a WRITE goes to `memory` straight from it; a sealed frame is opened
-    /// in place.
+    /// Takes one frame, which the machine had at `arrived`: up to when it was on its way, and not waiting for somebody to
+    /// look (`now`, if that is not known). The payload of a WRITE goes to `memory` straight from it; a sealed frame is
+    /// opened in place.
     ///
     /// # Errors
     /// [`Dropped`] says why the frame changed nothing; it is counted in [`super::Stats`].
@@ -35,12 +36,13 @@ impl Link {
     pub fn handle_frame(
         &mut self,
         now: Time,
+        arrived: Time,
         frame: &mut [u8],
         memory: &mut impl Memory,
     ) -> Result<(), Dropped> {
         self.now = self.now.max(now);
         let size = frame.len() as u64;
-        let result = self.sort(self.now, frame, memory);
+        let result = self.sort(self.now, arrived, frame, memory);
         match result {
             Ok(()) => {
                 self.stats.frames_received += 1;
@@ -67,12 +69,13 @@ impl Link {
     fn sort(
         &mut self,
         now: Time,
+        arrived: Time,
         frame: &mut [u8],
         memory: &mut impl Memory,
     ) -> Result<(), Dropped> {
         let (header, body) = Header::parse(frame).map_err(Dropped::Malformed)?;
         match header.kind {
-            Kind::Data => self.handle_data(now, &header, frame, memory),
+            Kind::Data => self.handle_data(now, arrived, &header, frame, memory),
             Kind::Hello => self.handle_hello(now, frame, body),
             Kind::Reset => self.handle_reset(now, header.session),
             Kind::Announce => Err(Dropped::NotForLink),
@@ -83,6 +86,7 @@ impl Link {
     fn handle_data(
         &mut self,
         now: Time,
+        arrived: Time,
         header: &Header,
         frame: &mut [u8],
         memory: &mut impl Memory,
@@ -90,7 +94,7 @@ impl Link {
         let end = self.open_frame(now, header, frame)?;
         let body = frame.get(HEADER_BYTES..end).unwrap_or(&[]);
         Operations::new(body).check().map_err(Dropped::Malformed)?;
-        self.apply(now, header, body, memory)
+        self.apply(now, arrived, header, body, memory)
     }
 
     /// Checks number and seal of a frame of the session; gives the end of its body.
@@ -128,6 +132,7 @@ impl Link {
     fn apply(
         &mut self,
         now: Time,
+        arrived: Time,
         header: &Header,
         body: &[u8],
         memory: &mut impl Memory,
@@ -138,7 +143,7 @@ impl Link {
             asks |= operation.asks();
             let done = match operation {
                 Operation::Write(write) => self.on_write(&write, memory),
-                Operation::Ack(ack) => self.on_ack(now, &ack),
+                Operation::Ack(ack) => self.on_ack(now, arrived, &ack),
                 Operation::Consumed(consumed) => self.on_consumed(&consumed),
                 Operation::State(update) => self.on_state(&update),
                 Operation::Control(message) => {
@@ -176,7 +181,7 @@ impl Link {
         let before = session.received.largest();
         let out_of_order = session.received.insert(header.number);
         if before.is_none_or(|before| header.number > before) {
-            session.ack.largest_at = now;
+            session.ack.largest_at = arrived;
         }
         if asks {
             let ack = &mut session.ack;

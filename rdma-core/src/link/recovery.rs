@@ -8,7 +8,7 @@ use crate::wire::Ack;
 
 impl Link {
     /// The far end says what has arrived.
-    pub(super) fn on_ack(&mut self, now: Time, ack: &Ack<'_>) -> Done {
+    pub(super) fn on_ack(&mut self, now: Time, arrived: Time, ack: &Ack<'_>) -> Done {
         let Some(session) = &mut self.session else {
             return Done::Yes;
         };
@@ -31,6 +31,8 @@ impl Link {
                 if record.fate == Fate::UnderWay {
                     if record.number == ack.largest {
                         session.rtt.sample(now, now.since(record.at), held);
+                        let way = arrived.since(record.at).saturating_sub(held);
+                        session.congestion.on_answer(now, now.since(record.at), way);
                     }
                     newest = newest.max(Some(record.at));
                     let record = *record;

@@ -1,6 +1,7 @@
 //! How long an answer takes (RFC 6298, with the far end's own delay taken off).
 
-use super::time::{MICROSECOND, MILLISECOND, SECOND, Time};
+use super::least::Base;
+use super::time::{MICROSECOND, MILLISECOND, Time};
 
 /// Longest time that an acknowledgement is held back.
 pub(super) const ACK_DELAY: u64 = MILLISECOND;
@@ -11,19 +12,13 @@ const INITIAL: u64 = 20 * MILLISECOND;
 /// Timers never run closer than this: the caller's clock and wake-up are no better.
 const GRANULARITY: u64 = 100 * MICROSECOND;
 
-/// The least sample is forgotten after one to two times this: the path may have become longer.
-const LEAST_AGE: u64 = 30 * SECOND;
-
 /// The estimate.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rtt {
     /// The last sample.
     pub(super) latest: u64,
     /// The least of all samples of late.
-    pub(super) least: u64,
-    /// The least of this period, and when it began.
-    period_least: u64,
-    period_start: Time,
+    pub(super) least: Base,
     /// Smoothed.
     pub(super) smoothed: u64,
     /// Mean deviation.
@@ -34,9 +29,7 @@ impl Rtt {
     pub(super) const fn new() -> Self {
         Self {
             latest: 0,
-            least: u64::MAX,
-            period_least: u64::MAX,
-            period_start: Time(0),
+            least: Base::new(),
             smoothed: INITIAL,
             deviation: INITIAL / 2,
         }
@@ -44,17 +37,11 @@ impl Rtt {
 
     /// An answer came after `sample` nanoseconds, of which the far end says it held it `held`.
     pub(super) fn sample(&mut self, now: Time, sample: u64, held: u64) {
-        let first = self.least == u64::MAX;
-        if now.since(self.period_start) > LEAST_AGE {
-            self.least = self.period_least;
-            self.period_least = u64::MAX;
-            self.period_start = now;
-        }
-        self.period_least = self.period_least.min(sample);
-        self.least = self.least.min(sample);
+        let first = !self.least.known();
+        self.least.note(now, sample);
         // The far end cannot make the path faster than the fastest answer ever was.
         let held = held.min(ACK_DELAY);
-        let sample = if sample >= self.least.saturating_add(held) {
+        let sample = if sample >= self.least.get().saturating_add(held) {
             sample - held
         } else {
             sample
@@ -72,7 +59,7 @@ impl Rtt {
 
     /// Whether there was a sample.
     pub(super) const fn known(&self) -> bool {
-        self.least != u64::MAX
+        self.least.known()
     }
 
     /// After this long without an answer the tail is asked for again.
@@ -91,6 +78,7 @@ impl Rtt {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::link::time::SECOND;
 
     #[test]
     fn follows_the_path() {
@@ -98,7 +86,7 @@ mod tests {
         assert!(!rtt.known());
         rtt.sample(Time(1), 200 * MICROSECOND, 0);
         assert_eq!(
-            (rtt.smoothed, rtt.deviation, rtt.least),
+            (rtt.smoothed, rtt.deviation, rtt.least.get()),
             (200_000, 100_000, 200_000)
         );
         for _ in 0..100 {
@@ -112,7 +100,7 @@ mod tests {
             rtt.sample(Time(1), 50 * MILLISECOND, 0);
         }
         assert!(rtt.smoothed.abs_diff(50 * MILLISECOND) < MILLISECOND);
-        assert_eq!(rtt.least, 200 * MICROSECOND);
+        assert_eq!(rtt.least.get(), 200 * MICROSECOND);
     }
 
     #[test]
@@ -122,10 +110,10 @@ mod tests {
             let sample = if second < 10 { 1 } else { 40 };
             rtt.sample(Time(second * SECOND), sample * MILLISECOND, 0);
             if second == 15 {
-                assert_eq!(rtt.least, MILLISECOND);
+                assert_eq!(rtt.least.get(), MILLISECOND);
             }
         }
-        assert_eq!(rtt.least, 40 * MILLISECOND);
+        assert_eq!(rtt.least.get(), 40 * MILLISECOND);
     }
 
     #[test]

@@ -176,7 +176,11 @@ impl Session {
             0
         };
         stats.rtt_deviation = self.rtt.deviation;
-        stats.rtt_least = if self.rtt.known() { self.rtt.least } else { 0 };
+        stats.rtt_least = if self.rtt.known() {
+            self.rtt.least.get()
+        } else {
+            0
+        };
         stats.window = self.congestion.window();
         stats.in_flight = self.congestion.in_flight();
         stats.cuts = self.congestion.cuts;

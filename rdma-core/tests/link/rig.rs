@@ -451,7 +451,9 @@ impl Rig {
         let now = self.now;
         let host = &mut self.hosts[to];
         // What is dropped shows in the statistics.
-        let _ = host.link.handle_frame(now, &mut frame, &mut host.programs);
+        let _ = host
+            .link
+            .handle_frame(now, now, &mut frame, &mut host.programs);
         host.take_events();
     }
 

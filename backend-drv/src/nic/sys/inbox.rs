@@ -7,11 +7,13 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd};
+use std::time::Instant;
 
 use nix::libc;
 
 use super::outbox::empty_header;
 use super::socket_address::RawAddress;
+use crate::nic::stamp::{Stamp, Stamps};
 
 /// Room for as many messages as one call brings.
 pub struct Inbox {
@@ -50,6 +52,8 @@ pub struct Message<'a> {
     pub cut: bool,
     /// How many messages the socket has lost so far for want of room, modulo 2^32, if the kernel says.
     pub lost: Option<u32>,
+    /// When the kernel got it, or the first of its datagrams, if it says.
+    pub at: Option<Instant>,
 }
 
 // SAFETY: the raw pointers inside lead to the box's own memory, or nowhere: they are used only by the call of
@@ -123,6 +127,7 @@ impl Datagrams<'_> {
             headers,
             ..
         } = self.inbox;
+        let mut clock = Stamps::default();
         let buffers = bytes.chunks_exact_mut(BUFFER_BYTES);
         let notes = names.iter().zip(controls);
         let messages = headers.iter().zip(buffers).zip(notes).take(self.count);
@@ -141,6 +146,7 @@ impl Datagrams<'_> {
                 bytes,
                 cut: header.msg_flags & libc::MSG_TRUNC != 0,
                 lost: beside.lost,
+                at: beside.at.and_then(|stamp| clock.moment(stamp)),
             });
         }
     }
@@ -151,6 +157,7 @@ impl Datagrams<'_> {
 struct Beside {
     segment: Option<i32>,
     lost: Option<u32>,
+    at: Option<Stamp>,
 }
 
 impl Beside {
@@ -170,6 +177,7 @@ impl Beside {
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, Some(value)) => {
                     beside.lost = Some(value.cast_unsigned());
                 }
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, _) => beside.at = Stamp::read(rest),
                 _ => {}
             }
             let step = len.next_multiple_of(size_of::<usize>());
@@ -193,5 +201,5 @@ impl fmt::Debug for Inbox {
 
 /// The longest message: what the length field of UDP can say, joined datagrams included.
 const BUFFER_BYTES: usize = 1 << 16;
-/// Two control messages with one int each.
-const CONTROL_BYTES: usize = 2 * (size_of::<libc::cmsghdr>() + 8);
+/// Two control messages with one int each, and one with a time.
+const CONTROL_BYTES: usize = 2 * (size_of::<libc::cmsghdr>() + 8) + size_of::<libc::cmsghdr>() + 16;

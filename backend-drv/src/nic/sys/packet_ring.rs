@@ -18,6 +18,7 @@ use rustix::mm::{MapFlags, ProtFlags};
 
 use super::packet_socket::set_struct;
 use crate::nic::Outgoing;
+use crate::nic::stamp::Stamp;
 
 /// The two rings of a packet socket.
 #[derive(Debug)]
@@ -54,6 +55,8 @@ pub struct Arrived<'a> {
     pub ours: bool,
     /// Frames before it were lost for want of slots.
     pub losing: bool,
+    /// When the kernel got it.
+    pub at: Stamp,
 }
 
 // SAFETY: the mapping is this value's alone, and all access goes through `&mut self`.
@@ -142,6 +145,10 @@ impl PacketRings {
                 cut: header.tp_len > header.tp_snaplen,
                 ours,
                 losing: status & libc::TP_STATUS_LOSING != 0,
+                at: Stamp {
+                    seconds: header.tp_sec.into(),
+                    nanos: header.tp_nsec,
+                },
             });
         }
         self.status(slot)

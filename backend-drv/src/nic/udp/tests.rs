@@ -39,9 +39,9 @@ fn collect(nic: &mut Udp, bytes: usize) -> Vec<(Address, Vec<u8>)> {
         if poll(&mut fds, PollTimeout::from(2000u16)).unwrap() == 0 {
             break;
         }
-        let mut sink = |from, frame: &mut [u8]| {
+        let mut sink = |arrival: Arrival, frame: &mut [u8]| {
             sum += frame.len();
-            got.push((from, frame.to_vec()));
+            got.push((arrival.from, frame.to_vec()));
         };
         nic.receive(&mut sink).unwrap();
     }

@@ -10,7 +10,7 @@ use crate::relay::Report;
 use crate::relay::connections::Placing;
 
 impl Switchboard {
-    /// A frame has come over a line.
+    /// A frame has come over a line; the machine had it at `arrived`.
     ///
     /// # Errors
     /// It was of no use.
@@ -18,6 +18,7 @@ impl Switchboard {
         &mut self,
         line: usize,
         now: Time,
+        arrived: Time,
         frame: &mut [u8],
     ) -> Result<(), Dropped> {
         let Some(Some(entry)) = self.lines.get_mut(line) else {
@@ -27,7 +28,7 @@ impl Switchboard {
             connections: &mut self.connections,
             line,
         };
-        entry.link.handle_frame(now, frame, &mut memory)
+        entry.link.handle_frame(now, arrived, frame, &mut memory)
     }
 
     /// Takes what the links have to tell after frames have come or time has passed.

@@ -3,6 +3,8 @@ use super::*;
 use crate::link::time::MILLISECOND;
 
 const FRAME: u64 = 1500;
+/// How long frame and acknowledgement are on their way if nothing is in it.
+const WAY: u64 = 20 * MICROSECOND;
 
 fn congestion() -> (Congestion, Rtt) {
     let mut rtt = Rtt::new();
@@ -16,6 +18,11 @@ fn congestion() -> (Congestion, Rtt) {
 
 /// A round: the window is filled, and of every `loss` frames one is lost (0: none).
 fn round(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64) {
+    round_of(c, rtt, now, loss, WAY);
+}
+
+/// The same, in which frames and acknowledgements are on their way for so long.
+fn round_of(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64, way: u64) {
     let start = *now;
     let mut frames = 0;
     while c.has_room() {
@@ -34,6 +41,7 @@ fn round(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64) {
         }
     }
     assert_eq!(c.in_flight(), 0);
+    c.on_answer(*now, rtt.latest, way);
     c.settle(*now, rtt, Some(start.plus(1)), newest_lost);
 }
 
@@ -123,4 +131,34 @@ fn an_idle_program_and_a_long_queue_do_not_grow_it() {
     assert!(c.window() > QUEUE_MIN, "{}", c.window());
     c.collapse();
     assert_eq!(c.window(), FRAMES_MIN * FRAME);
+}
+
+#[test]
+fn a_queue_on_the_way_shrinks_it_as_far_as_it_takes() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..12 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    let long = WAY + 2 * MILLISECOND;
+    // One round of many is no queue.
+    let before = c.window();
+    for late in [long, WAY, long, long, WAY] {
+        round_of(&mut c, &rtt, &mut now, 0, late);
+    }
+    assert!(c.window() >= before, "{} of {before}", c.window());
+    for _ in 0..5 {
+        round_of(&mut c, &rtt, &mut now, 0, long);
+    }
+    assert!(c.window() < before * 7 / 8, "{} of {before}", c.window());
+    for _ in 0..100 {
+        round_of(&mut c, &rtt, &mut now, 0, long);
+    }
+    assert_eq!(c.window(), QUEUE_LEAST);
+    for _ in 0..100 {
+        // A clock that was set says nothing.
+        round_of(&mut c, &rtt, &mut now, 0, 0);
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert!(c.window() > QUEUE_LEAST + 10 * FRAME, "{}", c.window());
 }

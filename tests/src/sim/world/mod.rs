@@ -334,7 +334,9 @@ impl World {
                 let line = self.hosts[to].board().line_of(peer(from));
                 let now = self.now;
                 let line = line.unwrap_or_else(|| self.hosts[to].line_to(from, now));
-                let result = self.hosts[to].board().handle_frame(line, now, &mut bytes);
+                let result = self.hosts[to]
+                    .board()
+                    .handle_frame(line, now, now, &mut bytes);
                 if let Err(why) = result {
                     self.note(|| format!("host {to} drops a frame of {from}: {why}"));
                 }
