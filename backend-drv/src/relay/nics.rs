@@ -15,11 +15,8 @@ use super::switchboard::Switchboard;
 use crate::config::{DriverConfig, LinkConfig};
 use crate::nic::{self, Address, Arrival, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
 
-/// Frames that are prepared at once,
+/// Frames that are prepared at once.
 const BATCH: usize = 64;
-/// and their bytes, about: two messages of what the kernel cuts up. All of them count as sent when they are prepared,
-/// and what they wait for each other in the call that sends them shall not look like a queue on the way.
-const BATCH_BYTES: usize = 128 << 10;
 /// Kind of a frame that announces.
 const ANNOUNCE: u8 = 4;
 /// Backends that are remembered to have announced themselves.
@@ -323,19 +320,17 @@ impl Port {
     /// Fills the batch, one line after the other.
     fn prepare(&mut self, now: Time, board: &mut Switchboard) {
         let lines = self.lines.len();
-        let mut room = BATCH_BYTES;
         for turn in 0..lines {
             let Some((line, to)) = self.lines.get((self.next + turn) % lines).copied() else {
                 continue;
             };
-            while self.ready.len() < BATCH && room >= self.nic.max_frame() {
+            while self.ready.len() < BATCH {
                 let mut ready = self.spare.pop().unwrap_or_else(|| Ready::new(to));
                 let Some(frame) = board.poll_transmit(line, now, &mut ready.head) else {
                     self.spare.push(ready);
                     break;
                 };
                 (ready.to, ready.frame) = (to, frame);
-                room = room.saturating_sub(frame.size);
                 if !frame.sealed || ready.seal(line, board) {
                     self.ready.push_back(ready);
                 } else {
