@@ -179,7 +179,7 @@ impl Pair {
             }
             let done = receiver
                 .link
-                .handle_frame(now, now, bytes, &mut receiver.rings);
+                .handle_frame(now, Some(now), bytes, &mut receiver.rings);
             debug_assert_eq!(done, Ok(()));
         }
         while let Some(event) = receiver.link.poll_event() {

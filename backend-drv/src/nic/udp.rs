@@ -129,6 +129,43 @@ impl Udp {
         }
     }
 
+    /// Receives what one call brings; returns how many messages.
+    fn receive_some(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
+        self.stats.receive_calls += 1;
+        let datagrams = match self.inbox.receive(&self.socket) {
+            Ok(datagrams) => datagrams,
+            Err(error) => {
+                return match error.raw_os_error() {
+                    Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::ENOMEM) => Err(error),
+                    // Nothing there, or an error of an earlier frame, which this call has taken away.
+                    _ => Ok(0),
+                };
+            }
+        };
+        let stats = &mut self.stats;
+        let lost = &mut self.lost;
+        let mut messages = 0;
+        datagrams.for_each(|message| {
+            messages += 1;
+            if let Some(now) = message.lost {
+                stats.receive_drops += u64::from(now.wrapping_sub(*lost));
+                *lost = now;
+            }
+            let Some(from) = message.from.filter(|_| !message.cut) else {
+                stats.malformed += 1;
+                return;
+            };
+            stats.received_bytes += message.bytes.len() as u64;
+            for frame in message.bytes.chunks_mut(message.segment) {
+                stats.received_frames += 1;
+                let from = Address::Udp(from);
+                let at = message.at;
+                sink(Arrival { from, at }, frame);
+            }
+        });
+        Ok(messages)
+    }
+
     /// The message of `run` was refused. Says what to do about it.
     fn refused(&mut self, run: &Run, error: &io::Error) -> Refusal {
         match error.raw_os_error() {
@@ -229,39 +266,17 @@ impl Nic for Udp {
     }
 
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
-        self.stats.receive_calls += 1;
-        let datagrams = match self.inbox.receive(&self.socket) {
-            Ok(datagrams) => datagrams,
-            Err(error) => {
-                return match error.raw_os_error() {
-                    Some(libc::EBADF | libc::ENOTSOCK | libc::EFAULT | libc::ENOMEM) => Err(error),
-                    // Nothing there, or an error of an earlier frame, which this call has taken away.
-                    _ => Ok(0),
-                };
+        let before = self.stats;
+        // Where the kernel joins nothing, a call brings little.
+        for _ in 0..CALLS_IN_MAX {
+            let messages = self.receive_some(sink)?;
+            let bytes = self.stats.received_bytes - before.received_bytes;
+            if messages < MESSAGES_IN_MAX || bytes >= BYTES_IN_ENOUGH {
+                break;
             }
-        };
-        let stats = &mut self.stats;
-        let before = stats.received_frames;
-        let lost = &mut self.lost;
-        datagrams.for_each(|message| {
-            if let Some(now) = message.lost {
-                stats.receive_drops += u64::from(now.wrapping_sub(*lost));
-                *lost = now;
-            }
-            let Some(from) = message.from.filter(|_| !message.cut) else {
-                stats.malformed += 1;
-                return;
-            };
-            stats.received_bytes += message.bytes.len() as u64;
-            for frame in message.bytes.chunks_mut(message.segment) {
-                stats.received_frames += 1;
-                let from = Address::Udp(from);
-                let at = message.at;
-                sink(Arrival { from, at }, frame);
-            }
-        });
-        usize::try_from(self.stats.received_frames - before)
-            .map_err(|_| io::ErrorKind::Other.into())
+        }
+        let frames = self.stats.received_frames - before.received_frames;
+        usize::try_from(frames).map_err(|_| io::ErrorKind::Other.into())
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
@@ -343,8 +358,11 @@ const MESSAGE_MAX: usize = IP_MAX - UDP_HEADER - IPV6_HEADER;
 const SEGMENTS_MAX: usize = 64;
 /// Messages that one call sends.
 const MESSAGES_MAX: usize = 16;
-/// Messages that one call receives: a quarter of the window of a link, for which its far end asks to have acknowledgements.
-/// With a whole window at once the far end waits while they are placed, and we then wait for it.
+/// Messages that one call receives. With as much as the window of a link at once (1 MiB) the far end waits for its
+/// acknowledgement while all of it is placed, and we then wait for the far end.
 const MESSAGES_IN_MAX: usize = 4;
+/// Calls at once, and when it is enough.
+const CALLS_IN_MAX: usize = 4;
+const BYTES_IN_ENOUGH: u64 = 128 << 10;
 /// Room for what arrives while we are busy: a few milliseconds at 20 Gbit/s.
 const BUFFER_BYTES: usize = 8 << 20;

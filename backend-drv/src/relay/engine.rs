@@ -366,7 +366,7 @@ impl Engine {
                     continue;
                 }
                 if let Some(line) = self.line_from(nic, from) {
-                    let _ = self.board.handle_frame(line, now, now, &mut frame);
+                    let _ = self.board.handle_frame(line, now, None, &mut frame);
                 }
             }
             self.strangers = strangers;

@@ -222,7 +222,7 @@ impl Nics {
         };
         let mut sink = |Arrival { from, at }: Arrival, frame: &mut [u8]| match line_of(from) {
             Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
-                let arrived = at.map_or(now, |at| Time(nanos(at.duration_since(clock))));
+                let arrived = at.map(|at| Time(nanos(at.saturating_duration_since(clock))));
                 if let Err(why) = board.handle_frame(line, now, arrived, frame) {
                     tracing::trace!(%from, %why, "frame");
                 }

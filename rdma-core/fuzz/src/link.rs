@@ -265,9 +265,9 @@ impl Run {
     }
 
     fn receive(&mut self, frame: &mut [u8]) {
-        if let Err(dropped) = self
-            .link
-            .handle_frame(self.now, self.now, frame, &mut self.memory)
+        if let Err(dropped) =
+            self.link
+                .handle_frame(self.now, Some(self.now), frame, &mut self.memory)
         {
             assert!(!dropped.to_string().is_empty());
         }

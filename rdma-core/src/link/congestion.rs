@@ -50,8 +50,10 @@ const QUEUE_MIN_STREAMS: u64 = 4 << 20;
 
 /// A queue on the way holds the window down to so many bytes and frames: with less, a slow path would be idle while backends
 /// are woken.
-const QUEUE_LEAST: u64 = 32 << 10;
+const QUEUE_LEAST: u64 = 64 << 10;
 const FRAMES_LEAST: u64 = 4;
+/// For so long a queue of others is left alone.
+const FOREIGN: u64 = SECOND;
 
 /// What is left of the window after a round in which the queue was long: all but this part.
 const QUEUE_SHARE: u64 = 8;
@@ -101,6 +103,10 @@ pub(super) struct Congestion {
     answers: Rounds<2>,
     ways: Rounds<4>,
     way: Base,
+    /// Window and way when it last was taken down for a queue on the way.
+    taken_down: Option<(u64, u64)>,
+    /// The queue on the way is somebody else's: not taken down for it until then.
+    foreign_until: Time,
     round_end: Time,
     /// Cuts so far.
     pub(super) cuts: u64,
@@ -126,6 +132,8 @@ impl Congestion {
             answers: Rounds::new(),
             ways: Rounds::new(),
             way: Base::new(),
+            taken_down: None,
+            foreign_until: Time(0),
             round_end: Time(0),
             cuts: 0,
         }
@@ -188,8 +196,8 @@ impl Congestion {
         self.waiting = waiting as u64;
     }
 
-    /// An answer came `after` so long, of which frame and acknowledgement were on their `way` for so long; 0 is no
-    /// way, but a clock that was set.
+    /// An answer came `after` so long, of which frame and acknowledgement were on their `way` for so long; 0 if that is
+    /// not known, or a clock was set.
     #[inline]
     pub(super) fn on_answer(&mut self, now: Time, after: u64, way: u64) {
         self.answers.note(after);
@@ -247,7 +255,12 @@ impl Congestion {
                 self.answers.end();
                 self.ways.end();
                 self.round_end = now;
-                if let Some(least) = self.held_down_to(rtt, queue_min) {
+                if !self.is_queue_on_the_way(now) {
+                    self.taken_down = None;
+                }
+                if let Some(least) = self.held_down_to(now, rtt, queue_min)
+                    && !self.is_in_vain(now)
+                {
                     self.shrink(least);
                 }
             }
@@ -262,7 +275,7 @@ impl Congestion {
         let credit = core::mem::take(&mut self.credit);
         if credit > 0
             && core::mem::take(&mut self.limited)
-            && self.held_down_to(rtt, queue_min).is_none()
+            && self.held_down_to(now, rtt, queue_min).is_none()
         {
             self.grow(now, rtt, credit);
         }
@@ -298,13 +311,45 @@ impl Congestion {
     }
 
     /// To how many bytes the window is to shrink, since its queue is long; `None`: it may grow.
-    fn held_down_to(&self, rtt: &Rtt, queue_min: u64) -> Option<u64> {
+    fn held_down_to(&self, now: Time, rtt: &Rtt, queue_min: u64) -> Option<u64> {
         let delay = self.limits.queue_delay;
-        if self.ways.exceeds(self.way.get(), delay) {
-            return Some(QUEUE_LEAST.max(FRAMES_LEAST * self.frame));
+        if self.is_queue_on_the_way(now) {
+            let least = QUEUE_LEAST.max(FRAMES_LEAST * self.frame);
+            return (self.window > least).then_some(least);
         }
         let busy = self.window >= queue_min && self.answers.exceeds(rtt.least.get(), delay);
         busy.then_some(queue_min)
+    }
+
+    fn is_queue_on_the_way(&self, now: Time) -> bool {
+        let delay = self.limits.queue_delay;
+        now >= self.foreign_until && self.ways.exceeds(self.way.get(), delay)
+    }
+
+    /// Half the window and still nearly the same queue: it is others', or the way became longer. Then the window goes
+    /// back to where it was.
+    fn is_in_vain(&mut self, now: Time) -> bool {
+        if !self.is_queue_on_the_way(now) {
+            return false;
+        }
+        let (base, way) = (self.way.get(), self.ways.get());
+        match self.taken_down {
+            None => self.taken_down = Some((self.window, way)),
+            Some((window, before)) if self.window <= window / 2 => {
+                let queue = before.saturating_sub(base);
+                if way.saturating_sub(base) > queue - queue / 4 {
+                    self.window = window;
+                    self.clamp();
+                    self.threshold = self.threshold.max(window);
+                    self.taken_down = None;
+                    self.foreign_until = now.plus(FOREIGN);
+                    return true;
+                }
+                self.taken_down = Some((self.window, way));
+            }
+            Some(_) => {}
+        }
+        false
     }
 
     /// Down, but not below `least`; from here on it grows slowly.

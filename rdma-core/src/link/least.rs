@@ -72,11 +72,17 @@ impl<const N: usize> Rounds<N> {
         }
     }
 
-    /// Whether even the least exceeds `base` by more than `margin`.
+    /// The least of all; [`u64::MAX`] if there was no sample.
+    #[inline]
+    pub(super) fn get(&self) -> u64 {
+        self.0.iter().copied().min().unwrap_or(u64::MAX)
+    }
+
+    /// Whether even the least exceeds `base` by more than `margin`, and there was one in each round that has ended.
     #[inline]
     pub(super) fn exceeds(&self, base: u64, margin: u64) -> bool {
-        let least = self.0.iter().copied().min().unwrap_or(u64::MAX);
-        least != u64::MAX && least > base.saturating_add(margin)
+        let ended = self.0.get(1..).unwrap_or_default();
+        !ended.contains(&u64::MAX) && self.get() > base.saturating_add(margin)
     }
 }
 
@@ -103,10 +109,12 @@ mod tests {
         let mut round = Rounds::<2>::new();
         assert!(!round.exceeds(0, 0));
         round.note(300);
+        assert!(!round.exceeds(100, 199));
+        round.end();
+        assert_eq!(round.get(), 300);
         assert!(round.exceeds(100, 199));
         assert!(!round.exceeds(100, 200));
         assert!(!round.exceeds(u64::MAX, 5));
-        round.end();
         round.note(120);
         assert!(!round.exceeds(100, 199));
         round.end();

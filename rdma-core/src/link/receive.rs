@@ -27,7 +27,7 @@ pub(super) enum Done {
 
 impl Link {
     /// Takes one frame, which the machine had at `arrived`: up to when it was on its way, and not waiting for somebody to
-    /// look (`now`, if that is not known). The payload of a WRITE goes to `memory` straight from it; a sealed frame is
+    /// look. The payload of a WRITE goes to `memory` straight from it; a sealed frame is
     /// opened in place.
     ///
     /// # Errors
@@ -36,7 +36,7 @@ impl Link {
     pub fn handle_frame(
         &mut self,
         now: Time,
-        arrived: Time,
+        arrived: Option<Time>,
         frame: &mut [u8],
         memory: &mut impl Memory,
     ) -> Result<(), Dropped> {
@@ -69,7 +69,7 @@ impl Link {
     fn sort(
         &mut self,
         now: Time,
-        arrived: Time,
+        arrived: Option<Time>,
         frame: &mut [u8],
         memory: &mut impl Memory,
     ) -> Result<(), Dropped> {
@@ -86,7 +86,7 @@ impl Link {
     fn handle_data(
         &mut self,
         now: Time,
-        arrived: Time,
+        arrived: Option<Time>,
         header: &Header,
         frame: &mut [u8],
         memory: &mut impl Memory,
@@ -132,7 +132,7 @@ impl Link {
     fn apply(
         &mut self,
         now: Time,
-        arrived: Time,
+        arrived: Option<Time>,
         header: &Header,
         body: &[u8],
         memory: &mut impl Memory,
@@ -181,14 +181,14 @@ impl Link {
         let before = session.received.largest();
         let out_of_order = session.received.insert(header.number);
         if before.is_none_or(|before| header.number > before) {
-            session.ack.largest_at = arrived;
+            session.ack.largest_at = arrived.unwrap_or(now);
         }
         if asks {
             let ack = &mut session.ack;
             ack.frames += 1;
             ack.now |=
                 out_of_order || header.flags & flag::ACK_NOW != 0 || ack.frames >= ACK_FRAMES_MAX;
-            ack.at.get_or_insert(now.plus(ACK_DELAY));
+            ack.at.get_or_insert(arrived.unwrap_or(now).plus(ACK_DELAY));
         }
         Ok(())
     }

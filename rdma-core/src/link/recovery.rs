@@ -8,7 +8,7 @@ use crate::wire::Ack;
 
 impl Link {
     /// The far end says what has arrived.
-    pub(super) fn on_ack(&mut self, now: Time, arrived: Time, ack: &Ack<'_>) -> Done {
+    pub(super) fn on_ack(&mut self, now: Time, arrived: Option<Time>, ack: &Ack<'_>) -> Done {
         let Some(session) = &mut self.session else {
             return Done::Yes;
         };
@@ -31,8 +31,11 @@ impl Link {
                 if record.fate == Fate::UnderWay {
                     if record.number == ack.largest {
                         session.rtt.sample(now, now.since(record.at), held);
-                        let way = arrived.since(record.at).saturating_sub(held);
-                        session.congestion.on_answer(now, now.since(record.at), way);
+                        let way = |arrived: Time| arrived.since(record.at).saturating_sub(held);
+                        let after = now.since(record.at);
+                        session
+                            .congestion
+                            .on_answer(now, after, arrived.map_or(0, way));
                     }
                     newest = newest.max(Some(record.at));
                     let record = *record;

@@ -453,7 +453,7 @@ impl Rig {
         // What is dropped shows in the statistics.
         let _ = host
             .link
-            .handle_frame(now, now, &mut frame, &mut host.programs);
+            .handle_frame(now, Some(now), &mut frame, &mut host.programs);
         host.take_events();
     }
 

@@ -177,7 +177,10 @@ impl Beside {
                 (libc::SOL_SOCKET, libc::SO_RXQ_OVFL, Some(value)) => {
                     beside.lost = Some(value.cast_unsigned());
                 }
-                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, _) => beside.at = Stamp::read(rest),
+                (libc::SOL_SOCKET, libc::SCM_TIMESTAMPNS, _) => {
+                    let value = len.saturating_sub(header.len()).min(rest.len());
+                    beside.at = rest.get(..value).and_then(Stamp::read);
+                }
                 _ => {}
             }
             let step = len.next_multiple_of(size_of::<usize>());

@@ -10,7 +10,7 @@ use crate::relay::Report;
 use crate::relay::connections::Placing;
 
 impl Switchboard {
-    /// A frame has come over a line; the machine had it at `arrived`.
+    /// A frame has come over a line; the machine had it at `arrived`, if that is known.
     ///
     /// # Errors
     /// It was of no use.
@@ -18,7 +18,7 @@ impl Switchboard {
         &mut self,
         line: usize,
         now: Time,
-        arrived: Time,
+        arrived: Option<Time>,
         frame: &mut [u8],
     ) -> Result<(), Dropped> {
         let Some(Some(entry)) = self.lines.get_mut(line) else {

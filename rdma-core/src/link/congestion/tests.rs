@@ -147,18 +147,48 @@ fn a_queue_on_the_way_shrinks_it_as_far_as_it_takes() {
         round_of(&mut c, &rtt, &mut now, 0, late);
     }
     assert!(c.window() >= before, "{} of {before}", c.window());
-    for _ in 0..5 {
-        round_of(&mut c, &rtt, &mut now, 0, long);
+    let own = |c: &Congestion| WAY + 50 * MILLISECOND * c.window() / before;
+    for _ in 0..6 {
+        let late = own(&c);
+        round_of(&mut c, &rtt, &mut now, 0, late);
     }
     assert!(c.window() < before * 7 / 8, "{} of {before}", c.window());
     for _ in 0..100 {
-        round_of(&mut c, &rtt, &mut now, 0, long);
+        let late = own(&c);
+        round_of(&mut c, &rtt, &mut now, 0, late);
     }
-    assert_eq!(c.window(), QUEUE_LEAST);
+    assert!(c.window() >= QUEUE_LEAST && c.window() < before / 8);
     for _ in 0..100 {
         // A clock that was set says nothing.
         round_of(&mut c, &rtt, &mut now, 0, 0);
         round(&mut c, &rtt, &mut now, 0);
     }
     assert!(c.window() > QUEUE_LEAST + 10 * FRAME, "{}", c.window());
+}
+
+#[test]
+fn a_queue_of_others_and_a_small_window_are_left_alone() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..12 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    // However small the window, the queue stays.
+    let (long, before) = (WAY + 5 * MILLISECOND, c.window());
+    let mut least = before;
+    for _ in 0..40 {
+        round_of(&mut c, &rtt, &mut now, 0, long);
+        least = least.min(c.window());
+    }
+    assert!(least < before && least > before / 3, "{least} of {before}");
+    assert!(c.window() >= before, "{} of {before}", c.window());
+    // The rule does not raise what losses have cut.
+    c.foreign_until = Time(0);
+    c.collapse();
+    for _ in 0..3 {
+        c.on_answer(now, rtt.latest, long);
+        now = now.plus(MILLISECOND);
+        c.settle(now, &rtt, Some(now), None);
+    }
+    assert_eq!(c.window(), FRAMES_MIN * FRAME);
 }

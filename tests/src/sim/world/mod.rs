@@ -336,7 +336,7 @@ impl World {
                 let line = line.unwrap_or_else(|| self.hosts[to].line_to(from, now));
                 let result = self.hosts[to]
                     .board()
-                    .handle_frame(line, now, now, &mut bytes);
+                    .handle_frame(line, now, Some(now), &mut bytes);
                 if let Err(why) = result {
                     self.note(|| format!("host {to} drops a frame of {from}: {why}"));
                 }
