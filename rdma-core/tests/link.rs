@@ -10,6 +10,8 @@ mod crypto;
 mod fairness;
 #[path = "link/life.rs"]
 mod life;
+#[path = "link/queues.rs"]
+mod queues;
 #[path = "link/rig.rs"]
 mod rig;
 #[path = "link/streams.rs"]

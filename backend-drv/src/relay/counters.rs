@@ -66,6 +66,7 @@ pub(super) fn of_link(stats: &Stats) -> Value {
         "violations": stats.violations,
         "rtt_us": stats.rtt / 1000,
         "rtt_least_us": stats.rtt_least / 1000,
+        "way_least_us": stats.way_least / 1000,
         "window": stats.window,
         "in_flight": stats.in_flight,
         "frame": stats.frame,

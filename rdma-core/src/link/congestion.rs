@@ -103,7 +103,7 @@ pub(super) struct Congestion {
     answers: Rounds<2>,
     ways: Rounds<4>,
     way: Base,
-    /// Window and way when it last was taken down for a queue on the way.
+    /// Window and longest way when it last was taken down for a queue on the way.
     taken_down: Option<(u64, u64)>,
     /// The queue on the way is somebody else's: not taken down for it until then.
     foreign_until: Time,
@@ -160,6 +160,11 @@ impl Congestion {
     #[inline]
     pub(super) const fn in_flight(&self) -> u64 {
         self.in_flight
+    }
+
+    /// Nanoseconds that frame and acknowledgement are under way if nothing is in it; 0 before there was one.
+    pub(super) const fn way_least(&self) -> u64 {
+        if self.way.known() { self.way.get() } else { 0 }
     }
 
     /// Whether another frame may go.
@@ -332,9 +337,11 @@ impl Congestion {
         if !self.is_queue_on_the_way(now) {
             return false;
         }
-        let (base, way) = (self.way.get(), self.ways.get());
+        let (base, way) = (self.way.get(), self.ways.last());
         match self.taken_down {
             None => self.taken_down = Some((self.window, way)),
+            // The queue was still growing.
+            Some((window, before)) if way > before => self.taken_down = Some((window, way)),
             Some((window, before)) if self.window <= window / 2 => {
                 let queue = before.saturating_sub(base);
                 if way.saturating_sub(base) > queue - queue / 4 {

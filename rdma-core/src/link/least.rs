@@ -78,6 +78,12 @@ impl<const N: usize> Rounds<N> {
         self.0.iter().copied().min().unwrap_or(u64::MAX)
     }
 
+    /// The least of the round trip that ended last; [`u64::MAX`] if there was no sample.
+    #[inline]
+    pub(super) fn last(&self) -> u64 {
+        self.0.get(1).copied().unwrap_or(u64::MAX)
+    }
+
     /// Whether even the least exceeds `base` by more than `margin`, and there was one in each round that has ended.
     #[inline]
     pub(super) fn exceeds(&self, base: u64, margin: u64) -> bool {
@@ -111,7 +117,7 @@ mod tests {
         round.note(300);
         assert!(!round.exceeds(100, 199));
         round.end();
-        assert_eq!(round.get(), 300);
+        assert_eq!((round.get(), round.last()), (300, 300));
         assert!(round.exceeds(100, 199));
         assert!(!round.exceeds(100, 200));
         assert!(!round.exceeds(u64::MAX, 5));

@@ -181,6 +181,7 @@ impl Session {
         } else {
             0
         };
+        stats.way_least = self.congestion.way_least();
         stats.window = self.congestion.window();
         stats.in_flight = self.congestion.in_flight();
         stats.cuts = self.congestion.cuts;

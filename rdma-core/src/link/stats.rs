@@ -57,6 +57,8 @@ pub struct Stats {
     pub rtt_deviation: u64,
     /// See [`Self::rtt`].
     pub rtt_least: u64,
+    /// Nanoseconds that frame and acknowledgement were under way alone, the least of the last 30 to 60 s; 0: not known.
+    pub way_least: u64,
     /// Bytes that may be under way, and that are.
     pub window: u64,
     /// See [`Self::window`].

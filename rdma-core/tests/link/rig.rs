@@ -48,6 +48,8 @@ pub(crate) struct Path {
     pub(crate) mtu: usize,
     /// Nothing gets through.
     pub(crate) down: bool,
+    /// Nanoseconds until a host looks at what has arrived.
+    pub(crate) looks_after: u64,
 }
 
 impl Path {
@@ -62,6 +64,7 @@ impl Path {
             queue: u64::MAX,
             mtu: 9000,
             down: false,
+            looks_after: 0,
         }
     }
 
@@ -79,6 +82,7 @@ impl Path {
             queue: 20_000 + random.below(4_000_000),
             mtu: 1200 + index(random.below(8000)),
             down: false,
+            looks_after: 0,
         }
     }
 }
@@ -412,7 +416,9 @@ impl Rig {
                 frame[bit / 8] ^= 1 << (bit % 8);
             }
             self.sequence += 1;
-            self.under_way.insert((arrives, self.sequence), (to, frame));
+            let looked_at = arrives.plus(path.looks_after);
+            self.under_way
+                .insert((looked_at, self.sequence), (to, frame));
         }
     }
 
@@ -449,11 +455,12 @@ impl Rig {
     /// Hands a frame to a host, as if it had arrived.
     pub(crate) fn deliver(&mut self, to: usize, mut frame: Vec<u8>) {
         let now = self.now;
+        let arrived = Time(now.0.saturating_sub(self.path.looks_after));
         let host = &mut self.hosts[to];
         // What is dropped shows in the statistics.
         let _ = host
             .link
-            .handle_frame(now, Some(now), &mut frame, &mut host.programs);
+            .handle_frame(now, Some(arrived), &mut frame, &mut host.programs);
         host.take_events();
     }
 
