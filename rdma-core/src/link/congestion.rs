@@ -7,8 +7,9 @@
 //!   what was lost.
 //! * The window shrinks while the queue that it causes costs more than [`Limits::queue_delay`]: what waits in a
 //!   driver or on the way makes everybody else wait as well. What waits for a backend to look, whose processor is
-//!   busy with something else, is no such queue: a smaller window would not shorten it. It only fits no cache, so
-//!   the window is held down then, but not further than to where it pays; further where other domains do send.
+//!   busy with something else, is no such queue: a smaller window would not shorten it. But it fits no cache, so the
+//!   window is held down then too, less far; further where other domains do send. A queue that half the window
+//!   does not shorten is somebody else's, and left alone.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
 #[cfg(test)]
@@ -255,19 +256,17 @@ impl Congestion {
         newest_lost: Option<Time>,
     ) {
         let queue_min = self.queue_min(now);
-        if let Some(newest) = newest_acked {
-            if newest >= self.round_end {
-                self.answers.end();
-                self.ways.end();
-                self.round_end = now;
-                if !self.is_queue_on_the_way(now) {
-                    self.taken_down = None;
-                }
-                if let Some(least) = self.held_down_to(now, rtt, queue_min)
-                    && !self.is_in_vain(now)
-                {
-                    self.shrink(least);
-                }
+        if newest_acked.is_some_and(|newest| newest >= self.round_end) {
+            self.answers.end();
+            self.ways.end();
+            self.round_end = now;
+            if !self.is_queue_on_the_way(now) {
+                self.taken_down = None;
+            }
+            if let Some(least) = self.held_down_to(now, rtt, queue_min)
+                && !self.is_in_vain(now)
+            {
+                self.shrink(least);
             }
         }
         if newest_lost.is_some_and(|lost| self.cut_at.is_none_or(|cut| lost > cut)) {
