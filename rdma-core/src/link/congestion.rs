@@ -289,6 +289,7 @@ impl Congestion {
     pub(super) fn collapse(&mut self) {
         self.threshold = (self.window / 2).max(FRAMES_INITIAL * self.frame);
         self.window = FRAMES_MIN * self.frame;
+        self.taken_down = None;
         self.epoch = None;
         self.credit = 0;
         self.acked = 0;
@@ -304,6 +305,7 @@ impl Congestion {
             return;
         }
         self.cuts += 1;
+        self.taken_down = None;
         self.acked = 0;
         self.lost = 0;
         self.cut_at = Some(now);
@@ -340,7 +342,9 @@ impl Congestion {
         match self.taken_down {
             None => self.taken_down = Some((self.window, way)),
             // The queue was still growing.
-            Some((window, before)) if way > before => self.taken_down = Some((window, way)),
+            Some((window, before)) if way > before && self.window > window / 2 => {
+                self.taken_down = Some((window, way));
+            }
             Some((window, before)) if self.window <= window / 2 => {
                 let queue = before.saturating_sub(base);
                 if way.saturating_sub(base) > queue - queue / 4 {

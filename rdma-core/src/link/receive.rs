@@ -188,7 +188,8 @@ impl Link {
             ack.frames += 1;
             ack.now |=
                 out_of_order || header.flags & flag::ACK_NOW != 0 || ack.frames >= ACK_FRAMES_MAX;
-            ack.at.get_or_insert(arrived.unwrap_or(now).plus(ACK_DELAY));
+            ack.at
+                .get_or_insert(arrived.unwrap_or(now).min(now).plus(ACK_DELAY));
         }
         Ok(())
     }

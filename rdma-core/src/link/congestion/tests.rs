@@ -182,13 +182,40 @@ fn a_queue_of_others_and_a_small_window_are_left_alone() {
     }
     assert!(least < before && least > before / 3, "{least} of {before}");
     assert!(c.window() >= before, "{} of {before}", c.window());
-    // The rule does not raise what losses have cut.
+    // So does one that grows.
     c.foreign_until = Time(0);
-    c.collapse();
-    for _ in 0..3 {
-        c.on_answer(now, rtt.latest, long);
-        now = now.plus(MILLISECOND);
-        c.settle(now, &rtt, Some(now), None);
+    let mut sum = 0;
+    for number in 0..400 {
+        let late = WAY + 4 * MILLISECOND + number * MICROSECOND;
+        round_of(&mut c, &rtt, &mut now, 0, late);
+        sum += c.window();
     }
+    assert!(sum / 400 > before / 2, "{} of {before}", sum / 400);
+}
+
+#[test]
+fn what_losses_have_cut_stays_cut() {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..12 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    let long = WAY + 5 * MILLISECOND;
+    while c.taken_down.is_none() {
+        round_of(&mut c, &rtt, &mut now, 0, long);
+    }
+    let before = c.window();
+    round_of(&mut c, &rtt, &mut now, 5, long);
+    assert_eq!(c.cuts, 1);
+    for _ in 0..12 {
+        round_of(&mut c, &rtt, &mut now, 0, long);
+        assert!(c.window() < before, "{} of {before}", c.window());
+    }
+    c.collapse();
+    assert_eq!(c.window(), FRAMES_MIN * FRAME);
+    // The floor of a queue is no reason to grow to it.
+    c.on_answer(now, rtt.latest, long);
+    now = now.plus(MILLISECOND);
+    c.settle(now, &rtt, Some(now), None);
     assert_eq!(c.window(), FRAMES_MIN * FRAME);
 }
