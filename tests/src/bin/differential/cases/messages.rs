@@ -209,7 +209,7 @@ fn timestamps(stage: &mut Stage, fresh: bool) {
         let spare = sys::fd_of(sys::socket(libc::AF_INET, libc::SOCK_DGRAM));
         let set = sys::setsockopt(spare, SOL_SOCKET, libc::SO_TIMESTAMP, 1);
         a.more.push(spare);
-        std::thread::sleep(core::time::Duration::from_millis(300));
+        std::thread::sleep(core::time::Duration::from_millis(800));
         show::ret(set)
     });
     for (label, name, value) in [
