@@ -165,7 +165,7 @@ impl Congestion {
 
     /// Nanoseconds that frame and acknowledgement are under way if nothing is in it; 0 before there was one.
     pub(super) const fn way_least(&self) -> u64 {
-        if self.way.known() { self.way.get() } else { 0 }
+        self.way.get_or_zero()
     }
 
     /// Whether another frame may go.

@@ -40,6 +40,11 @@ impl Base {
         self.least
     }
 
+    /// The same, but 0 before the first sample: for counters.
+    pub(super) const fn get_or_zero(&self) -> u64 {
+        if self.known() { self.least } else { 0 }
+    }
+
     /// Whether there was a sample.
     #[inline]
     pub(super) const fn known(&self) -> bool {

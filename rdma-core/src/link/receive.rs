@@ -27,8 +27,7 @@ pub(super) enum Done {
 
 impl Link {
     /// Takes one frame, which the machine had at `arrived`: up to when it was on its way, and not waiting for somebody to
-    /// look. The payload of a WRITE goes to `memory` straight from it; a sealed frame is
-    /// opened in place.
+    /// look. The payload of a WRITE goes to `memory` straight from it; a sealed frame is opened in place.
     ///
     /// # Errors
     /// [`Dropped`] says why the frame changed nothing; it is counted in [`super::Stats`].

@@ -30,9 +30,9 @@ impl Link {
                 }
                 if record.fate == Fate::UnderWay {
                     if record.number == ack.largest {
-                        session.rtt.sample(now, now.since(record.at), held);
-                        let way = |arrived: Time| arrived.since(record.at).saturating_sub(held);
                         let after = now.since(record.at);
+                        session.rtt.sample(now, after, held);
+                        let way = |arrived: Time| arrived.since(record.at).saturating_sub(held);
                         session
                             .congestion
                             .on_answer(now, after, arrived.map_or(0, way));

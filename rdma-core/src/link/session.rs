@@ -176,11 +176,7 @@ impl Session {
             0
         };
         stats.rtt_deviation = self.rtt.deviation;
-        stats.rtt_least = if self.rtt.known() {
-            self.rtt.least.get()
-        } else {
-            0
-        };
+        stats.rtt_least = self.rtt.least.get_or_zero();
         stats.way_least = self.congestion.way_least();
         stats.window = self.congestion.window();
         stats.in_flight = self.congestion.in_flight();

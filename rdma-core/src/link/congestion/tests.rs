@@ -45,6 +45,16 @@ fn round_of(c: &mut Congestion, rtt: &Rtt, now: &mut Time, loss: u64, way: u64) 
     c.settle(*now, rtt, Some(start.plus(1)), newest_lost);
 }
 
+/// The same after twelve rounds without a queue or a loss.
+fn grown() -> (Congestion, Rtt, Time) {
+    let (mut c, rtt) = congestion();
+    let mut now = Time(1);
+    for _ in 0..12 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    (c, rtt, now)
+}
+
 #[test]
 fn doubles_then_stops_at_the_limit() {
     let (mut c, rtt) = congestion();
@@ -135,11 +145,7 @@ fn an_idle_program_and_a_long_queue_do_not_grow_it() {
 
 #[test]
 fn a_queue_on_the_way_shrinks_it_as_far_as_it_takes() {
-    let (mut c, rtt) = congestion();
-    let mut now = Time(1);
-    for _ in 0..12 {
-        round(&mut c, &rtt, &mut now, 0);
-    }
+    let (mut c, rtt, mut now) = grown();
     let long = WAY + 2 * MILLISECOND;
     // One round of many is no queue.
     let before = c.window();
@@ -167,12 +173,8 @@ fn a_queue_on_the_way_shrinks_it_as_far_as_it_takes() {
 }
 
 #[test]
-fn a_queue_of_others_and_a_small_window_are_left_alone() {
-    let (mut c, rtt) = congestion();
-    let mut now = Time(1);
-    for _ in 0..12 {
-        round(&mut c, &rtt, &mut now, 0);
-    }
+fn a_queue_of_others_is_left_alone() {
+    let (mut c, rtt, mut now) = grown();
     // However small the window, the queue stays.
     let (long, before) = (WAY + 5 * MILLISECOND, c.window());
     let mut least = before;
@@ -195,11 +197,7 @@ fn a_queue_of_others_and_a_small_window_are_left_alone() {
 
 #[test]
 fn what_losses_have_cut_stays_cut() {
-    let (mut c, rtt) = congestion();
-    let mut now = Time(1);
-    for _ in 0..12 {
-        round(&mut c, &rtt, &mut now, 0);
-    }
+    let (mut c, rtt, mut now) = grown();
     let long = WAY + 5 * MILLISECOND;
     while c.taken_down.is_none() {
         round_of(&mut c, &rtt, &mut now, 0, long);
