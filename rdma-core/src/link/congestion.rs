@@ -8,7 +8,8 @@
 //! * The window shrinks while the queue that it causes costs more than [`Limits::queue_delay`]: what waits in a
 //!   driver or on the way makes everybody else wait as well. What waits for a backend to look, whose processor is
 //!   busy with something else, is no such queue: a smaller window would not shorten it. But it fits no cache, so the
-//!   window is held down then too, less far; further where other domains do send. A queue that half the window
+//!   window is held down then too, less far; further where other domains do send, and furthest where callers wait
+//!   (`company`). A queue that half the window
 //!   does not shorten is somebody else's, and left alone.
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
@@ -43,6 +44,8 @@ const CUT: f64 = 0.7;
 const QUEUE_MIN: u64 = 1 << 20;
 /// The same, on a link that several domains use.
 const QUEUE_MIN_SHARED: u64 = 512 << 10;
+/// The same, where callers wait for what is under way.
+const QUEUE_MIN_CALLERS: u64 = 128 << 10;
 /// The same for each stream that waits for its turn, on a link of one domain: with many, a window of
 /// [`QUEUE_MIN`] is a few frames of each, and programs and backends wake each other for little. One turn.
 const QUEUE_MIN_STREAM: u64 = 64 << 10;
@@ -109,6 +112,8 @@ pub(super) struct Congestion {
     /// The queue on the way is somebody else's: not taken down for it until then.
     foreign_until: Time,
     round_end: Time,
+    /// The window before callers came.
+    alone: Option<u64>,
     /// Cuts so far.
     pub(super) cuts: u64,
 }
@@ -136,6 +141,7 @@ impl Congestion {
             taken_down: None,
             foreign_until: Time(0),
             round_end: Time(0),
+            alone: None,
             cuts: 0,
         }
     }
@@ -179,19 +185,35 @@ impl Congestion {
         self.in_flight += size;
     }
 
-    /// What was sent is of this domain.
+    /// Who else uses the link.
     #[inline]
-    pub(super) fn on_sent_for(&mut self, domain: usize, now: Time) {
-        self.company.on_sent(domain, now);
+    pub(super) const fn company(&self) -> &Company {
+        &self.company
+    }
+
+    #[inline]
+    pub(super) const fn company_mut(&mut self) -> &mut Company {
+        &mut self.company
     }
 
     /// What the window is never held down below, for the delay that it causes.
     fn queue_min(&self, now: Time) -> u64 {
-        if self.company.is_mixed(now) {
+        if self.company.has_callers(now) {
+            QUEUE_MIN_CALLERS
+        } else if self.company.is_mixed(now) {
             QUEUE_MIN_SHARED
         } else {
             let streams = self.waiting.saturating_mul(QUEUE_MIN_STREAM);
             streams.clamp(QUEUE_MIN, QUEUE_MIN_STREAMS)
+        }
+    }
+
+    /// Once callers are gone, the window is soon what it was before they came.
+    fn note_callers(&mut self, now: Time) {
+        if self.company.has_callers(now) {
+            self.alone.get_or_insert(self.window);
+        } else if let Some(window) = self.alone.take() {
+            self.threshold = self.threshold.max(window);
         }
     }
 
@@ -256,6 +278,7 @@ impl Congestion {
         newest_lost: Option<Time>,
     ) {
         let queue_min = self.queue_min(now);
+        self.note_callers(now);
         if newest_acked.is_some_and(|newest| newest >= self.round_end) {
             self.answers.end();
             self.ways.end();
@@ -290,6 +313,7 @@ impl Congestion {
         self.threshold = (self.window / 2).max(FRAMES_INITIAL * self.frame);
         self.window = FRAMES_MIN * self.frame;
         self.taken_down = None;
+        self.alone = None;
         self.epoch = None;
         self.credit = 0;
         self.acked = 0;
@@ -306,6 +330,7 @@ impl Congestion {
         }
         self.cuts += 1;
         self.taken_down = None;
+        self.alone = None;
         self.acked = 0;
         self.lost = 0;
         self.cut_at = Some(now);

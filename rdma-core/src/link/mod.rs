@@ -145,6 +145,14 @@ impl Link {
         self.session.is_some()
     }
 
+    /// Whether streams wait for their turn that say little and often, beside one that always has more: what is handed to the
+    /// driver at once, or lies in its queue, they wait for.
+    #[inline]
+    pub fn has_callers(&self, now: Time) -> bool {
+        let session = self.session.as_ref();
+        session.is_some_and(|session| session.congestion.company().has_callers(now))
+    }
+
     /// Nanoseconds without any answer after which the link is down.
     pub const fn idle_timeout(&self) -> u64 {
         self.config.idle_timeout
@@ -369,6 +377,7 @@ fn update_ready(turns: &mut Turns, stream: &mut Stream) {
         return;
     }
     stream.ready = ready;
+    stream.was_idle = ready;
     if ready {
         turns.add(stream.turn, stream.credit);
     } else {

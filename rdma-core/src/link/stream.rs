@@ -45,6 +45,8 @@ pub(super) struct Stream {
     pub(super) stopped: bool,
     /// Known to the scheduler as ready.
     pub(super) ready: bool,
+    /// It had nothing to send, and has sent nothing since.
+    pub(super) was_idle: bool,
     /// What it had left when it was last ready.
     pub(super) credit: i64,
 
@@ -91,6 +93,7 @@ impl Stream {
             lost: RangeSet::default(),
             stopped: false,
             ready: false,
+            was_idle: false,
             credit: 1,
             edge: 0,
             beyond: RangeSet::default(),
@@ -138,6 +141,12 @@ impl Stream {
         self.edge = at.received;
         self.head = at.consumed.min(at.received);
         self.reported = self.head;
+    }
+
+    /// Whether the program has nothing more, be there room or not.
+    #[inline]
+    pub(super) const fn has_sent_all(&self) -> bool {
+        self.next == self.produced
     }
 
     /// What should be sent next: first what was lost, then what is new and fits the far ring.

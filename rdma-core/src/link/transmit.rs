@@ -332,7 +332,14 @@ impl Link {
             stream.ready = false;
             stream.credit = credit;
         }
-        session.congestion.on_sent_for(turn.domain, now);
+        let company = session.congestion.company_mut();
+        company.on_sent(turn.domain, now);
+        let was_idle = core::mem::take(&mut stream.was_idle);
+        if ready {
+            company.on_more(turn.slot);
+        } else if was_idle && stream.has_sent_all() {
+            company.on_all(turn.slot, length, now);
+        }
         sending.asks = true;
         sending.write = Some(SentWrite {
             slot: StreamRef {

@@ -128,8 +128,8 @@ fn an_idle_program_and_a_long_queue_do_not_grow_it() {
         assert_eq!(c.window(), floor, "{streams} streams");
     }
     c.waiting = all;
-    c.on_sent_for(1, now);
-    c.on_sent_for(2, now);
+    c.company_mut().on_sent(1, now);
+    c.company_mut().on_sent(2, now);
     for _ in 0..20 {
         round(&mut c, &rtt, &mut now, 0);
     }
@@ -141,6 +141,27 @@ fn an_idle_program_and_a_long_queue_do_not_grow_it() {
     assert!(c.window() > QUEUE_MIN, "{}", c.window());
     c.collapse();
     assert_eq!(c.window(), FRAMES_MIN * FRAME);
+}
+
+#[test]
+fn callers_wait_behind_little_wherever_it_waits() {
+    let (mut c, mut rtt, mut now) = grown();
+    rtt.sample(now, 5 * MILLISECOND, 0);
+    for _ in 0..30 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    let before = c.window();
+    assert!(before >= QUEUE_MIN);
+    c.company_mut().on_more(1);
+    for _ in 0..60 {
+        c.company_mut().on_all(2, 1, now);
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert_eq!(c.window(), QUEUE_MIN_CALLERS);
+    for _ in 0..60 {
+        round(&mut c, &rtt, &mut now, 0);
+    }
+    assert!(c.window() >= before, "{} of {before}", c.window());
 }
 
 #[test]
