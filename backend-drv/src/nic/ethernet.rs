@@ -12,7 +12,7 @@ use nix::sys::socket::{setsockopt, sockopt};
 use super::mtu::Mtu;
 use super::stamp::Stamps;
 use super::sys::{self, PacketRings};
-use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, RECEIVE_BYTES, Sink};
 
 /// The number that says what our frames carry: one that IEEE 802 keeps for local experiments.
 pub const ETHER_TYPE: u16 = 0x88b5;
@@ -178,9 +178,10 @@ impl Nic for Ethernet {
         let stats = &mut self.stats;
         let before = stats.received_frames;
         let mut losing = false;
+        let before_bytes = stats.received_bytes;
         let mut slots = 0;
         let mut clock = Stamps::default();
-        while slots < BATCH_MAX {
+        while slots < BATCH_MAX && stats.received_bytes - before_bytes < RECEIVE_BYTES {
             let there = self.rings.receive(|arrived| {
                 losing |= arrived.losing;
                 let frame = arrived.bytes.split_at_mut_checked(HEADER_BYTES);

@@ -19,7 +19,7 @@ use nix::sys::socket::{getsockopt, setsockopt, sockopt};
 
 use super::mtu::Mtu;
 use super::sys::{self, Inbox, Outbox, Run};
-use super::{Address, Arrival, Nic, NicStats, Outgoing, Sink};
+use super::{Address, Arrival, Nic, NicStats, Outgoing, RECEIVE_BYTES, Sink};
 
 /// A UDP socket.
 #[derive(Debug)]
@@ -35,6 +35,8 @@ pub struct Udp {
     outbox: Outbox,
     runs: Vec<Run>,
     inbox: Inbox,
+    /// The kernel had joined the frames of the last message.
+    joined: bool,
     /// What the socket said last about losses.
     lost: u32,
     stats: NicStats,
@@ -78,6 +80,7 @@ impl Udp {
             outbox: Outbox::default(),
             runs: Vec::new(),
             inbox: Inbox::new(MESSAGES_IN_MAX),
+            joined: false,
             lost: 0,
             stats: NicStats::default(),
         })
@@ -129,10 +132,10 @@ impl Udp {
         }
     }
 
-    /// Receives what one call brings; returns how many messages.
-    fn receive_some(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
+    /// Receives what one call brings, at most so many messages; returns how many.
+    fn receive_some(&mut self, most: usize, sink: &mut Sink<'_>) -> io::Result<usize> {
         self.stats.receive_calls += 1;
-        let datagrams = match self.inbox.receive(&self.socket) {
+        let datagrams = match self.inbox.receive(&self.socket, most) {
             Ok(datagrams) => datagrams,
             Err(error) => {
                 return match error.raw_os_error() {
@@ -144,6 +147,7 @@ impl Udp {
         };
         let stats = &mut self.stats;
         let lost = &mut self.lost;
+        let joined = &mut self.joined;
         let mut messages = 0;
         datagrams.for_each(|message| {
             messages += 1;
@@ -156,6 +160,7 @@ impl Udp {
                 return;
             };
             stats.received_bytes += message.bytes.len() as u64;
+            *joined = message.bytes.len() > message.segment;
             for frame in message.bytes.chunks_mut(message.segment) {
                 stats.received_frames += 1;
                 let from = Address::Udp(from);
@@ -267,11 +272,12 @@ impl Nic for Udp {
 
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
         let before = self.stats;
-        // Where the kernel joins nothing, a call brings little.
+        // Where the kernel joins nothing, a message brings little, and a call takes several.
         for _ in 0..CALLS_IN_MAX {
-            let messages = self.receive_some(sink)?;
+            let most = if self.joined { 1 } else { MESSAGES_IN_MAX };
+            let messages = self.receive_some(most, sink)?;
             let bytes = self.stats.received_bytes - before.received_bytes;
-            if messages < MESSAGES_IN_MAX || bytes >= BYTES_IN_ENOUGH {
+            if messages < most || bytes >= RECEIVE_BYTES {
                 break;
             }
         }
@@ -358,11 +364,9 @@ const MESSAGE_MAX: usize = IP_MAX - UDP_HEADER - IPV6_HEADER;
 const SEGMENTS_MAX: usize = 64;
 /// Messages that one call sends.
 const MESSAGES_MAX: usize = 16;
-/// Messages that one call receives. With as much as the window of a link at once (1 MiB) the far end waits for its
-/// acknowledgement while all of it is placed, and we then wait for the far end.
+/// Messages that one call receives.
 const MESSAGES_IN_MAX: usize = 4;
-/// Calls at once, and when it is enough.
+/// Calls at once.
 const CALLS_IN_MAX: usize = 4;
-const BYTES_IN_ENOUGH: u64 = 128 << 10;
 /// Room for what arrives while we are busy: a few milliseconds at 20 Gbit/s.
 const BUFFER_BYTES: usize = 8 << 20;

@@ -1,11 +1,11 @@
 //! The relay's one thread: receive, look, send, wake, wait. What it means is decided in [`super::switchboard`].
 
 mod commands;
+mod receiving;
 mod restarts;
 mod waiting;
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -25,7 +25,7 @@ use super::peers::Peers;
 use super::ports::Port;
 use super::switchboard::{Switchboard, Wake};
 use super::{Command, Kept, Report, Share, Waiting};
-use crate::ids::{PeerId, Process};
+use crate::ids::Process;
 use crate::keeper::record::Records;
 use crate::nic::Address;
 use crate::scheduling;
@@ -189,16 +189,28 @@ impl Engine {
         if busy {
             self.board.runs_on(current_cpu());
             self.board.settle(now);
-            self.wake();
-            self.report();
+            self.tell();
+            // Those who were woken may have had the processor meanwhile, and have answered.
+            if self.take_bits() {
+                self.board.settle(self.now());
+            }
         }
         if self.rounds.is_multiple_of(POLL_EVERY) || !busy {
             self.nics.announce();
         }
-        // What wakes programs may have given them the processor: frames are on their way from here on.
+        // Frames are on their way from here on.
         let now = self.now();
         let sent = self.nics.transmit(now, &mut self.board);
+        if busy {
+            self.tell();
+        }
         busy | sent
+    }
+
+    /// Tells everybody whom it concerns what has come of it.
+    fn tell(&mut self) {
+        self.wake();
+        self.report();
     }
 
     // ---- Programs ----
@@ -331,66 +343,5 @@ impl Engine {
                 served.port.wake(waits, wake.what, &others);
             }
         }
-    }
-
-    // ---- Other hosts ----
-
-    /// The line to a backend; it is made if there is none.
-    fn line_to(&mut self, peer: PeerId) -> Option<usize> {
-        if let Some(line) = self.board.line_of(peer) {
-            self.board.connect(line, self.now());
-            return Some(line);
-        }
-        let (nic, address) = {
-            let peers = self.wires.lock_peers();
-            let found = peers.get(peer)?;
-            (found.link, found.address)
-        };
-        let link = self.nics.new_link(nic, self.now())?;
-        let line = self.board.add_line(peer, link);
-        self.nics.attach(nic, address, line);
-        Some(line)
-    }
-
-    fn receive(&mut self) -> bool {
-        let now = self.now();
-        let mut some = false;
-        for nic in 0..self.nics.len() {
-            let mut strangers = std::mem::take(&mut self.strangers);
-            some |= self
-                .nics
-                .receive(nic, now, self.started, &mut self.board, &mut strangers);
-            for (from, mut frame) in strangers.drain(..) {
-                if let Some(addresses) = self.nics.announced(nic, &frame) {
-                    self.note_announced(nic, from, &addresses);
-                    continue;
-                }
-                if let Some(line) = self.line_from(nic, from) {
-                    let _ = self.board.handle_frame(line, now, None, &mut frame);
-                }
-            }
-            self.strangers = strangers;
-        }
-        some
-    }
-
-    /// A backend has said which addresses its programs have.
-    fn note_announced(&self, nic: usize, from: Address, addresses: &[IpAddr]) {
-        let mut peers = self.wires.lock_peers();
-        if let Some(peer) = peers.number(nic, from) {
-            peers.announced(peer, addresses);
-        }
-    }
-
-    /// The line to a backend that speaks first, if it may be one.
-    fn line_from(&mut self, nic: usize, from: Address) -> Option<usize> {
-        let peer = {
-            let mut peers = self.wires.lock_peers();
-            if !peers.may_speak(nic, from) {
-                return None;
-            }
-            peers.number(nic, from)?
-        };
-        self.line_to(peer)
     }
 }

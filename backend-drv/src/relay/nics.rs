@@ -15,8 +15,13 @@ use super::switchboard::Switchboard;
 use crate::config::{DriverConfig, LinkConfig};
 use crate::nic::{self, Address, Arrival, Driver, Nic, NicConfig, NicStats, Outgoing, Slice};
 
-/// Frames that are prepared at once.
+/// Frames that are prepared at once,
 const BATCH: usize = 64;
+/// and no more once it is so many bytes, where callers wait for their turn beside a stream that always has more: nobody looks
+/// at what they say while a batch is sent.
+const BATCH_BYTES_BESIDE: usize = 16 << 10;
+/// A frame of so many bytes at most says that somebody waits for an answer, or gives one.
+const BRIEF: usize = 1024;
 /// Kind of a frame that announces.
 const ANNOUNCE: u8 = 4;
 /// Backends that are remembered to have announced themselves.
@@ -109,6 +114,16 @@ struct Port {
     announcing: Option<Announcing>,
 }
 
+/// What one call of a NIC has brought.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Received {
+    /// 0: there is nothing more.
+    pub(super) frames: usize,
+    pub(super) bytes: usize,
+    /// One of them was short.
+    pub(super) brief: bool,
+}
+
 /// A frame that is ready to be sent. Its memory is used again and again.
 #[derive(Debug)]
 struct Ready {
@@ -195,8 +210,7 @@ impl Nics {
         }
     }
 
-    /// Takes what has come over NIC `port`, as much as one call takes: a program that has little to say waits for no more
-    /// than that of others'. `stranger` is asked for the line of whoever was not heard of before.
+    /// Takes what has come over NIC `port`, as much as one call takes. `strangers` is asked for the line of whoever was not heard of before.
     pub(super) fn receive(
         &mut self,
         index: usize,
@@ -204,9 +218,10 @@ impl Nics {
         clock: Instant,
         board: &mut Switchboard,
         strangers: &mut Vec<(Address, Vec<u8>)>,
-    ) -> bool {
+    ) -> Received {
+        let mut received = Received::default();
         let Some(port) = self.ports.get_mut(index) else {
-            return false;
+            return received;
         };
         let by_address = &port.by_address;
         let announces = port.announcing.is_some();
@@ -220,26 +235,28 @@ impl Nics {
                 Some(line)
             }
         };
-        let mut sink = |Arrival { from, at }: Arrival, frame: &mut [u8]| match line_of(from) {
-            Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
-                let arrived = at.map(|at| Time(nanos(at.saturating_duration_since(clock))));
-                if let Err(why) = board.handle_frame(line, now, arrived, frame) {
-                    tracing::trace!(%from, %why, "frame");
+        let mut sink = |Arrival { from, at }: Arrival, frame: &mut [u8]| {
+            received.bytes += frame.len();
+            received.brief |= frame.len() <= BRIEF;
+            match line_of(from) {
+                Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
+                    let arrived = at.map(|at| Time(nanos(at.saturating_duration_since(clock))));
+                    if let Err(why) = board.handle_frame(line, now, arrived, frame) {
+                        tracing::trace!(%from, %why, "frame");
+                    }
                 }
-            }
-            _ => {
-                if strangers.len() < BATCH {
-                    strangers.push((from, frame.to_vec()));
+                _ => {
+                    if strangers.len() < BATCH {
+                        strangers.push((from, frame.to_vec()));
+                    }
                 }
             }
         };
-        port.nic.receive(&mut sink).map_or_else(
-            |error| {
-                tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
-                false
-            },
-            |frames| frames > 0,
-        )
+        let frames = port.nic.receive(&mut sink).unwrap_or_else(|error| {
+            tracing::error!(link = port.config.name, %error, "the NIC is of no use any more");
+            0
+        });
+        Received { frames, ..received }
     }
 
     /// Sends one batch of what the lines have, as far as the NICs take it. True if anything was sent.
@@ -324,12 +341,18 @@ impl Port {
             let Some((line, to)) = self.lines.get((self.next + turn) % lines).copied() else {
                 continue;
             };
-            while self.ready.len() < BATCH {
+            let mut room = if board.link(line).is_some_and(|link| link.has_callers(now)) {
+                BATCH_BYTES_BESIDE
+            } else {
+                usize::MAX
+            };
+            while self.ready.len() < BATCH && room > 0 {
                 let mut ready = self.spare.pop().unwrap_or_else(|| Ready::new(to));
                 let Some(frame) = board.poll_transmit(line, now, &mut ready.head) else {
                     self.spare.push(ready);
                     break;
                 };
+                room = room.saturating_sub(frame.size);
                 (ready.to, ready.frame) = (to, frame);
                 if !frame.sealed || ready.seal(line, board) {
                     self.ready.push_back(ready);

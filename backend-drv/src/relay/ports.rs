@@ -3,8 +3,9 @@
 //! To a program the relay looks like another program with one waiting context. Each program has a context and a
 //! doorbell of its own, so that none can ring, silence or exhaust another's.
 //!
-//! A port is *awake* while the engine looks at its bits in each round. It sleeps when the engine does, and goes on
-//! sleeping, at no cost, until its own doorbell rings.
+//! A port is *awake* while the engine looks at its bits in each round. It sleeps when the engine does. When the engine
+//! wakes up, so do the ports of programs that it lately heard of: it looks at doorbells only now and then while it is
+//! busy. The others go on sleeping, at no cost, until their own doorbell rings.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::doorbell;
 use crate::ids::Process;
 use crate::wake::Waiters;
 
+/// A port that fell asleep so often without hearing of its program sleeps until its own doorbell rings.
+const DOZES_MAX: u32 = 64;
+
 /// One program's port.
 #[derive(Debug)]
 pub(super) struct Port {
@@ -25,6 +29,8 @@ pub(super) struct Port {
     own: Arc<Waiters>,
     bell: Arc<OwnedFd>,
     is_awake: bool,
+    /// How often it fell asleep since the program last had something.
+    dozes: u32,
     /// Connection numbers by bit.
     bits: Vec<Option<u32>>,
     free: Vec<u16>,
@@ -46,6 +52,7 @@ impl Port {
             own,
             bell,
             is_awake: true,
+            dozes: 0,
             bits: Vec::new(),
             free: Vec::new(),
         };
@@ -138,6 +145,18 @@ impl Port {
         self.is_awake = true;
     }
 
+    /// The engine is awake, for whatever reason.
+    pub(super) fn wake_up_if_recent(&mut self) {
+        if !self.is_awake && self.dozes < DOZES_MAX {
+            self.wake_up();
+        }
+    }
+
+    /// Whether the program has something, as far as the engine looks.
+    pub(super) fn has_pending(&self) -> bool {
+        self.is_awake && self.context().is_some_and(EventContext::has_pending)
+    }
+
     /// Gives each connection that the program has something for to `found`. True if there were any.
     pub(super) fn take(&mut self, mut found: impl FnMut(u32)) -> bool {
         let Some(context) = self.own.events.context(0) else {
@@ -146,6 +165,7 @@ impl Port {
         if !context.has_pending() {
             return false;
         }
+        self.dozes = 0;
         let bits = &self.bits;
         context.take_pending(|bit| {
             if let Some(Some(connection)) = bits.get(usize::from(bit)) {
@@ -166,6 +186,7 @@ impl Port {
             return false;
         }
         self.is_awake = false;
+        self.dozes = self.dozes.saturating_add(1);
         true
     }
 
@@ -197,5 +218,55 @@ impl Port {
                 other.wake(who);
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::epoll::EpollCreateFlags;
+
+    use super::*;
+    use crate::relay::doorbell;
+    use crate::shared::EventMemory;
+
+    fn waiters(process: u32) -> Arc<Waiters> {
+        let events = EventMemory::create().expect("memory");
+        Arc::new(Waiters::new(Process(process), 0, events))
+    }
+
+    #[test]
+    fn who_was_heard_of_lately_is_looked_at_whoever_wakes_the_engine() {
+        let epoll = Epoll::new(EpollCreateFlags::empty()).expect("an epoll set");
+        let own = waiters(2);
+        let bell = Arc::new(doorbell().expect("an eventfd"));
+        let mut port = Port::new(waiters(1), Arc::clone(&own), bell, &epoll, 9).expect("a port");
+        let bit = port.enter(7).and_then(|who| who.bit).expect("a bit");
+        let context = own.events.context(0).expect("a context");
+
+        assert!(port.doze());
+        port.wake_up_if_recent();
+        assert!(port.is_awake() && !port.has_pending());
+        context.post(bit);
+        assert!(port.has_pending());
+        assert!(!context.take_sleeper(), "nobody has to ring");
+        assert!(!port.doze(), "there is something");
+        let mut found = Vec::new();
+        assert!(port.take(|connection| found.push(connection)));
+        assert_eq!(found, [7]);
+
+        // One that says nothing costs nothing.
+        for _ in 0..DOZES_MAX {
+            port.wake_up_if_recent();
+            assert!(port.is_awake() && port.doze());
+        }
+        port.wake_up_if_recent();
+        assert!(!port.is_awake());
+        context.post(bit);
+        assert!(!port.has_pending(), "it is not looked at");
+        assert!(context.take_sleeper(), "and has to ring");
+        port.wake_up();
+        assert!(port.take(|_| {}) && port.doze());
+        port.wake_up_if_recent();
+        assert!(port.is_awake());
     }
 }

@@ -83,15 +83,16 @@ impl Inbox {
         }
     }
 
-    /// Receives what is there, up to the room.
+    /// Receives what is there, at most so many messages, up to the room.
     ///
     /// # Errors
     /// `WouldBlock` if there is nothing.
-    pub fn receive(&mut self, socket: impl AsFd) -> io::Result<Datagrams<'_>> {
+    pub fn receive(&mut self, socket: impl AsFd, most: usize) -> io::Result<Datagrams<'_>> {
         let buffers = self.bytes.chunks_exact_mut(BUFFER_BYTES);
         let rooms = self.names.iter_mut().zip(&mut self.controls);
         let parts = self.iovecs.iter_mut().zip(buffers).zip(rooms);
-        for (header, ((iovec, buffer), (name, control))) in self.headers.iter_mut().zip(parts) {
+        let headers = self.headers.iter_mut().take(most);
+        for (header, ((iovec, buffer), (name, control))) in headers.zip(parts) {
             iovec.iov_base = buffer.as_mut_ptr().cast();
             iovec.iov_len = buffer.len();
             let header = &mut header.msg_hdr;
@@ -103,7 +104,7 @@ impl Inbox {
             header.msg_controllen = size_of::<Control>() as _;
             header.msg_flags = 0;
         }
-        let count = u32::try_from(self.headers.len()).unwrap_or(u32::MAX);
+        let count = u32::try_from(most.min(self.headers.len())).unwrap_or(u32::MAX);
         let headers = self.headers.as_mut_ptr();
         // The flags have another type in musl's libc.
         let flags = libc::MSG_DONTWAIT as _;

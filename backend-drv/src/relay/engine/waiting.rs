@@ -14,6 +14,7 @@ impl Engine {
         self.tell_counts(true);
         for served in self.ports.values_mut() {
             if served.port.is_awake() && !served.port.doze() {
+                self.wake_recent_ports();
                 return;
             }
         }
@@ -28,7 +29,14 @@ impl Engine {
             .map(|at| at.saturating_duration_since(Instant::now()));
         let drain = self.draining.map(|_| Duration::from_millis(20));
         self.wait([link, nic, drain].into_iter().flatten().min());
+        self.wake_recent_ports();
         self.idle.woken();
+    }
+
+    fn wake_recent_ports(&mut self) {
+        for served in self.ports.values_mut() {
+            served.port.wake_up_if_recent();
+        }
     }
 
     /// Looks at the descriptors, for at most `timeout`.
