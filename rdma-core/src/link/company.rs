@@ -1,13 +1,17 @@
 //! Who else uses a link: what is under way for one makes the others wait.
 //!
 //! * Several domains, if more than one has sent.
-//! * *Callers*: streams that have little to say, say all of it at once, and do so again and again, beside a stream that always
-//!   has more. Somebody waits for each of their answers.
+//! * *Callers*: streams that have little to say, say all of it at once, and do so again and again, beside a stream that has
+//!   much. Whoever sends like that mostly waits for answers, or somebody for his.
 
 use super::time::{MILLISECOND, Time};
 
 /// A link counts as shared for so long after the turn last went from one domain to another.
 const REMEMBERED: u64 = 100 * MILLISECOND;
+
+/// A stream has much if it has sent so many bytes and never was without; for so long after that it counts.
+pub(super) const MUCH: u64 = 64 << 10;
+const MUCH_REMEMBERED: u64 = 5 * MILLISECOND;
 
 /// A caller says at most so many bytes,
 const CALL_BYTES: usize = 4096;
@@ -23,8 +27,8 @@ const CALLERS_REMEMBERED: u64 = 50 * MILLISECOND;
 pub(super) struct Company {
     domain: Option<usize>,
     mixed_until: Time,
-    /// The stream that last had more to send than went into a frame.
-    busy: Option<u32>,
+    /// The stream that last had much to send, and when.
+    busy: Option<(u32, Time)>,
     calls: u32,
     calls_since: Time,
     callers_until: Time,
@@ -51,16 +55,17 @@ impl Company {
         }
     }
 
-    /// The stream in `slot` has more to send.
+    /// The stream in `slot` has sent [`MUCH`] and has more.
     #[inline]
-    pub(super) const fn on_more(&mut self, slot: u32) {
-        self.busy = Some(slot);
+    pub(super) const fn on_more(&mut self, slot: u32, now: Time) {
+        self.busy = Some((slot, now));
     }
 
     /// The stream in `slot`, which had nothing to send before, sent `bytes`, which was all.
     #[inline]
     pub(super) fn on_all(&mut self, slot: u32, bytes: usize, now: Time) {
-        if bytes > CALL_BYTES || self.busy.is_none_or(|busy| busy == slot) {
+        let beside = |(busy, at): (u32, Time)| busy != slot && now.since(at) <= MUCH_REMEMBERED;
+        if bytes > CALL_BYTES || !self.busy.is_some_and(beside) {
             return;
         }
         if now.since(self.calls_since) > CALLS_WITHIN {
@@ -105,29 +110,28 @@ mod tests {
     }
 
     #[test]
-    fn callers_call_often_beside_a_stream_that_has_more() {
-        const PAUSE: u64 = CALLS_WITHIN / 16;
-        let calls = |company: &mut Company, slot: u32, bytes: usize, from: u64, pause: u64| {
-            for at in 0..u64::from(CALLS) {
-                company.on_all(slot, bytes, Time(from + at * pause));
+    fn callers_call_often_beside_a_stream_that_has_much() {
+        const OFTEN: u64 = CALLS_WITHIN / 16;
+        /// As many calls as it takes, beside slot 1 or alone.
+        fn calls(company: &mut Company, slot: u32, bytes: usize, pause: u64, beside: bool) -> bool {
+            let start = company.callers_until.0.max(company.calls_since.0) + CALLS_WITHIN + 1;
+            let mut now = Time(start);
+            for _ in 0..CALLS {
+                if beside {
+                    company.on_more(1, now);
+                }
+                now = now.plus(pause);
+                company.on_all(slot, bytes, now);
             }
-            company.has_callers(Time(from + u64::from(CALLS) * pause))
-        };
+            company.has_callers(now)
+        }
         let mut company = Company::new();
-        assert!(
-            !calls(&mut company, 1, 10, MILLISECOND, PAUSE),
-            "nobody else"
-        );
-        company.on_more(1);
-        let later = 40 * MILLISECOND;
-        assert!(!calls(&mut company, 1, 10, later, PAUSE), "its own tails");
-        assert!(
-            !calls(&mut company, 2, CALL_BYTES + 1, later, PAUSE),
-            "long"
-        );
-        assert!(!calls(&mut company, 2, 10, later, CALLS_WITHIN / 4), "rare");
-        let often = 200 * MILLISECOND;
-        assert!(calls(&mut company, 2, CALL_BYTES, often, PAUSE));
-        assert!(!company.has_callers(Time(often + CALLS_WITHIN + CALLERS_REMEMBERED)));
+        assert!(!calls(&mut company, 2, 10, OFTEN, false), "nobody else");
+        assert!(!calls(&mut company, 1, 10, OFTEN, true), "its own tails");
+        assert!(!calls(&mut company, 2, CALL_BYTES + 1, OFTEN, true), "long");
+        assert!(!calls(&mut company, 2, 10, CALLS_WITHIN / 4, true), "rare");
+        assert!(calls(&mut company, 2, CALL_BYTES, OFTEN, true));
+        assert!(!company.has_callers(company.callers_until));
+        assert!(!calls(&mut company, 2, 10, OFTEN, false), "no longer");
     }
 }

@@ -9,8 +9,7 @@
 //!   driver or on the way makes everybody else wait as well. What waits for a backend to look, whose processor is
 //!   busy with something else, is no such queue: a smaller window would not shorten it. But it fits no cache, so the
 //!   window is held down then too, less far; further where other domains do send, and furthest where callers wait
-//!   (`company`). A queue that half the window
-//!   does not shorten is somebody else's, and left alone.
+//!   (`company`). What half the window does not shorten is somebody else's queue, or none, and left alone (`trial`).
 //! * It never exceeds what the far end's driver can hold ([`Limits::window_max`]).
 
 #[cfg(test)]
@@ -20,6 +19,7 @@ use super::company::Company;
 use super::least::{Base, Rounds};
 use super::rtt::Rtt;
 use super::time::{MICROSECOND, SECOND, Time};
+use super::trial::Trial;
 
 /// Frames at the start of a session, and after its path fell silent for long.
 const FRAMES_INITIAL: u64 = 16;
@@ -56,8 +56,6 @@ const QUEUE_MIN_STREAMS: u64 = 4 << 20;
 /// are woken.
 const QUEUE_LEAST: u64 = 64 << 10;
 const FRAMES_LEAST: u64 = 4;
-/// For so long a queue of others is left alone.
-const FOREIGN: u64 = SECOND;
 
 /// What is left of the window after a round in which the queue was long: all but this part.
 const QUEUE_SHARE: u64 = 8;
@@ -107,12 +105,11 @@ pub(super) struct Congestion {
     answers: Rounds<2>,
     ways: Rounds<4>,
     way: Base,
-    /// Window and longest way when it last was taken down for a queue on the way.
-    taken_down: Option<(u64, u64)>,
-    /// The queue on the way is somebody else's: not taken down for it until then.
-    foreign_until: Time,
+    /// Whether the window is to be taken down for a queue on the way, and for callers.
+    way_trial: Trial,
+    call_trial: Trial,
     round_end: Time,
-    /// The window before callers came.
+    /// Up to where it doubled, or was, before callers came.
     alone: Option<u64>,
     /// Cuts so far.
     pub(super) cuts: u64,
@@ -138,8 +135,8 @@ impl Congestion {
             answers: Rounds::new(),
             ways: Rounds::new(),
             way: Base::new(),
-            taken_down: None,
-            foreign_until: Time(0),
+            way_trial: Trial::new(),
+            call_trial: Trial::new(),
             round_end: Time(0),
             alone: None,
             cuts: 0,
@@ -198,8 +195,8 @@ impl Congestion {
 
     /// What the window is never held down below, for the delay that it causes.
     fn queue_min(&self, now: Time) -> u64 {
-        if self.company.has_callers(now) {
-            QUEUE_MIN_CALLERS
+        if self.company.has_callers(now) && !self.call_trial.rests(now) {
+            QUEUE_MIN_CALLERS.max(FRAMES_LEAST * self.frame)
         } else if self.company.is_mixed(now) {
             QUEUE_MIN_SHARED
         } else {
@@ -211,10 +208,19 @@ impl Congestion {
     /// Once callers are gone, the window is soon what it was before they came.
     fn note_callers(&mut self, now: Time) {
         if self.company.has_callers(now) {
-            self.alone.get_or_insert(self.window);
-        } else if let Some(window) = self.alone.take() {
-            self.threshold = self.threshold.max(window);
+            let alone = self.threshold.max(self.window);
+            self.alone.get_or_insert(alone);
+        } else if let Some(alone) = self.alone.take() {
+            self.threshold = self.threshold.max(alone);
+            self.call_trial.end();
         }
+    }
+
+    /// The window is cut for another reason.
+    const fn end_trials(&mut self) {
+        self.way_trial.end();
+        self.call_trial.end();
+        self.alone = None;
     }
 
     /// There was more to send than the window let: so many streams wait.
@@ -284,12 +290,12 @@ impl Congestion {
             self.ways.end();
             self.round_end = now;
             if !self.is_queue_on_the_way(now) {
-                self.taken_down = None;
+                self.way_trial.end();
             }
             if let Some(least) = self.held_down_to(now, rtt, queue_min)
-                && !self.is_in_vain(now)
+                && !self.is_in_vain(now, rtt)
             {
-                self.shrink(least);
+                self.shrink(now, least);
             }
         }
         if newest_lost.is_some_and(|lost| self.cut_at.is_none_or(|cut| lost > cut)) {
@@ -312,8 +318,7 @@ impl Congestion {
     pub(super) fn collapse(&mut self) {
         self.threshold = (self.window / 2).max(FRAMES_INITIAL * self.frame);
         self.window = FRAMES_MIN * self.frame;
-        self.taken_down = None;
-        self.alone = None;
+        self.end_trials();
         self.epoch = None;
         self.credit = 0;
         self.acked = 0;
@@ -329,8 +334,7 @@ impl Congestion {
             return;
         }
         self.cuts += 1;
-        self.taken_down = None;
-        self.alone = None;
+        self.end_trials();
         self.acked = 0;
         self.lost = 0;
         self.cut_at = Some(now);
@@ -354,44 +358,38 @@ impl Congestion {
 
     fn is_queue_on_the_way(&self, now: Time) -> bool {
         let delay = self.limits.queue_delay;
-        now >= self.foreign_until && self.ways.exceeds(self.way.get(), delay)
+        !self.way_trial.rests(now) && self.ways.exceeds(self.way.get(), delay)
     }
 
-    /// Half the window and still nearly the same queue: it is others', or the way became longer. Then the window goes
-    /// back to where it was.
-    fn is_in_vain(&mut self, now: Time) -> bool {
-        if !self.is_queue_on_the_way(now) {
-            return false;
+    /// Half the window and still nearly the same queue: it is others', or the way became longer, or a backend looks late whatever
+    /// waits for it. Then the window goes back to where it was.
+    fn is_in_vain(&mut self, now: Time, rtt: &Rtt) -> bool {
+        let restored = if self.is_queue_on_the_way(now) {
+            let (base, way) = (self.way.get(), self.ways.last());
+            self.way_trial.look(now, self.window, base, way)
+        } else if self.company.has_callers(now) {
+            let (base, answer) = (rtt.least.get(), self.answers.last());
+            self.call_trial.look(now, self.window, base, answer)
+        } else {
+            None
+        };
+        if let Some(window) = restored {
+            self.window = window;
+            self.clamp();
+            self.threshold = self.threshold.max(window);
         }
-        let (base, way) = (self.way.get(), self.ways.last());
-        match self.taken_down {
-            None => self.taken_down = Some((self.window, way)),
-            // The queue was still growing.
-            Some((window, before)) if way > before && self.window > window / 2 => {
-                self.taken_down = Some((window, way));
-            }
-            Some((window, before)) if self.window <= window / 2 => {
-                let queue = before.saturating_sub(base);
-                if way.saturating_sub(base) > queue - queue / 4 {
-                    self.window = window;
-                    self.clamp();
-                    self.threshold = self.threshold.max(window);
-                    self.taken_down = None;
-                    self.foreign_until = now.plus(FOREIGN);
-                    return true;
-                }
-                self.taken_down = Some((self.window, way));
-            }
-            Some(_) => {}
-        }
-        false
+        restored.is_some()
     }
 
     /// Down, but not below `least`; from here on it grows slowly.
-    fn shrink(&mut self, least: u64) {
+    fn shrink(&mut self, now: Time, least: u64) {
         self.window = (self.window - self.window / QUEUE_SHARE).max(least);
         self.clamp();
         self.threshold = self.threshold.min(self.window);
+        if self.is_queue_on_the_way(now) {
+            // Which was there without callers, too.
+            self.alone = self.alone.map(|alone| alone.min(self.window));
+        }
         self.window_before = as_f64(self.window) / as_f64(self.frame);
         self.epoch = None;
     }

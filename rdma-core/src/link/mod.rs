@@ -53,6 +53,7 @@ mod stream;
 mod time;
 mod timeout;
 mod transmit;
+mod trial;
 mod turns;
 
 use std::collections::VecDeque;
@@ -145,8 +146,8 @@ impl Link {
         self.session.is_some()
     }
 
-    /// Whether streams wait for their turn that say little and often, beside one that always has more: what is handed to the
-    /// driver at once, or lies in its queue, they wait for.
+    /// Whether there are streams that say little and often, beside one that has much to say: what is handed to the driver at
+    /// once, or lies in its queue, they wait for.
     #[inline]
     pub fn has_callers(&self, now: Time) -> bool {
         let session = self.session.as_ref();
@@ -377,8 +378,8 @@ fn update_ready(turns: &mut Turns, stream: &mut Stream) {
         return;
     }
     stream.ready = ready;
-    stream.was_idle = ready;
     if ready {
+        stream.run = 0;
         turns.add(stream.turn, stream.credit);
     } else {
         stream.credit = turns.remove(stream.turn);

@@ -45,8 +45,8 @@ pub(super) struct Stream {
     pub(super) stopped: bool,
     /// Known to the scheduler as ready.
     pub(super) ready: bool,
-    /// It had nothing to send, and has sent nothing since.
-    pub(super) was_idle: bool,
+    /// Bytes sent since it last had nothing to send.
+    pub(super) run: u64,
     /// What it had left when it was last ready.
     pub(super) credit: i64,
 
@@ -93,7 +93,7 @@ impl Stream {
             lost: RangeSet::default(),
             stopped: false,
             ready: false,
-            was_idle: false,
+            run: 0,
             credit: 1,
             edge: 0,
             beyond: RangeSet::default(),

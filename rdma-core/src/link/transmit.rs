@@ -1,5 +1,6 @@
 //! What a link sends.
 
+use super::company::MUCH;
 use super::frame::{Frame, Head, Payload};
 use super::schedule::Schedule;
 use super::sent::{Item, SentWrite, StreamRef};
@@ -323,10 +324,13 @@ impl Link {
         }
         .emit_head(length, &mut head.bytes);
         let size = head.bytes.len() + length + session.tag();
-        if stream.advance(offset, length as u64) {
+        let again = stream.advance(offset, length as u64);
+        if again {
             self.stats.bytes_again += length as u64;
         }
         self.stats.stream_bytes_sent += length as u64;
+        let is_first = stream.run == 0;
+        stream.run += length as u64;
         let ready = stream.sendable().is_some();
         if let Some(credit) = self.turns.charge(turn, size, ready, schedule) {
             stream.ready = false;
@@ -334,10 +338,9 @@ impl Link {
         }
         let company = session.congestion.company_mut();
         company.on_sent(turn.domain, now);
-        let was_idle = core::mem::take(&mut stream.was_idle);
-        if ready {
-            company.on_more(turn.slot);
-        } else if was_idle && stream.has_sent_all() {
+        if ready && stream.run >= MUCH {
+            company.on_more(turn.slot, now);
+        } else if is_first && !again && stream.has_sent_all() {
             company.on_all(turn.slot, length, now);
         }
         sending.asks = true;

@@ -41,12 +41,16 @@ fn who_looks_late_gets_a_large_window_all_the_same() {
     );
 }
 
-/// A stream that always has more, and where asked another that says little and often: the window of the
-/// sending link after some time with neither, with it, and without it again.
-fn windows_with_a_caller(domains: [DomainId; 2], call: u64, pause: u64) -> [Stats; 3] {
+/// A stream that always has more, and beside it, for the second of three parts, another that says `call` bytes every `pause`: the
+/// window of the sending link at the end of each part, and bytes in a second.
+fn beside_a_caller(
+    [one, other]: [DomainId; 2],
+    call: u64,
+    pause: u64,
+    change: impl Fn(&mut Path),
+) -> [(u64, u64); 3] {
     // A link counts as shared for 100 ms after it was.
-    let is_shared = domains[0] != domains[1];
-    let lasts = [40, 40, if is_shared { 160 } else { 60 }];
+    let lasts = [40, 60, if one == other { 60 } else { 160 }];
     let mut path = Path::clean();
     path.delay = 10 * MICROSECOND;
     path.rate = 4_000_000_000;
@@ -54,12 +58,12 @@ fn windows_with_a_caller(domains: [DomainId; 2], call: u64, pause: u64) -> [Stat
     assert!(rig.run_until(SECOND, Rig::both_up));
     rig.run(10 * MILLISECOND);
     // From here on processors are busy.
-    rig.path.looks_after = 400 * MICROSECOND;
-    rig.open_in(1, 1 << 22, [u64::MAX / 2, 0], 0, domains[0]);
-    rig.open_in(2, 1 << 22, [0, 0], 0, domains[1]);
+    change(&mut rig.path);
+    rig.open_in(1, 1 << 22, [u64::MAX / 2, 0], 0, one);
+    rig.open_in(2, 1 << 22, [0, 0], 0, other);
     let caller = 4;
-    let mut windows = [Stats::default(); 3];
-    for (part, window) in (0..3).zip(&mut windows) {
+    [0, 1, 2].map(|part| {
+        let before = rig.hosts[0].link.stats().stream_bytes_sent;
         for _ in 0..lasts[part] * MILLISECOND / pause {
             if part == 1 {
                 let programs = &mut rig.hosts[0].programs;
@@ -68,26 +72,40 @@ fn windows_with_a_caller(domains: [DomainId; 2], call: u64, pause: u64) -> [Stat
             }
             rig.run(pause);
         }
-        *window = rig.hosts[0].link.stats();
+        let stats = rig.hosts[0].link.stats();
         let called = rig.hosts[0].link.has_callers(rig.now);
         let expected = part == 1 && call <= 4096 && pause < MILLISECOND;
-        assert_eq!(called, expected, "{part}: {window:?}");
+        assert_eq!(called, expected, "{part}: {stats:?}");
+        let bytes = stats.stream_bytes_sent - before;
+        (stats.window, bytes * 1000 / lasts[part])
+    })
+}
+
+const OFTEN: u64 = 500 * MICROSECOND;
+
+#[test]
+fn callers_wait_behind_little_where_a_backend_is_slow() {
+    for domains in [[DomainId(0); 2], [DomainId(0), DomainId(1)]] {
+        let all = beside_a_caller(domains, 100, OFTEN, |path| path.takes = 2_000_000_000);
+        let [before, beside, after] = all;
+        assert!(before.0 >= 1 << 20, "{all:?}");
+        assert!(beside.0 <= 320 << 10, "{all:?}");
+        assert!(after.0 >= 1 << 20, "{all:?}");
+        assert!(beside.1 > before.1 * 9 / 10, "{all:?}");
     }
-    windows
+    // Neither what says much nor what speaks rarely is one.
+    for (call, pause) in [(9000, OFTEN), (100, 5 * MILLISECOND)] {
+        let all = beside_a_caller([DomainId(0); 2], call, pause, |path| {
+            path.takes = 2_000_000_000;
+        });
+        assert!(all[1].0 >= 1 << 20, "{all:?}");
+    }
 }
 
 #[test]
-fn who_says_little_and_often_waits_behind_little() {
-    let long = 1 << 20;
-    for domains in [[DomainId(0); 2], [DomainId(0), DomainId(1)]] {
-        let [before, beside, after] = windows_with_a_caller(domains, 100, 500 * MICROSECOND);
-        assert!(before.window >= long, "{before:?}");
-        assert!(beside.window <= 256 << 10, "{beside:?}");
-        assert!(after.window >= long, "{after:?}");
-    }
-    // Neither what says much nor what speaks rarely is one.
-    for (call, pause) in [(9000, 500 * MICROSECOND), (100, 5 * MILLISECOND)] {
-        let [_, beside, _] = windows_with_a_caller([DomainId(0); 2], call, pause);
-        assert!(beside.window >= long, "{beside:?}");
-    }
+fn callers_cost_little_where_a_backend_looks_late() {
+    let all = beside_a_caller([DomainId(0); 2], 100, OFTEN, |path| {
+        path.looks_after = 400 * MICROSECOND;
+    });
+    assert!(all[1].1 > all[0].1 * 7 / 10, "{all:?}");
 }

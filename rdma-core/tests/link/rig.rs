@@ -48,8 +48,10 @@ pub(crate) struct Path {
     pub(crate) mtu: usize,
     /// Nothing gets through.
     pub(crate) down: bool,
-    /// Nanoseconds until a host looks at what has arrived.
+    /// Nanoseconds until a host looks at what has arrived,
     pub(crate) looks_after: u64,
+    /// and how much it takes then, in bytes per second; 0: no limit.
+    pub(crate) takes: u64,
 }
 
 impl Path {
@@ -65,6 +67,7 @@ impl Path {
             mtu: 9000,
             down: false,
             looks_after: 0,
+            takes: 0,
         }
     }
 
@@ -83,6 +86,7 @@ impl Path {
             mtu: 1200 + index(random.below(8000)),
             down: false,
             looks_after: 0,
+            takes: 0,
         }
     }
 }
@@ -275,6 +279,14 @@ impl Host {
     }
 }
 
+/// A frame under way.
+struct Coming {
+    to: usize,
+    /// When the machine has it, which looks at it later.
+    arrives: Time,
+    frame: Vec<u8>,
+}
+
 /// Two hosts and what is between them.
 pub(crate) struct Rig {
     pub(crate) now: Time,
@@ -282,10 +294,12 @@ pub(crate) struct Rig {
     pub(crate) path: Path,
     pub(crate) random: Random,
     /// Frames under way: when they arrive, a number that keeps their order, to whom.
-    under_way: BTreeMap<(Time, u64), (usize, Vec<u8>)>,
+    under_way: BTreeMap<(Time, u64), Coming>,
     sequence: u64,
     /// When the path has sent what waits for it, in each direction.
     free_at: [Time; 2],
+    /// When each host has taken what waits for it.
+    taken_at: [Time; 2],
     /// All frames that were sent to each host, for replays.
     pub(crate) recorded: [VecDeque<Vec<u8>>; 2],
     pub(crate) record: bool,
@@ -311,6 +325,7 @@ impl Rig {
             under_way: BTreeMap::new(),
             sequence: 0,
             free_at: [Time(0); 2],
+            taken_at: [Time(0); 2],
             recorded: [VecDeque::new(), VecDeque::new()],
             record: false,
         }
@@ -416,9 +431,14 @@ impl Rig {
                 frame[bit / 8] ^= 1 << (bit % 8);
             }
             self.sequence += 1;
-            let looked_at = arrives.plus(path.looks_after);
-            self.under_way
-                .insert((looked_at, self.sequence), (to, frame));
+            let mut looked_at = arrives.plus(path.looks_after);
+            let nanos = frame.len() as u64 * 1_000_000_000;
+            if let Some(taking) = nanos.checked_div(path.takes) {
+                looked_at = looked_at.max(self.taken_at[to]).plus(taking);
+                self.taken_at[to] = looked_at;
+            }
+            let coming = Coming { to, arrives, frame };
+            self.under_way.insert((looked_at, self.sequence), coming);
         }
     }
 
@@ -453,14 +473,23 @@ impl Rig {
     }
 
     /// Hands a frame to a host, as if it had arrived.
-    pub(crate) fn deliver(&mut self, to: usize, mut frame: Vec<u8>) {
+    pub(crate) fn deliver(&mut self, to: usize, frame: Vec<u8>) {
+        let arrives = self.now;
+        self.take(Coming { to, arrives, frame });
+    }
+
+    fn take(&mut self, coming: Coming) {
+        let Coming {
+            to,
+            arrives,
+            mut frame,
+        } = coming;
         let now = self.now;
-        let arrived = Time(now.0.saturating_sub(self.path.looks_after));
         let host = &mut self.hosts[to];
         // What is dropped shows in the statistics.
         let _ = host
             .link
-            .handle_frame(now, Some(arrived), &mut frame, &mut host.programs);
+            .handle_frame(now, Some(arrives), &mut frame, &mut host.programs);
         host.take_events();
     }
 
@@ -484,8 +513,8 @@ impl Rig {
             if entry.key().0 > self.now {
                 break;
             }
-            let (to, frame) = entry.remove();
-            self.deliver(to, frame);
+            let coming = entry.remove();
+            self.take(coming);
         }
         for host in &mut self.hosts {
             if host.link.poll_timeout().is_some_and(|at| at <= self.now) {

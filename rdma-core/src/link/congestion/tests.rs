@@ -144,24 +144,31 @@ fn an_idle_program_and_a_long_queue_do_not_grow_it() {
 }
 
 #[test]
-fn callers_wait_behind_little_wherever_it_waits() {
+fn callers_wait_behind_little_if_that_helps() {
     let (mut c, mut rtt, mut now) = grown();
-    rtt.sample(now, 5 * MILLISECOND, 0);
-    for _ in 0..30 {
-        round(&mut c, &rtt, &mut now, 0);
-    }
-    let before = c.window();
-    assert!(before >= QUEUE_MIN);
-    c.company_mut().on_more(1);
-    for _ in 0..60 {
-        c.company_mut().on_all(2, 1, now);
-        round(&mut c, &rtt, &mut now, 0);
-    }
-    assert_eq!(c.window(), QUEUE_MIN_CALLERS);
-    for _ in 0..60 {
-        round(&mut c, &rtt, &mut now, 0);
-    }
-    assert!(c.window() >= before, "{} of {before}", c.window());
+    // A window of 24 MiB takes a second.
+    let answer = |c: &Congestion| MILLISECOND + c.window() * 40;
+    let mut rounds =
+        |c: &mut Congestion, count: u64, call: bool, answer: &dyn Fn(&Congestion) -> u64| {
+            for _ in 0..count {
+                if call {
+                    c.company_mut().on_more(1, now);
+                    c.company_mut().on_all(2, 1, now);
+                }
+                rtt.sample(now, answer(c), 0);
+                round(c, &rtt, &mut now, 0);
+            }
+            c.window()
+        };
+    let before = rounds(&mut c, 60, false, &answer);
+    assert!(before >= QUEUE_MIN, "{before}");
+    assert_eq!(rounds(&mut c, 80, true, &answer), QUEUE_MIN_CALLERS);
+    let after = rounds(&mut c, 80, false, &answer);
+    assert!(after >= before, "{after} of {before}");
+    // Whoever looks late looks no earlier for less.
+    let late = |_: &Congestion| 40 * MILLISECOND;
+    let sum: u64 = (0..200).map(|_| rounds(&mut c, 1, true, &late)).sum();
+    assert!(sum / 200 > before * 3 / 4, "{} of {before}", sum / 200);
 }
 
 #[test]
@@ -206,7 +213,7 @@ fn a_queue_of_others_is_left_alone() {
     assert!(least < before && least > before / 3, "{least} of {before}");
     assert!(c.window() >= before, "{} of {before}", c.window());
     // So does one that grows.
-    c.foreign_until = Time(0);
+    c.way_trial.stop_resting();
     let mut sum = 0;
     for number in 0..400 {
         let late = WAY + 4 * MILLISECOND + number * MICROSECOND;
@@ -220,7 +227,7 @@ fn a_queue_of_others_is_left_alone() {
 fn what_losses_have_cut_stays_cut() {
     let (mut c, rtt, mut now) = grown();
     let long = WAY + 5 * MILLISECOND;
-    while c.taken_down.is_none() {
+    while !c.way_trial.is_on() {
         round_of(&mut c, &rtt, &mut now, 0, long);
     }
     let before = c.window();
