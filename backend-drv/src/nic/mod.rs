@@ -43,8 +43,8 @@ use pcap::Pcap;
 use tracer::Tracer;
 use udp::Udp;
 
-/// A call of [`Nic::receive`] ends after so many bytes: whoever wants to look at something else first can do so in
-/// between. Messages into which the kernel has joined frames are up to twice as long.
+/// A call of [`Nic::receive`] takes nothing more after so many bytes: whoever wants to look at something else first can do
+/// so in between.
 const RECEIVE_BYTES: u64 = 32 << 10;
 
 /// Something that carries frames.

@@ -35,8 +35,8 @@ pub struct Udp {
     outbox: Outbox,
     runs: Vec<Run>,
     inbox: Inbox,
-    /// The kernel had joined the frames of the last message.
-    joined: bool,
+    /// Messages since the last one into which the kernel had joined much.
+    short_messages: u32,
     /// What the socket said last about losses.
     lost: u32,
     stats: NicStats,
@@ -80,7 +80,7 @@ impl Udp {
             outbox: Outbox::default(),
             runs: Vec::new(),
             inbox: Inbox::new(MESSAGES_IN_MAX),
-            joined: false,
+            short_messages: SHORT_MESSAGES,
             lost: 0,
             stats: NicStats::default(),
         })
@@ -147,7 +147,7 @@ impl Udp {
         };
         let stats = &mut self.stats;
         let lost = &mut self.lost;
-        let joined = &mut self.joined;
+        let short = &mut self.short_messages;
         let mut messages = 0;
         datagrams.for_each(|message| {
             messages += 1;
@@ -160,7 +160,11 @@ impl Udp {
                 return;
             };
             stats.received_bytes += message.bytes.len() as u64;
-            *joined = message.bytes.len() > message.segment;
+            *short = if message.bytes.len() < LONG_MESSAGE {
+                short.saturating_add(1)
+            } else {
+                0
+            };
             for frame in message.bytes.chunks_mut(message.segment) {
                 stats.received_frames += 1;
                 let from = Address::Udp(from);
@@ -273,8 +277,12 @@ impl Nic for Udp {
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
         let before = self.stats;
         // Where the kernel joins nothing, a message brings little, and a call takes several.
+        let most = if self.short_messages < SHORT_MESSAGES {
+            1
+        } else {
+            MESSAGES_IN_MAX
+        };
         for _ in 0..CALLS_IN_MAX {
-            let most = if self.joined { 1 } else { MESSAGES_IN_MAX };
             let messages = self.receive_some(most, sink)?;
             let bytes = self.stats.received_bytes - before.received_bytes;
             if messages < most || bytes >= RECEIVE_BYTES {
@@ -366,6 +374,9 @@ const SEGMENTS_MAX: usize = 64;
 const MESSAGES_MAX: usize = 16;
 /// Messages that one call receives.
 const MESSAGES_IN_MAX: usize = 4;
+/// After so many messages shorter than this, the kernel joins nothing.
+const SHORT_MESSAGES: u32 = 256;
+const LONG_MESSAGE: usize = 16 << 10;
 /// Calls at once.
 const CALLS_IN_MAX: usize = 4;
 /// Room for what arrives while we are busy: a few milliseconds at 20 Gbit/s.

@@ -79,8 +79,12 @@ pub(super) struct Engine {
     idle: Idle,
     started: Instant,
     rounds: u32,
+    /// For so many more rounds a short frame counts as having come lately.
+    brief_rounds: u32,
     draining: Option<Instant>,
     counted_at: Instant,
+    /// A look at programs has yet to be followed up.
+    unsettled: bool,
     stopping: bool,
     strangers: Vec<(Address, Vec<u8>)>,
     wakes: Vec<Wake>,
@@ -130,8 +134,10 @@ impl Engine {
             idle: Idle::new(),
             started: Instant::now(),
             rounds: 0,
+            brief_rounds: 0,
             draining: None,
             counted_at: Instant::now(),
+            unsettled: false,
             stopping: false,
             strangers: Vec::new(),
             wakes: Vec::new(),
@@ -153,7 +159,7 @@ impl Engine {
             let busy = self.round();
             self.rounds = self.rounds.wrapping_add(1);
             if self.rounds.is_multiple_of(POLL_EVERY) {
-                self.wait(Some(Duration::ZERO));
+                self.look_around();
             }
             self.check_drain();
             self.tell_counts(false);
@@ -178,7 +184,8 @@ impl Engine {
 
     /// Looks at everything once. True if there was something.
     fn round(&mut self) -> bool {
-        let mut busy = self.take_commands();
+        let mut busy = std::mem::take(&mut self.unsettled);
+        busy |= self.take_commands();
         busy |= self.receive();
         busy |= self.take_bits();
         let now = self.now();
@@ -191,8 +198,9 @@ impl Engine {
             self.board.settle(now);
             self.tell();
             // Those who were woken may have had the processor meanwhile, and have answered.
-            if self.take_bits() {
-                self.board.settle(self.now());
+            if self.has_answers() && self.take_bits() {
+                self.board.serve_touched();
+                self.unsettled = true;
             }
         }
         if self.rounds.is_multiple_of(POLL_EVERY) || !busy {
@@ -201,7 +209,7 @@ impl Engine {
         // Frames are on their way from here on.
         let now = self.now();
         let sent = self.nics.transmit(now, &mut self.board);
-        if busy {
+        if self.unsettled {
             self.tell();
         }
         busy | sent

@@ -17,8 +17,7 @@ use crate::nic::{self, Address, Arrival, Driver, Nic, NicConfig, NicStats, Outgo
 
 /// Frames that are prepared at once,
 const BATCH: usize = 64;
-/// and no more once it is so many bytes, where callers wait for their turn beside a stream that always has more: nobody looks
-/// at what they say while a batch is sent.
+/// and no more once it is so many bytes, where a line has callers: nobody looks at what they say while a batch is sent.
 const BATCH_BYTES_BESIDE: usize = 16 << 10;
 /// A frame of so many bytes at most says that somebody waits for an answer, or gives one.
 const BRIEF: usize = 1024;
@@ -117,10 +116,10 @@ struct Port {
 /// What one call of a NIC has brought.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Received {
-    /// 0: there is nothing more.
+    /// 0: there is nothing more, or the NIC is of no use.
     pub(super) frames: usize,
     pub(super) bytes: usize,
-    /// One of them was short.
+    /// One of them was short, and of use.
     pub(super) brief: bool,
 }
 
@@ -210,7 +209,8 @@ impl Nics {
         }
     }
 
-    /// Takes what has come over NIC `port`, as much as one call takes. `strangers` is asked for the line of whoever was not heard of before.
+    /// Takes what has come over NIC `port`, as much as one call takes. `strangers` gets the
+    /// frames of those who were not heard of before.
     pub(super) fn receive(
         &mut self,
         index: usize,
@@ -237,12 +237,12 @@ impl Nics {
         };
         let mut sink = |Arrival { from, at }: Arrival, frame: &mut [u8]| {
             received.bytes += frame.len();
-            received.brief |= frame.len() <= BRIEF;
             match line_of(from) {
                 Some(line) if !announces || frame.get(1) != Some(&ANNOUNCE) => {
                     let arrived = at.map(|at| Time(nanos(at.saturating_duration_since(clock))));
-                    if let Err(why) = board.handle_frame(line, now, arrived, frame) {
-                        tracing::trace!(%from, %why, "frame");
+                    match board.handle_frame(line, now, arrived, frame) {
+                        Ok(()) => received.brief |= frame.len() <= BRIEF,
+                        Err(why) => tracing::trace!(%from, %why, "frame"),
                     }
                 }
                 _ => {
@@ -336,15 +336,18 @@ impl Nics {
 impl Port {
     /// Fills the batch, one line after the other.
     fn prepare(&mut self, now: Time, board: &mut Switchboard) {
+        let has_callers = |line| board.link(line).is_some_and(|link| link.has_callers(now));
+        let mut room = if self.lines.iter().any(|(line, _)| has_callers(*line)) {
+            BATCH_BYTES_BESIDE
+        } else {
+            usize::MAX
+        };
         let lines = self.lines.len();
+        let first = self.next;
         for turn in 0..lines {
-            let Some((line, to)) = self.lines.get((self.next + turn) % lines).copied() else {
+            let index = (first + turn) % lines;
+            let Some((line, to)) = self.lines.get(index).copied() else {
                 continue;
-            };
-            let mut room = if board.link(line).is_some_and(|link| link.has_callers(now)) {
-                BATCH_BYTES_BESIDE
-            } else {
-                usize::MAX
             };
             while self.ready.len() < BATCH && room > 0 {
                 let mut ready = self.spare.pop().unwrap_or_else(|| Ready::new(to));
@@ -359,10 +362,9 @@ impl Port {
                 } else {
                     self.spare.push(ready);
                 }
+                // Whoever had his share is the last next time.
+                self.next = (index + 1) % lines;
             }
-        }
-        if lines > 0 {
-            self.next = (self.next + 1) % lines;
         }
     }
 

@@ -19,8 +19,8 @@ use crate::doorbell;
 use crate::ids::Process;
 use crate::wake::Waiters;
 
-/// A port that fell asleep so often without hearing of its program sleeps until its own doorbell rings.
-const DOZES_MAX: u32 = 64;
+/// A port that might have slept so often, and heard nothing of its program, sleeps until its own doorbell rings.
+const QUIET_MAX: u32 = 64;
 
 /// One program's port.
 #[derive(Debug)]
@@ -29,8 +29,8 @@ pub(super) struct Port {
     own: Arc<Waiters>,
     bell: Arc<OwnedFd>,
     is_awake: bool,
-    /// How often it fell asleep since the program last had something.
-    dozes: u32,
+    /// How often it might have slept since the program last had something.
+    quiet: u32,
     /// Connection numbers by bit.
     bits: Vec<Option<u32>>,
     free: Vec<u16>,
@@ -52,7 +52,7 @@ impl Port {
             own,
             bell,
             is_awake: true,
-            dozes: 0,
+            quiet: 0,
             bits: Vec::new(),
             free: Vec::new(),
         };
@@ -147,7 +147,7 @@ impl Port {
 
     /// The engine is awake, for whatever reason.
     pub(super) fn wake_up_if_recent(&mut self) {
-        if !self.is_awake && self.dozes < DOZES_MAX {
+        if !self.is_awake && self.quiet < QUIET_MAX {
             self.wake_up();
         }
     }
@@ -165,7 +165,7 @@ impl Port {
         if !context.has_pending() {
             return false;
         }
-        self.dozes = 0;
+        self.quiet = 0;
         let bits = &self.bits;
         context.take_pending(|bit| {
             if let Some(Some(connection)) = bits.get(usize::from(bit)) {
@@ -186,8 +186,19 @@ impl Port {
             return false;
         }
         self.is_awake = false;
-        self.dozes = self.dozes.saturating_add(1);
+        self.quiet = self.quiet.saturating_add(1);
         true
+    }
+
+    /// The engine has been busy for a while: so that it does not look at programs for ever that say nothing.
+    pub(super) fn doze_if_quiet(&mut self) {
+        if !self.is_awake {
+            return;
+        }
+        self.quiet = self.quiet.saturating_add(1);
+        if self.quiet >= QUIET_MAX {
+            self.doze();
+        }
     }
 
     /// Rings every doorbell of the program: a daemon before us may have said that a context wakes up, and died before it
@@ -255,7 +266,7 @@ mod tests {
         assert_eq!(found, [7]);
 
         // One that says nothing costs nothing.
-        for _ in 0..DOZES_MAX {
+        for _ in 0..QUIET_MAX {
             port.wake_up_if_recent();
             assert!(port.is_awake() && port.doze());
         }
@@ -268,5 +279,12 @@ mod tests {
         assert!(port.take(|_| {}) && port.doze());
         port.wake_up_if_recent();
         assert!(port.is_awake());
+
+        // Nor does it while the engine never sleeps.
+        for _ in 1..QUIET_MAX {
+            assert!(port.is_awake());
+            port.doze_if_quiet();
+        }
+        assert!(!port.is_awake());
     }
 }

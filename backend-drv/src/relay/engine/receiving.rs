@@ -9,7 +9,15 @@ use crate::relay::nics::Received;
 
 /// Bytes of one NIC in a round. With as much as the window of a link (1 MiB) the far end would wait for its
 /// acknowledgement while all of it is placed, and we then for the far end.
-const ROUND_BYTES: usize = 128 << 10;
+const ROUND_BYTES: usize = 192 << 10;
+/// Calls of one NIC in a round, whatever they bring.
+const ROUND_CALLS: usize = 16;
+
+/// A short frame is remembered for so many rounds.
+const BRIEF_ROUNDS: u32 = 16;
+
+/// With more programs, looking at all of them takes as long as a good deal of what else a round does.
+const PORTS_FEW: usize = 64;
 
 impl Engine {
     /// The line to a backend; it is made if there is none.
@@ -33,13 +41,18 @@ impl Engine {
     /// program that has something to say: they do not wait for the rest.
     pub(super) fn receive(&mut self) -> bool {
         let mut some = false;
+        self.brief_rounds = self.brief_rounds.saturating_sub(1);
         for nic in 0..self.nics.len() {
             let mut bytes = 0;
-            while bytes < ROUND_BYTES {
+            for _ in 0..ROUND_CALLS {
                 let received = self.receive_some(nic);
                 some |= received.frames > 0;
                 bytes += received.bytes;
-                if received.frames == 0 || received.brief || self.has_pending() {
+                if received.brief {
+                    self.brief_rounds = BRIEF_ROUNDS;
+                }
+                let enough = bytes >= ROUND_BYTES || received.brief || self.has_answers();
+                if received.frames == 0 || enough {
                     break;
                 }
             }
@@ -67,8 +80,12 @@ impl Engine {
         received
     }
 
-    fn has_pending(&self) -> bool {
-        self.ports.values().any(|served| served.port.has_pending())
+    /// Whether a program has something that may be an answer: while short frames come. Bulk alone is served faster in large
+    /// portions, and where there are many programs one look a round is enough.
+    pub(super) fn has_answers(&self) -> bool {
+        self.brief_rounds > 0
+            && self.ports.len() <= PORTS_FEW
+            && self.ports.values().any(|served| served.port.has_pending())
     }
 
     /// A backend has said which addresses its programs have.

@@ -33,6 +33,14 @@ impl Engine {
         self.idle.woken();
     }
 
+    /// A busy engine looks at descriptors now and then.
+    pub(in crate::relay) fn look_around(&mut self) {
+        self.wait(Some(Duration::ZERO));
+        for served in self.ports.values_mut() {
+            served.port.doze_if_quiet();
+        }
+    }
+
     fn wake_recent_ports(&mut self) {
         for served in self.ports.values_mut() {
             served.port.wake_up_if_recent();

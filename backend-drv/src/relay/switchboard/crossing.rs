@@ -15,7 +15,7 @@ use crate::relay::connections::{Parts, Way};
 /// Bytes that are copied at once, before somebody else may have his turn.
 const CHUNK: u64 = 64 * 1024;
 /// Bytes that are copied before links and programs are looked at again.
-const BATCH: u64 = 512 * 1024;
+const BATCH: u64 = 128 * 1024;
 
 /// One end, with the number that was [reserved](Switchboard::reserve) for it, and how its program wakes the relay.
 pub type Half = (u32, Parts, WaitRef);
