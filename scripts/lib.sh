@@ -69,5 +69,29 @@ built() {
     printf '%s\n' "${CARGO_TARGET_DIR:-$root/target}/release/$1"
 }
 
+# pick_cores: sets `cores` to two processors that this process may use, one for each host; not threads of one core if there
+# are others. Empty: there are no two.
+cores=()
+# shellcheck disable=SC2034 # for the scripts that source this
+pick_cores() {
+    local core siblings
+    local -a allowed
+    mapfile -t allowed < <(taskset -cp $$ | sed 's/.*: //' | each_core)
+    [[ ${#allowed[@]} -ge 2 ]] || return 0
+    siblings=$(each_core <"/sys/devices/system/cpu/cpu${allowed[0]}/topology/thread_siblings_list" | tr '\n' ' ')
+    cores=("${allowed[0]}" "${allowed[1]}")
+    for core in "${allowed[@]:1}"; do
+        if [[ " $siblings " != *" $core "* ]]; then
+            cores[1]=$core
+            return
+        fi
+    done
+}
+
+# A list such as 0-2,5, a number in a line.
+each_core() {
+    tr , '\n' | awk -F- 'NF { for (core = $1; core <= $NF; core++) print core }'
+}
+
 # The checkout.
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
