@@ -195,7 +195,7 @@ impl Congestion {
 
     /// What the window is never held down below, for the delay that it causes.
     fn queue_min(&self, now: Time) -> u64 {
-        if self.company.has_callers(now) && !self.call_trial.rests(now) {
+        if self.heeds_callers(now) {
             QUEUE_MIN_CALLERS.max(FRAMES_LEAST * self.frame)
         } else if self.company.is_mixed(now) {
             QUEUE_MIN_SHARED
@@ -203,6 +203,11 @@ impl Congestion {
             let streams = self.waiting.saturating_mul(QUEUE_MIN_STREAM);
             streams.clamp(QUEUE_MIN, QUEUE_MIN_STREAMS)
         }
+    }
+
+    /// There are callers, and a smaller window may help them.
+    fn heeds_callers(&self, now: Time) -> bool {
+        self.company.has_callers(now) && !self.call_trial.rests(now)
     }
 
     /// Once callers are gone, the window is soon what it was before they came.
@@ -367,7 +372,7 @@ impl Congestion {
         let restored = if self.is_queue_on_the_way(now) {
             let (base, way) = (self.way.get(), self.ways.last());
             self.way_trial.look(now, self.window, base, way)
-        } else if self.company.has_callers(now) {
+        } else if self.heeds_callers(now) {
             let (base, answer) = (rtt.least.get(), self.answers.last());
             self.call_trial.look(now, self.window, base, answer)
         } else {
