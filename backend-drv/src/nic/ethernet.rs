@@ -176,12 +176,11 @@ impl Nic for Ethernet {
     fn receive(&mut self, sink: &mut Sink<'_>) -> io::Result<usize> {
         self.stats.receive_calls += 1;
         let stats = &mut self.stats;
-        let before = stats.received_frames;
+        let before = *stats;
         let mut losing = false;
-        let before_bytes = stats.received_bytes;
         let mut slots = 0;
         let mut clock = Stamps::default();
-        while slots < BATCH_MAX && stats.received_bytes - before_bytes < RECEIVE_BYTES {
+        while slots < BATCH_MAX && stats.received_bytes - before.received_bytes < RECEIVE_BYTES {
             let there = self.rings.receive(|arrived| {
                 losing |= arrived.losing;
                 let frame = arrived.bytes.split_at_mut_checked(HEADER_BYTES);
@@ -211,7 +210,8 @@ impl Nic for Ethernet {
             self.empty = 0;
             let _ = rustix::net::sockopt::socket_error(&self.socket);
         }
-        usize::try_from(stats.received_frames - before).map_err(|_| io::ErrorKind::Other.into())
+        usize::try_from(stats.received_frames - before.received_frames)
+            .map_err(|_| io::ErrorKind::Other.into())
     }
 
     fn readiness(&self) -> BorrowedFd<'_> {
