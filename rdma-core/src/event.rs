@@ -330,9 +330,11 @@ impl EndWaits {
         let (count, entries) = self.list(what);
         let word = who.encode();
         for entry in entries {
-            if entry
-                .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
+            // A look first: most calls find most places otherwise, and a failed exchange costs as much as one that is made.
+            if entry.load(Ordering::Relaxed) == 0
+                && entry
+                    .compare_exchange(0, word, Ordering::SeqCst, Ordering::Relaxed)
+                    .is_ok()
             {
                 count.fetch_add(1, Ordering::SeqCst);
                 barrier_after_rmw();
@@ -347,9 +349,11 @@ impl EndWaits {
         let (count, entries) = self.list(what);
         let word = who.encode();
         for entry in entries {
-            if entry
-                .compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
+            // Only its owner enters it, who so sees it if it is there.
+            if entry.load(Ordering::Relaxed) == word
+                && entry
+                    .compare_exchange(word, 0, Ordering::SeqCst, Ordering::Relaxed)
+                    .is_ok()
             {
                 count.fetch_sub(1, Ordering::SeqCst);
                 return true;

@@ -2,9 +2,11 @@
 //!
 //! * This file: the readiness of one connection, of the kernel's word and the ring's.
 //! * [`mod@poll`], [`mod@select`]: the calls, in memory of [`room`]. [`mod@sleep`]: sleeping on rings and the kernel at once.
+//! * [`news`]: how often the kernel is asked.
 //! * [`by_kernel`]: calls none of whose descriptors involves a ring. [`time`]: timeouts.
 
 mod by_kernel;
+mod news;
 mod poll;
 mod room;
 mod select;

@@ -8,10 +8,10 @@ use libc::{POLLERR, POLLHUP, POLLNVAL, pollfd, sigset_t};
 
 use super::sleep::{OWN_ENTRIES, sleep};
 use super::time::{deadline_in, is_past, kernel_ppoll};
-use super::{involves_ring, kernel_interest, merge, note_delivered, ring_conn, room};
+use super::{involves_ring, kernel_interest, merge, news, note_delivered, ring_conn, room};
 use crate::conn::{Conn, conn};
 use crate::ops::epoll;
-use crate::{errno, fds, probe, relayed, renew, wait};
+use crate::{control, errno, fds, probe, relayed, renew, wait};
 
 /// poll and ppoll. `None`: no descriptor involves a ring (the caller asks the kernel, by
 /// [`poll_in_kernel`](super::poll_in_kernel)).
@@ -103,15 +103,21 @@ pub(super) fn poll_with(
     mask: *const sigset_t,
 ) -> c_int {
     let bell = entries.len();
-    let mut spun = false;
+    let mut spun = !far_cpu(entries).is_some_and(wait::may_spin);
     epoll::refresh_watched();
     loop {
-        let ring_ready = prepare(entries, copy, bits);
+        let tick = control::coarse_ns();
+        let (ring_ready, mut deaf) = prepare(entries, copy, bits, Some(tick));
         // Asked once in a round: a wait is not over before a round that let in what its mask lets in.
         let expired = is_past(deadline);
         let sleeps = !ring_ready && spun && !expired;
+        if sleeps && deaf && !news::sleeps_briskly() {
+            deaf = prepare(entries, copy, bits, None).1;
+        }
         let result = if sleeps {
-            sleep(entries, copy, deadline, mask)
+            let result = sleep(entries, copy, deadline, deaf, mask);
+            news::slept(tick);
+            result
         } else {
             // The signal mask belongs to the wait: with something ready the kernel never applies it.
             let last = !ring_ready && expired;
@@ -135,9 +141,16 @@ pub(super) fn poll_with(
 }
 
 /// Writes what the kernel is to be asked into `copy`, and what rings have, as long as the kernel has nothing to say,
-/// into `bits`; true if some ring has something.
-fn prepare(entries: &[pollfd], copy: &mut [pollfd], bits: &mut [i16]) -> bool {
+/// into `bits`; whether some ring has something, and whether the kernel is not asked about some because it has been asked
+/// in the tick `now`.
+fn prepare(
+    entries: &[pollfd],
+    copy: &mut [pollfd],
+    bits: &mut [i16],
+    now: Option<u64>,
+) -> (bool, bool) {
     let mut ready = false;
+    let mut deaf = false;
     for ((entry, ask), bits) in entries.iter().zip(copy).zip(bits) {
         *ask = pollfd {
             fd: entry.fd,
@@ -159,9 +172,12 @@ fn prepare(entries: &[pollfd], copy: &mut [pollfd], bits: &mut [i16]) -> bool {
         ask.events = kernel_interest(conn, entry.events);
         if is_put_off(conn) {
             ask.fd = -1;
+        } else if now.is_some_and(|now| news::is_known(conn, ask.events, now)) {
+            ask.fd = -1;
+            deaf = true;
         }
     }
-    ready
+    (ready, deaf)
 }
 
 /// Whether the kernel would report again what waits for a backend's word.
@@ -201,12 +217,19 @@ fn collect(entries: &[pollfd], copy: &mut [pollfd], bits: Option<&[i16]>) -> usi
     ready
 }
 
+/// The processor of a far end, if any of the connections asked about goes by ring.
+fn far_cpu(entries: &[pollfd]) -> Option<u32> {
+    let view = entries
+        .iter()
+        .find_map(|entry| ring_conn(entry.fd)?.view())?;
+    Some(wait::far_cpu(view))
+}
+
 /// Spins on the rings of the connections asked about.
 fn spin(entries: &[pollfd]) {
-    let Some(view) = entries.iter().find_map(|entry| ring_conn(entry.fd)?.view()) else {
+    let Some(far) = far_cpu(entries) else {
         return;
     };
-    let far = wait::far_cpu(view);
     let ready = || {
         entries
             .iter()

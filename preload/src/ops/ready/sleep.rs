@@ -3,9 +3,10 @@
 use core::ffi::c_int;
 
 use libc::{POLLIN, POLLRDHUP, pollfd, sigset_t};
-use rdma_core::event::WaitFor;
+use rdma_core::event::{EventContext, WaitFor};
 use rdma_core::slot::TxState;
 
+use super::news::DEAF_NS;
 use super::poll::{asked, ring_bits};
 use super::time::kernel_ppoll;
 use super::{READ_BITS, WRITE_BITS, ring_conn, settle};
@@ -19,11 +20,12 @@ pub(super) const OWN_ENTRIES: usize = 2;
 /// Longest sleep while some far end cannot be relied on to ring.
 const BLIND_NS: u64 = 8_000_000;
 
-/// Sleeps on everything: rings by a doorbell, the rest in the kernel.
+/// Sleeps on everything: rings by a doorbell, the rest in the kernel; `deaf`: not all of that, and so not for long.
 pub(super) fn sleep(
     entries: &[pollfd],
     copy: &mut [pollfd],
     deadline: Option<u64>,
+    deaf: bool,
     mask: *const sigset_t,
 ) -> Result<usize, c_int> {
     forsaken::look(false);
@@ -31,12 +33,15 @@ pub(super) fn sleep(
     let sleeper = Sleeper::borrow();
     let mut blind = sleeper.is_none();
     if let Some(sleeper) = sleeper {
+        let mut prepared = None;
         for entry in entries {
             if let Some(conn) = ring_conn(entry.fd) {
                 blind |= !enter(conn, &sleeper, entry.events);
-                if let Some(words) = sleeper.words(conn) {
-                    words.prepare_sleep();
-                }
+                each_once(
+                    &mut prepared,
+                    sleeper.words(conn),
+                    EventContext::prepare_sleep,
+                );
             }
         }
     }
@@ -56,6 +61,9 @@ pub(super) fn sleep(
     } else if blind {
         left = Some(left.map_or(BLIND_NS, |left| left.min(BLIND_NS)));
     }
+    if deaf {
+        left = Some(left.map_or(DEAF_NS, |left| left.min(DEAF_NS)));
+    }
     copy[bell] = pollfd {
         fd: sleeper.map_or(-1, |sleeper| sleeper.bell()),
         events: POLLIN,
@@ -73,9 +81,14 @@ pub(super) fn sleep(
         {
             context.silence();
         }
+        let mut finished = None;
         for entry in entries {
             if let Some(index) = fds::lookup(entry.fd).as_conn() {
-                leave(conn(index), &sleeper);
+                let conn = conn(index);
+                leave(conn, &sleeper);
+                each_once(&mut finished, sleeper.words(conn), |words| {
+                    words.finish_sleep();
+                });
             }
         }
         crate::contexts::give_back(sleeper.number);
@@ -108,7 +121,18 @@ fn leave(conn: &Conn, sleeper: &Sleeper) {
     };
     while view.mine.waits.leave(WaitFor::Data, who) {}
     while view.mine.waits.leave(WaitFor::Space, who) {}
-    if let Some(words) = sleeper.words(conn) {
-        words.finish_sleep();
+}
+
+/// Does something with the words of a context unless that was done just now: connections of one session, which mostly
+/// stand together, share them.
+fn each_once(
+    last: &mut Option<&'static EventContext>,
+    words: Option<&'static EventContext>,
+    what: impl FnOnce(&EventContext),
+) {
+    let Some(words) = words else { return };
+    if !last.is_some_and(|last| core::ptr::eq(last, words)) {
+        what(words);
+        *last = Some(words);
     }
 }

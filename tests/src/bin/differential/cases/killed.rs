@@ -18,6 +18,11 @@ pub(super) const CASES: &[Case] = &[
     ),
     blocking("killed_wakes_any_poll", Needs::Processes, wakes_any_poll),
     blocking("killed_with_all_read", Needs::Processes, with_all_read),
+    blocking(
+        "killed_beside_a_busy_one",
+        Needs::Processes,
+        beside_a_busy_one,
+    ),
 ];
 
 /// Tries until there is an answer.
@@ -113,4 +118,46 @@ fn with_all_read(stage: &mut Stage) {
     stage.b("recv", |b| b.recv_once(8, MSG_DONTWAIT));
     stage.b("send", |b| b.send(b"x", 0));
     stage.b("close", End::close);
+}
+
+/// Another connection keeps having something for the call that asks about both, until that tells of the killed one.
+fn beside_a_busy_one(stage: &mut Stage) {
+    for events in [POLLIN, 0] {
+        stage.connect();
+        stage.set_aside();
+        stage.connect();
+        stage.b("say", |b| b.say("unread"));
+        stage.a("arrived", |a| a.arrived(6));
+        let busy = |a: &mut End| {
+            let mut killed = String::new();
+            for look in 0..patience() {
+                let _ = sys::send(a.more[0], b"busy", 0);
+                std::thread::sleep(core::time::Duration::from_millis(1));
+                if look == 20 {
+                    killed = leave_and_kill(a);
+                }
+                if sys::recv(a.more[0], &mut [0; 8], MSG_DONTWAIT).is_ok() {
+                    return format!("{killed}, and that was noticed");
+                }
+            }
+            killed
+        };
+        let poll = |b: &mut End| {
+            for _ in 0..100_000 {
+                let wants = [(b.more[0], POLLIN), (b.fd, events)];
+                let (ret, told) = sys::poll(&wants, patience());
+                if told[1] != 0 {
+                    return format!("{} {}", told[1], show::ret(sys::send(b.more[0], b"!", 0)));
+                }
+                let got = sys::recv(b.more[0], &mut [0; 8], MSG_DONTWAIT);
+                if ret == Ok(0) || got == Ok(0) {
+                    break;
+                }
+            }
+            "never".to_owned()
+        };
+        stage.both("poll", busy, poll);
+        stage.b("recv", |b| b.recv_once(8, MSG_DONTWAIT));
+        stage.b("close", End::close);
+    }
 }
