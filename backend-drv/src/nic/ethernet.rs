@@ -249,8 +249,9 @@ const FRAME_MAX: usize = 60_000;
 /// Room for what arrives while we are busy: a millisecond or two at 20 Gbit/s. A larger ring would be slower, since
 /// it is filled round and round, and caches are small.
 const INCOMING_BYTES: usize = 4 << 20;
-/// Room for what goes out: some batches.
-const OUTGOING_BYTES: usize = 2 << 20;
+/// Room for what goes out: some batches. The kernel copies each frame on, and finds it in a cache if the ring fits there
+/// beside the programs' rings.
+const OUTGOING_BYTES: usize = 512 << 10;
 /// Frames per call of `receive`.
 const BATCH_MAX: usize = 64;
 /// So often in a row nothing is there before an error is looked for.
