@@ -78,7 +78,7 @@ pub(crate) struct Conn {
     pub final_tail: AtomicU64,
     /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
     pub over_since: AtomicU64,
-    /// The tick of the clock in which the kernel was last asked about a far end from which nothing came.
+    /// The tick of the clock in which the kernel was last asked about the far end.
     pub asked_at: AtomicU64,
     /// Monotonic nanoseconds from when on a connection that was taken back to TCP may register again; 0: never.
     pub return_at: AtomicU64,

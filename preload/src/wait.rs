@@ -73,7 +73,7 @@ pub(crate) fn glance(far: u32, pace: Pace, ready: impl Fn() -> bool) -> bool {
     false
 }
 
-/// Whether [`glance`] or [`spin`] would look at all.
+/// Whether [`glance`] or [`spin`] might look at all.
 pub(crate) fn may_spin(far: u32) -> bool {
     config::spin_us() != 0
         && !(is_own_cpu(far) && monotonic_ns() < CROWDED_UNTIL_NS.load(Ordering::Relaxed))

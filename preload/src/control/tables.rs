@@ -41,9 +41,11 @@ pub(super) fn conn_in_slot(slot: u32) -> Option<u32> {
         .checked_sub(1)
 }
 
-/// In a forked child: sessions are the parent's.
+/// In a forked child: sessions are the parent's, and so is the memory in which its threads and sets are told of events. Our
+/// contexts have the same numbers.
 pub(super) fn after_fork() {
     for session in &SESSIONS {
+        session.events.clear();
         let _ =
             session
                 .state

@@ -14,7 +14,8 @@
 //! * [`set`], [`mod@interest`]: the tables. [`membership`]: which socket is in which set. [`list`]: a
 //!   set's ready list.
 //! * [`channel`]: the doorbell in a kernel set. [`mod@news`]: what far ends have to say to a set.
-//! * [`connection`]: the sets that hold a connection. [`shared`]: sets that two processes use.
+//! * [`connection`]: the sets that hold a connection. [`shared`]: sets that two processes use. [`registered`]: what
+//!   stands in the kernel.
 
 #![expect(unsafe_code, reason = "epoll_ctl of libc with events of the program")]
 
@@ -25,6 +26,7 @@ mod interest;
 mod list;
 mod membership;
 mod news;
+mod registered;
 mod report;
 mod set;
 mod shared;

@@ -8,8 +8,9 @@ use core::sync::atomic::Ordering;
 use rdma_core::Reason;
 use rdma_core::event::{WaitFor, WaitRef};
 
-use super::interest::Interest;
+use super::interest::{Interest, cookie};
 use super::membership::interests_of;
+use super::registered::carries;
 use super::set::Set;
 use super::shared::dissolve;
 use super::{channel, interest, membership, news, set};
@@ -225,13 +226,20 @@ pub(crate) fn forget_ring(conn: &Conn) {
 }
 
 /// The last descriptor of the connection, `socket`, is about to be closed: its interests go from the kernel
-/// too. If the socket was passed on it may live, and the registration with it.
+/// too. If the socket was passed on it may live, and the registration with it; who has it may have made that anew by now, in a
+/// set that a child of ours shares, and then it stays as it is.
 pub(crate) fn forget_conn(conn: &Conn, socket: Option<c_int>) {
     let passed_on = conn.vetoed() == Some(Reason::FdPassed);
     for interest in interests_of(conn) {
         unlink(interest, conn);
         match interest.set() {
-            Some(set) if passed_on && socket == Some(interest.fd()) => dissolve(set, interest),
+            Some(set)
+                if passed_on
+                    && socket == Some(interest.fd())
+                    && carries(set.epfd(), interest.fd(), cookie(interest.number())) =>
+            {
+                dissolve(set, interest);
+            }
             _ => membership::drop_interest(interest),
         }
     }

@@ -142,7 +142,7 @@ pub(super) fn poll_with(
 
 /// Writes what the kernel is to be asked into `copy`, and what rings have, as long as the kernel has nothing to say,
 /// into `bits`; whether some ring has something, and whether the kernel is not asked about some because it has been asked
-/// in the tick `now`.
+/// in the tick `now` (`None`: it is asked about all).
 fn prepare(
     entries: &[pollfd],
     copy: &mut [pollfd],
@@ -172,7 +172,9 @@ fn prepare(
         ask.events = kernel_interest(conn, entry.events);
         if is_put_off(conn) {
             ask.fd = -1;
-        } else if now.is_some_and(|now| news::is_known(conn, ask.events, now)) {
+        } else if let (Some(now), Some(view)) = (now, conn.view())
+            && news::is_known(conn, view, ask.events, now)
+        {
             ask.fd = -1;
             deaf = true;
         }

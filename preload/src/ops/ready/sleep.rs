@@ -103,13 +103,12 @@ fn enter(conn: &Conn, sleeper: &Sleeper, events: i16) -> bool {
         return false;
     };
     let mut good = known;
-    // Also for a far end that leaves the ring on which this end sends.
-    if events & (READ_BITS | POLLRDHUP) != 0
-        || conn.slot().tx.state() == TxState::Ring && events & WRITE_BITS == 0
-    {
+    let for_space = events & WRITE_BITS != 0 && conn.slot().tx.state() == TxState::Ring;
+    // Also for a far end that leaves the ring on which this end sends, and for the backend's word.
+    if events & (READ_BITS | POLLRDHUP) != 0 || !for_space {
         good &= view.mine.waits.enter(WaitFor::Data, who);
     }
-    if events & WRITE_BITS != 0 && conn.slot().tx.state() == TxState::Ring {
+    if for_space {
         good &= view.mine.waits.enter(WaitFor::Space, who);
     }
     good
@@ -125,6 +124,9 @@ fn leave(conn: &Conn, sleeper: &Sleeper) {
 
 /// Does something with the words of a context unless that was done just now: connections of one session, which mostly
 /// stand together, share them.
+///
+/// Preparing them once is enough for all. Who finds nobody asleep read that either before it was said, and then the look
+/// behind [`enter`], which is a barrier, finds what he wrote; or after somebody else has taken it, and he rings.
 fn each_once(
     last: &mut Option<&'static EventContext>,
     words: Option<&'static EventContext>,

@@ -17,6 +17,11 @@ pub(super) const CASES: &[Case] = &[
         fork_child_continues,
     ),
     case("fork_child_leaves", Needs::Processes, fork_child_leaves),
+    case(
+        "fork_child_waits_beside",
+        Needs::Processes,
+        fork_child_waits_beside,
+    ),
     case("fork_both_write", Needs::Processes, fork_both_write),
     case(
         "fork_reader_and_writer",
@@ -240,4 +245,38 @@ fn daemonize(stage: &mut Stage, how: CloseAll) {
     stage.a("say", |a| a.say("hello"));
     stage.b("hear", |b| b.hear(5));
     stage.b("nothing more", |b| b.recv(5, MSG_DONTWAIT));
+}
+
+/// A child waits for another connection again and again while its parent sleeps, and is gone when bytes come for the parent.
+fn fork_child_waits_beside(stage: &mut Stage) {
+    stage.connect();
+    stage.set_aside();
+    stage.connect();
+    for polls in [true, false] {
+        stage.both(
+            "hear",
+            |a| {
+                let other = a.more.last().copied().unwrap_or(-1);
+                let pid = child(|| {
+                    let set = fd_of(sys::epoll_create());
+                    let added = sys::epoll_ctl(set, libc::EPOLL_CTL_ADD, other, libc::EPOLLIN, 1);
+                    for _ in 0..8 {
+                        if polls {
+                            let _ = sys::poll(&[(other, libc::POLLIN)], 5);
+                        } else {
+                            let _ = sys::epoll_wait(set, 1, 5);
+                        }
+                    }
+                    added == Ok(0)
+                });
+                format!("{} {}", a.hear(5), sys::wait_for(pid))
+            },
+            |b| {
+                std::thread::sleep(core::time::Duration::from_millis(150));
+                b.say("hello")
+            },
+        );
+    }
+    stage.a("close", End::close);
+    stage.b("end", |b| b.hear(1));
 }

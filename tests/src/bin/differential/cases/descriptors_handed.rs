@@ -32,6 +32,11 @@ pub(super) const CASES: &[Case] = &[
     case("pass_later_to_child", Needs::Processes, |stage| {
         pass_to_child(stage, false);
     }),
+    case(
+        "pass_to_child_that_waits",
+        Needs::Processes,
+        pass_to_waiting,
+    ),
     case("pass_fresh_to_itself", Needs::Steps, |stage| {
         pass_to_itself(stage, true);
     }),
@@ -177,6 +182,37 @@ fn pass_to_child(stage: &mut Stage, fresh: bool) {
         },
         |b| {
             let heard = b.hear(14);
+            let said = b.say("to the child");
+            format!("{heard} {said} {}", b.hear(1))
+        },
+    );
+}
+
+/// The parent closes what it has passed on while the child, which shares its parent's set, waits there already.
+fn pass_to_waiting(stage: &mut Stage) {
+    stage.connect_cold(Family::V4);
+    let pause = || std::thread::sleep(core::time::Duration::from_millis(100));
+    stage.both(
+        "exchange",
+        |a| {
+            let (here, there) = sys::socketpair();
+            let fd = a.fd;
+            let pid = child(|| {
+                let _ = sys::close(fd);
+                let _ = sys::write(there, b"x");
+                a.hold(sys::recv_fd(there));
+                a.say("from the child") == "sent 14" && a.hear(12) == "\"to the child\""
+            });
+            let _ = sys::read(here, &mut [0]);
+            let passed = sys::send_fds(here, b"x", &[fd]);
+            pause();
+            let closed = a.close();
+            format!("{} {closed} {}", show::ret(passed), sys::wait_for(pid))
+        },
+        |b| {
+            let heard = b.hear(14);
+            pause();
+            pause();
             let said = b.say("to the child");
             format!("{heard} {said} {}", b.hear(1))
         },
