@@ -103,9 +103,11 @@ impl Ethernet {
                 return Ok(true);
             };
             attempts += 1;
+            if error.kind() == io::ErrorKind::WouldBlock {
+                return Ok(false);
+            }
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
-                Some(libc::EAGAIN) => return Ok(false),
                 Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => return Err(error),
                 // A queue on the way out has refused a frame: the others may still pass.
                 Some(libc::ENOBUFS) if attempts < ATTEMPTS_MAX => {}
@@ -249,8 +251,8 @@ const FRAME_MAX: usize = 60_000;
 /// Room for what arrives while we are busy: a millisecond or two at 20 Gbit/s. A larger ring would be slower, since
 /// it is filled round and round, and caches are small.
 const INCOMING_BYTES: usize = 4 << 20;
-/// Room for what goes out: some batches. The kernel copies each frame on, and finds it in a cache if the ring fits there
-/// beside the programs' rings.
+/// Room for what goes out. Frames are copied in, and out again where the interface keeps no pages of others (a veth pair):
+/// from a cache, if the ring fits there beside the programs' rings.
 const OUTGOING_BYTES: usize = 512 << 10;
 /// Frames per call of `receive`.
 const BATCH_MAX: usize = 64;

@@ -266,7 +266,8 @@ impl Nics {
             if port.ready.is_empty() {
                 port.prepare(now, board);
             }
-            some |= !port.ready.is_empty() && port.send(board);
+            // A NIC may have kept some of what it took before.
+            some |= (!port.ready.is_empty() || port.nic.wants_write()) && port.send(board);
         }
         some
     }
@@ -274,7 +275,7 @@ impl Nics {
     /// What epoll has to tell apart from arrivals: NICs that are full.
     pub(super) fn watch(&mut self, epoll: &Epoll) {
         for (token, port) in (0u64..).zip(&mut self.ports) {
-            let wants = port.nic.wants_write() && !port.ready.is_empty();
+            let wants = port.nic.wants_write();
             if wants != port.watches_writing {
                 let mut events = EpollFlags::EPOLLIN;
                 events.set(EpollFlags::EPOLLOUT, wants);

@@ -196,7 +196,7 @@ impl PacketRings {
     /// Tells the kernel to send what is queued. Afterwards it has taken all, or there is an error.
     ///
     /// # Errors
-    /// What send says; the frames not taken wait.
+    /// What send says, or that it would block if not all was taken; the frames not taken wait.
     pub fn kick(&mut self, socket: impl AsFd) -> io::Result<()> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let socket = socket.as_fd().as_raw_fd();
@@ -204,6 +204,13 @@ impl PacketRings {
         let sent = unsafe { libc::send(socket, core::ptr::null(), 0, flags) };
         if sent < 0 {
             return Err(io::Error::last_os_error());
+        }
+        // Where the buffer is full after some, send tells of those.
+        let mut last = self.outgoing;
+        last.go_back();
+        let status = self.status(self.slot(last)).load(Ordering::Acquire);
+        if self.unsent > 0 && status & libc::TP_STATUS_SEND_REQUEST != 0 {
+            return Err(io::ErrorKind::WouldBlock.into());
         }
         self.unsent = 0;
         Ok(())

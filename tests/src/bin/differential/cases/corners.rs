@@ -65,7 +65,7 @@ pub(super) const CASES: &[Case] = &[
 const FIN: i16 = POLLIN | POLLOUT | POLLRDHUP;
 
 /// What poll says of a reset connection, until the error is fetched.
-const RESET: i16 = FIN | libc::POLLERR | libc::POLLHUP;
+pub(super) const RESET: i16 = FIN | libc::POLLERR | libc::POLLHUP;
 
 fn recvmmsg(end: &End) -> String {
     let (mut one, mut two) = ([0; 4], [0; 4]);

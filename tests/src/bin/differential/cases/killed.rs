@@ -2,7 +2,7 @@
 
 use libc::{MSG_DONTWAIT, MSG_PEEK, POLLIN, POLLOUT, POLLPRI, POLLRDHUP, SHUT_WR};
 
-use super::corners::leave_and_kill;
+use super::corners::{RESET, leave_and_kill};
 use super::{Case, Needs, blocking, case};
 use crate::end::{End, patience};
 use crate::stage::Stage;
@@ -120,7 +120,7 @@ fn with_all_read(stage: &mut Stage) {
     stage.b("close", End::close);
 }
 
-/// Another connection keeps having something for the call that asks about both, until that tells of the killed one.
+/// Another connection always has something for the call that asks about both, so that it never sleeps.
 fn beside_a_busy_one(stage: &mut Stage) {
     for events in [POLLIN, 0] {
         stage.connect();
@@ -128,36 +128,35 @@ fn beside_a_busy_one(stage: &mut Stage) {
         stage.connect();
         stage.b("say", |b| b.say("unread"));
         stage.a("arrived", |a| a.arrived(6));
-        let busy = |a: &mut End| {
-            let mut killed = String::new();
-            for look in 0..patience() {
-                let _ = sys::send(a.more[0], b"busy", 0);
-                std::thread::sleep(core::time::Duration::from_millis(1));
-                if look == 20 {
-                    killed = leave_and_kill(a);
-                }
-                if sys::recv(a.more[0], &mut [0; 8], MSG_DONTWAIT).is_ok() {
-                    return format!("{killed}, and that was noticed");
-                }
-            }
-            killed
+        stage.a("say aside", |a| {
+            show::ret(sys::send(fd_aside(a), b"busy", MSG_DONTWAIT))
+        });
+        stage.b("aside", |b| {
+            show::ret(sys::poll(&[(fd_aside(b), POLLIN)], patience()).0)
+        });
+        let kill = |a: &mut End| {
+            std::thread::sleep(core::time::Duration::from_millis(20));
+            leave_and_kill(a)
         };
         let poll = |b: &mut End| {
-            for _ in 0..100_000 {
-                let wants = [(b.more[0], POLLIN), (b.fd, events)];
-                let (ret, told) = sys::poll(&wants, patience());
-                if told[1] != 0 {
-                    return format!("{} {}", told[1], show::ret(sys::send(b.more[0], b"!", 0)));
-                }
-                let got = sys::recv(b.more[0], &mut [0; 8], MSG_DONTWAIT);
-                if ret == Ok(0) || got == Ok(0) {
-                    break;
+            let patience = core::time::Duration::from_millis(patience().unsigned_abs().into());
+            let until = std::time::Instant::now() + patience;
+            while std::time::Instant::now() < until {
+                let (ret, told) = sys::poll(&[(fd_aside(b), POLLIN), (b.fd, events)], 1000);
+                if ret == Ok(2) {
+                    return format!("both, {}", told[0]);
                 }
             }
             "never".to_owned()
         };
-        stage.both("poll", busy, poll);
+        stage.both("poll", kill, poll);
+        stage.b("reset", |b| b.ready(RESET));
         stage.b("recv", |b| b.recv_once(8, MSG_DONTWAIT));
         stage.b("close", End::close);
     }
+}
+
+/// The connection that was last set aside.
+fn fd_aside(end: &End) -> i32 {
+    end.more.last().copied().unwrap_or(-1)
 }
