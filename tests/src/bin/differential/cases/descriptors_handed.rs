@@ -1,5 +1,7 @@
 //! Descriptors that others get: by exec, or passed on through a socket.
 
+use core::time::Duration;
+
 use libc::{MSG_DONTWAIT, POLLOUT};
 
 use super::descriptors::{FIN, child, dialogue, talk_to_cat};
@@ -27,16 +29,15 @@ pub(super) const CASES: &[Case] = &[
     }),
     case("left_to_a_stranger", Needs::Processes, left_to_a_stranger),
     case("pass_fresh_to_child", Needs::Processes, |stage| {
-        pass_to_child(stage, true);
+        pass_to_child(stage, true, Duration::ZERO);
     }),
     case("pass_later_to_child", Needs::Processes, |stage| {
-        pass_to_child(stage, false);
+        pass_to_child(stage, false, Duration::ZERO);
     }),
-    case(
-        "pass_to_child_that_waits",
-        Needs::Processes,
-        pass_to_waiting,
-    ),
+    // The child, which shares its parent's set, waits there before the parent closes what it has passed on.
+    case("pass_to_child_that_waits", Needs::Processes, |stage| {
+        pass_to_child(stage, true, Duration::from_millis(100));
+    }),
     case("pass_fresh_to_itself", Needs::Steps, |stage| {
         pass_to_itself(stage, true);
     }),
@@ -118,7 +119,7 @@ fn helper(stage: &mut Stage, helper: Helper) {
             Helper::Leaves => true,
             Helper::IsKilled => {
                 let _ = sys::write(tell, b"x");
-                std::thread::sleep(core::time::Duration::from_secs(60));
+                std::thread::sleep(Duration::from_secs(60));
                 false
             }
         });
@@ -146,7 +147,7 @@ fn left_to_a_stranger(stage: &mut Stage) {
         let _ = sys::fcntl(a.fd, libc::F_SETFD, 0);
         // Longer than the rest takes.
         let _ = child(|| sys::exec(c"/bin/sleep", c"2"));
-        std::thread::sleep(core::time::Duration::from_millis(100));
+        std::thread::sleep(Duration::from_millis(100));
         a.say("last words")
     });
     stage.a("close", End::close);
@@ -156,7 +157,8 @@ fn left_to_a_stranger(stage: &mut Stage) {
     stage.b("say", |b| b.say("to nobody"));
 }
 
-fn pass_to_child(stage: &mut Stage, fresh: bool) {
+/// `pause`: between passing and closing, and twice that before the child is answered.
+fn pass_to_child(stage: &mut Stage, fresh: bool, pause: Duration) {
     if fresh {
         stage.connect_cold(Family::V4);
     } else {
@@ -177,42 +179,13 @@ fn pass_to_child(stage: &mut Stage, fresh: bool) {
             });
             let _ = sys::read(here, &mut [0]);
             let passed = sys::send_fds(here, b"x", &[fd]);
+            std::thread::sleep(pause);
             let closed = a.close();
             format!("{} {closed} {}", show::ret(passed), sys::wait_for(pid))
         },
         |b| {
             let heard = b.hear(14);
-            let said = b.say("to the child");
-            format!("{heard} {said} {}", b.hear(1))
-        },
-    );
-}
-
-/// The parent closes what it has passed on while the child, which shares its parent's set, waits there already.
-fn pass_to_waiting(stage: &mut Stage) {
-    stage.connect_cold(Family::V4);
-    let pause = || std::thread::sleep(core::time::Duration::from_millis(100));
-    stage.both(
-        "exchange",
-        |a| {
-            let (here, there) = sys::socketpair();
-            let fd = a.fd;
-            let pid = child(|| {
-                let _ = sys::close(fd);
-                let _ = sys::write(there, b"x");
-                a.hold(sys::recv_fd(there));
-                a.say("from the child") == "sent 14" && a.hear(12) == "\"to the child\""
-            });
-            let _ = sys::read(here, &mut [0]);
-            let passed = sys::send_fds(here, b"x", &[fd]);
-            pause();
-            let closed = a.close();
-            format!("{} {closed} {}", show::ret(passed), sys::wait_for(pid))
-        },
-        |b| {
-            let heard = b.hear(14);
-            pause();
-            pause();
+            std::thread::sleep(2 * pause);
             let said = b.say("to the child");
             format!("{heard} {said} {}", b.hear(1))
         },
