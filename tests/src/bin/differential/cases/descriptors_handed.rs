@@ -35,7 +35,7 @@ pub(super) const CASES: &[Case] = &[
         pass_to_child(stage, false, Duration::ZERO);
     }),
     // The child, which shares its parent's set, waits there before the parent closes what it has passed on.
-    case("pass_to_child_that_waits", Needs::Processes, |stage| {
+    case("pass_fresh_to_waiting_child", Needs::Processes, |stage| {
         pass_to_child(stage, true, Duration::from_millis(100));
     }),
     case("pass_fresh_to_itself", Needs::Steps, |stage| {
