@@ -79,7 +79,7 @@ pub(crate) struct Conn {
     /// Monotonic nanoseconds since when the kernel's word on the far end waits for the backend's; 0: none.
     pub over_since: AtomicU64,
     /// The tick of the clock in which the kernel was last asked about the far end.
-    pub asked_at: AtomicU64,
+    asked_at: AtomicU64,
     /// Monotonic nanoseconds from when on a connection that was taken back to TCP may register again; 0: never.
     pub return_at: AtomicU64,
     /// How often it has waited for that.
@@ -192,6 +192,15 @@ impl Conn {
         self.forget_flags();
         // Who goes through all connections finds it from here on.
         self.refs.store(1, Ordering::Release);
+    }
+
+    /// Whether the kernel has been asked about the far end in the tick `now` of its clock. If not, the caller asks.
+    pub(crate) fn is_asked_in(&self, now: u64) -> bool {
+        let asked = self.asked_at.load(Ordering::Relaxed) == now;
+        if !asked {
+            self.asked_at.store(now, Ordering::Relaxed);
+        }
+        asked
     }
 
     /// Whether the socket has O_APPEND, for which the kernel refuses to splice into it; `ask` asks the

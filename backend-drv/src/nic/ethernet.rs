@@ -103,11 +103,9 @@ impl Ethernet {
                 return Ok(true);
             };
             attempts += 1;
-            if error.kind() == io::ErrorKind::WouldBlock {
-                return Ok(false);
-            }
             match error.raw_os_error() {
                 Some(libc::EINTR) => {}
+                Some(libc::EAGAIN) => return Ok(false),
                 Some(libc::EBADF | libc::ENOTSOCK | libc::EINVAL) => return Err(error),
                 // A queue on the way out has refused a frame: the others may still pass.
                 Some(libc::ENOBUFS) if attempts < ATTEMPTS_MAX => {}

@@ -196,7 +196,7 @@ impl PacketRings {
     /// Tells the kernel to send what is queued. Afterwards it has taken all, or there is an error.
     ///
     /// # Errors
-    /// What send says, or that it would block if not all was taken; the frames not taken wait.
+    /// What send says, or EAGAIN if not all was taken; the frames not taken wait.
     pub fn kick(&mut self, socket: impl AsFd) -> io::Result<()> {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         let socket = socket.as_fd().as_raw_fd();
@@ -206,11 +206,9 @@ impl PacketRings {
             return Err(io::Error::last_os_error());
         }
         // Where the buffer is full after some, send tells of those.
-        let mut last = self.outgoing;
-        last.go_back();
-        let status = self.status(self.slot(last)).load(Ordering::Acquire);
-        if self.unsent > 0 && status & libc::TP_STATUS_SEND_REQUEST != 0 {
-            return Err(io::ErrorKind::WouldBlock.into());
+        let status = self.status(self.slot(self.last_queued()));
+        if self.unsent > 0 && status.load(Ordering::Acquire) & libc::TP_STATUS_SEND_REQUEST != 0 {
+            return Err(io::Error::from_raw_os_error(libc::EAGAIN));
         }
         self.unsent = 0;
         Ok(())
@@ -222,8 +220,7 @@ impl PacketRings {
     pub fn abandon(&mut self) -> usize {
         let mut taken_back = 0;
         while self.unsent > 0 {
-            let mut ring = self.outgoing;
-            ring.go_back();
+            let ring = self.last_queued();
             let status = self.status(self.slot(ring));
             if status.load(Ordering::Acquire) & libc::TP_STATUS_SEND_REQUEST == 0 {
                 break;
@@ -235,6 +232,13 @@ impl PacketRings {
         }
         self.unsent = 0;
         taken_back
+    }
+
+    /// The outgoing ring as it was before the frame that was queued last.
+    const fn last_queued(&self) -> Ring {
+        let mut ring = self.outgoing;
+        ring.go_back();
+        ring
     }
 
     /// Copies at most up to `end`; returns how many bytes.

@@ -35,7 +35,7 @@ pub(super) fn slept(since: u64) {
     }
 }
 
-/// Whether the kernel need not be asked about `events` of a connection in the tick `now`, since it has been asked in it
+/// Whether the kernel need not be asked about `events` of a relayed connection in the tick `now`, since it has been asked in it
 /// and its answer would wait. If false, the caller asks.
 pub(super) fn is_known(conn: &Conn, view: &ConnView, events: i16, now: u64) -> bool {
     // Where this end sends through the kernel, that knows whether there is room.
@@ -44,14 +44,7 @@ pub(super) fn is_known(conn: &Conn, view: &ConnView, events: i16, now: u64) -> b
         TxState::Kernel => POLLPRI | WRITE_BITS,
         _ => return false,
     };
-    if !conn.is_relayed() || events & foreign != 0 || !would_wait(conn, view) {
-        return false;
-    }
-    let known = conn.asked_at.load(Ordering::Relaxed) == now;
-    if !known {
-        conn.asked_at.store(now, Ordering::Relaxed);
-    }
-    known
+    events & foreign == 0 && would_wait(conn, view) && conn.is_asked_in(now)
 }
 
 /// Whether all the kernel's news of a connection would wait for the backend's word.

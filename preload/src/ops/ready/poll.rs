@@ -103,20 +103,23 @@ pub(super) fn poll_with(
     mask: *const sigset_t,
 ) -> c_int {
     let bell = entries.len();
-    let mut spun = !far_cpu(entries).is_some_and(wait::may_spin);
+    let far = far_cpu(entries).filter(|far| wait::may_spin(*far));
+    let mut spun = far.is_none();
     epoll::refresh_watched();
     loop {
-        let tick = control::coarse_ns();
-        let (ring_ready, mut deaf) = prepare(entries, copy, bits, Some(tick));
+        let mut asks = Asks::Rarely(None);
+        let (ring_ready, mut deaf) = prepare(entries, copy, bits, &mut asks);
         // Asked once in a round: a wait is not over before a round that let in what its mask lets in.
         let expired = is_past(deadline);
         let sleeps = !ring_ready && spun && !expired;
         if sleeps && deaf && !news::sleeps_briskly() {
-            deaf = prepare(entries, copy, bits, None).1;
+            deaf = prepare(entries, copy, bits, &mut Asks::All).1;
         }
         let result = if sleeps {
             let result = sleep(entries, copy, deadline, deaf, mask);
-            news::slept(tick);
+            if let Asks::Rarely(Some(tick)) = asks {
+                news::slept(tick);
+            }
             result
         } else {
             // The signal mask belongs to the wait: with something ready the kernel never applies it.
@@ -135,19 +138,28 @@ pub(super) fn poll_with(
         }
         if !spun {
             spun = true;
-            spin(entries);
+            if let Some(far) = far {
+                spin(entries, far);
+            }
         }
     }
 }
 
+/// What a round asks the kernel about relayed connections.
+enum Asks {
+    All,
+    /// Each once in a tick of its clock: this one, read at the first of them.
+    Rarely(Option<u64>),
+}
+
 /// Writes what the kernel is to be asked into `copy`, and what rings have, as long as the kernel has nothing to say,
 /// into `bits`; whether some ring has something, and whether the kernel is not asked about some because it has been asked
-/// in the tick `now` (`None`: it is asked about all).
+/// in this tick.
 fn prepare(
     entries: &[pollfd],
     copy: &mut [pollfd],
     bits: &mut [i16],
-    now: Option<u64>,
+    asks: &mut Asks,
 ) -> (bool, bool) {
     let mut ready = false;
     let mut deaf = false;
@@ -172,8 +184,14 @@ fn prepare(
         ask.events = kernel_interest(conn, entry.events);
         if is_put_off(conn) {
             ask.fd = -1;
-        } else if let (Some(now), Some(view)) = (now, conn.view())
-            && news::is_known(conn, view, ask.events, now)
+        } else if conn.is_relayed()
+            && let (Asks::Rarely(tick), Some(view)) = (&mut *asks, conn.view())
+            && news::is_known(
+                conn,
+                view,
+                ask.events,
+                *tick.get_or_insert_with(control::coarse_ns),
+            )
         {
             ask.fd = -1;
             deaf = true;
@@ -227,11 +245,8 @@ fn far_cpu(entries: &[pollfd]) -> Option<u32> {
     Some(wait::far_cpu(view))
 }
 
-/// Spins on the rings of the connections asked about.
-fn spin(entries: &[pollfd]) {
-    let Some(far) = far_cpu(entries) else {
-        return;
-    };
+/// Spins on the rings of the connections asked about; `far` is the processor of one far end.
+fn spin(entries: &[pollfd], far: u32) {
     let ready = || {
         entries
             .iter()

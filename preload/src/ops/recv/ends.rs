@@ -77,12 +77,7 @@ pub(crate) fn ask_kernel(conn: &Conn, view: &ConnView, fd: c_int) -> bool {
 /// As [`ask_kernel`], once in a tick of the kernel's clock: for calls that a program makes again and again because they
 /// need not wait.
 pub(crate) fn ask_kernel_at_times(conn: &Conn, view: &ConnView, fd: c_int) -> bool {
-    let tick = control::coarse_ns();
-    if conn.asked_at.load(Ordering::Relaxed) == tick {
-        return false;
-    }
-    conn.asked_at.store(tick, Ordering::Relaxed);
-    ask_kernel(conn, view, fd)
+    !conn.is_asked_in(control::coarse_ns()) && ask_kernel(conn, view, fd)
 }
 
 /// The far end's kernel has said FIN or RST: whatever it wrote to the ring, it wrote before. `reset`: RST,

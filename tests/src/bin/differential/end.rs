@@ -115,6 +115,11 @@ impl End {
         }
     }
 
+    /// The connection that was last set aside.
+    pub(crate) fn aside(&self) -> i32 {
+        self.more.last().copied().unwrap_or(-1)
+    }
+
     /// Takes the socket out of the form's set, until this end waits again.
     pub(crate) fn leave_set(&mut self) {
         if self.set != -1 {

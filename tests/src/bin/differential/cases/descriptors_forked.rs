@@ -256,7 +256,7 @@ fn fork_child_waits_beside(stage: &mut Stage) {
         stage.both(
             "hear",
             |a| {
-                let other = a.more.last().copied().unwrap_or(-1);
+                let other = a.aside();
                 let pid = child(|| {
                     let set = fd_of(sys::epoll_create());
                     let added = sys::epoll_ctl(set, libc::EPOLL_CTL_ADD, other, libc::EPOLLIN, 1);

@@ -129,10 +129,10 @@ fn beside_a_busy_one(stage: &mut Stage) {
         stage.b("say", |b| b.say("unread"));
         stage.a("arrived", |a| a.arrived(6));
         stage.a("say aside", |a| {
-            show::ret(sys::send(fd_aside(a), b"busy", MSG_DONTWAIT))
+            show::ret(sys::send(a.aside(), b"busy", MSG_DONTWAIT))
         });
         stage.b("aside", |b| {
-            show::ret(sys::poll(&[(fd_aside(b), POLLIN)], patience()).0)
+            show::ret(sys::poll(&[(b.aside(), POLLIN)], patience()).0)
         });
         let kill = |a: &mut End| {
             std::thread::sleep(core::time::Duration::from_millis(20));
@@ -142,7 +142,7 @@ fn beside_a_busy_one(stage: &mut Stage) {
             let patience = core::time::Duration::from_millis(patience().unsigned_abs().into());
             let until = std::time::Instant::now() + patience;
             while std::time::Instant::now() < until {
-                let (ret, told) = sys::poll(&[(fd_aside(b), POLLIN), (b.fd, events)], 1000);
+                let (ret, told) = sys::poll(&[(b.aside(), POLLIN), (b.fd, events)], 1000);
                 if ret == Ok(2) {
                     return format!("both, {}", told[0]);
                 }
@@ -154,9 +154,4 @@ fn beside_a_busy_one(stage: &mut Stage) {
         stage.b("recv", |b| b.recv_once(8, MSG_DONTWAIT));
         stage.b("close", End::close);
     }
-}
-
-/// The connection that was last set aside.
-fn fd_aside(end: &End) -> i32 {
-    end.more.last().copied().unwrap_or(-1)
 }
